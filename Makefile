@@ -1,0 +1,36 @@
+# Every target sets itself up in .venv. Needs Python 3.10 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: pretrain test lint diff clean
+
+# The main job on photographs that ship inside scikit-image and scikit-learn: SimMIM, from nothing to pictures.
+pretrain: $(INSTALLED)
+	$(BIN)/python train.py -c recipes/simmim_sample_photographs.yaml
+
+# The whole suite. ARGS='tests/mim -x' for a part of it.
+test: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
+
+# Style, then undefined names: an overlay is a fragment, so names are checked where it was woven in.
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/python -m patchset check
+	$(BIN)/python -m patchset build
+	@for tree in build build/stock; do (cd $$tree && $(CURDIR)/$(BIN)/ruff check --no-cache --isolated --exit-zero \
+		--select F821,F822,F823 --output-format concise timm | sed 's/:[0-9]*:[0-9]*:/:/' | grep ^timm | sort -u > names.txt); done
+	@! comm -23 build/names.txt build/stock/names.txt | grep .
+
+# The patch between the pinned release of timm and this fork.
+diff: $(INSTALLED)
+	$(BIN)/python -m patchset diff
+
+$(INSTALLED): pyproject.toml hatch_build.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[samples,test,lint]'
+	touch $@
+
+clean:
+	rm -rf .venv build

@@ -1,0 +1,56 @@
+"""Stock timm in a process of its own: the published wheel, never the fork's own forward_features."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+SERVER = """
+import json, os, sys
+sys.path[:0] = [sys.argv[2]]
+answers, sys.stdout = sys.stdout, sys.stderr
+import timm
+assert os.path.dirname(os.path.dirname(timm.__file__)) == sys.argv[1], timm.__file__
+assert '+mim' not in timm.__version__ and not hasattr(timm.models, 'EmbedStagesMixin')
+import torch
+torch.set_num_threads(1)
+import probe
+for line in sys.stdin:
+    function, kwargs = json.loads(line)
+    try:
+        answer = {'result': getattr(probe, function)(**kwargs)}
+    except Exception as error:
+        answer = {'error': f'{type(error).__name__}: {error}'}
+    print(json.dumps(answer), file=answers, flush=True)
+"""
+
+
+class StockTimm:
+    """Calls functions of `probe` in a process that has stock timm."""
+
+    def __init__(self, tree: Path):
+        environment = {**os.environ, 'PYTHONPATH': str(tree)}
+        self.process = subprocess.Popen(
+            [sys.executable, '-c', SERVER, str(tree), str(HERE)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tree, env=environment)
+
+    def ask(self, function: str, **kwargs) -> None:
+        """Send a call, let it run while this process does the same."""
+        print(json.dumps([function, kwargs]), file=self.process.stdin, flush=True)
+
+    def answer(self) -> Any:
+        """Result of the last call. A failure there is raised here."""
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f'stock timm ended with exit code {self.process.wait()}')
+        answer = json.loads(line)
+        if 'error' in answer:
+            raise RuntimeError(f'in stock timm: {answer["error"]}')
+        return answer['result']
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()

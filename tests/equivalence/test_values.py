@@ -1,0 +1,62 @@
+"""Proof 2: bit for bit with real numbers, on the CPU.
+
+The same weights, image and random state in stock timm and in the fork: parameters, features, output, random state, and
+in train mode every gradient, compared by the digest of their bytes. No tolerance.
+"""
+import pytest
+
+import probe
+from cases import all_cases
+from compare import differing
+from registry import served
+
+LARGEST = 40e6  # parameters of a registered model; --all-models for the others
+
+# At 128 pixels most windows are larger than the grid, and do not shift. These run at the size that they are made for.
+OWN_SIZE = {'swin_tiny_patch4_window7_224'}
+
+
+def entries(all_models):
+    return [entry for entry in served() if all_models or entry.parameters <= LARGEST]
+
+
+def small_size(name):
+    """An image size that is fast, and that every model with strides of powers of two can be built for."""
+    from timm.models import get_pretrained_cfg
+    size = get_pretrained_cfg(name).input_size[1:]
+    return list(size) if name in OWN_SIZE else [min(128, s) for s in size]
+
+
+def pytest_generate_tests(metafunc):
+    if 'registered_name' in metafunc.fixturenames:
+        names = [entry.name for entry in entries(metafunc.config.getoption('--all-models'))]
+        metafunc.parametrize('registered_name', names)
+
+
+def assert_equal_values(stock, **arguments):
+    for mode in (dict(train=False), dict(train=True, gradients=True)):
+        stock.ask('values', **arguments, **mode)
+        # in eval mode the two halves as a user calls them, in train mode forward_features itself
+        ours = probe.values(composed=not mode['train'], **arguments, **mode)
+        expected = stock.answer()
+        assert any(key.startswith('features') for key in expected)
+        assert differing(ours, expected) == []
+
+
+def test_registered_model(stock, registered_name):
+    size = small_size(registered_name)
+    dtype = 'float32' if registered_name in {e.name for e in entries(False)} else 'bfloat16'
+    assert_equal_values(stock, name=registered_name, img_size=size, dtype=dtype)
+
+
+@pytest.mark.parametrize('case', [pytest.param(case, id=case.name) for case in all_cases()])
+def test_branch(stock, case):
+    assert_equal_values(stock, name=case.model, model_kwargs=case.model_kwargs, **case.probe_kwargs)
+
+
+@pytest.mark.parametrize('class_name', sorted({(e.module, e.class_name) for e in served()}))
+def test_signature(stock, class_name):
+    """Callers of forward_features notice nothing: the same parameters, the same defaults."""
+    arguments = dict(class_path='timm.models.{}.{}'.format(*class_name))
+    stock.ask('signature', **arguments)
+    assert probe.signature(**arguments) == stock.answer()
