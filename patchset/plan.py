@@ -1,0 +1,134 @@
+"""Matches an overlay with upstream: what each of its items does there. Weaving and the lock both read the plan."""
+import ast
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional
+
+from .errors import PatchsetError
+from .overlay import Item, Overlay, moved_from_decorators, read_members
+from .scope import find, find_kind
+from .source import Source, docstring, first_line
+from .splits import Part, Split, resolve_split
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an item does upstream.
+
+    Attributes:
+        kind: 'added', 'replaced', 'removed', 'part' (of a split), 'redefined' (whole, though upstream's was split) or
+            'class' (partial; its members are in a plan of their own).
+        node: Upstream's statement at whose place the item stands, None for 'added'.
+    """
+    kind: str
+    item: Item
+    node: Optional[ast.stmt] = None
+
+
+@dataclass(frozen=True)
+class ScopePlan:
+    """What an overlay does to the module (`node` is None) or to a class of upstream."""
+    where: str
+    prefix: str
+    body: List[ast.stmt]
+    node: Optional[ast.ClassDef]
+    item: Optional[Item]
+    changes: List[Change]
+    splits: Dict[str, Split] = field(default_factory=dict)
+
+    def part(self, item: Item) -> Part:
+        return next(part for part in self.splits[item.moved.source].parts if part.item is item)
+
+
+@dataclass(frozen=True)
+class Plan:
+    upstream: Source
+    overlay: Overlay
+    module: ScopePlan
+    classes: List[ScopePlan]
+
+    @property
+    def scopes(self) -> List[ScopePlan]:
+        return [self.module] + self.classes
+
+
+def make_plan(upstream: bytes, overlay: bytes, path: str) -> Plan:
+    source, described = Source(upstream, f'upstream {path}'), Overlay(overlay, path)
+    module = plan_scope(source.tree.body, described.items, path)
+    classes = [
+        plan_scope(change.node.body, read_members(change.item, path), path, change)
+        for change in module.changes if change.kind == 'class'
+    ]
+    plan = Plan(source, described, module, classes)
+    check_layout(plan)
+    return plan
+
+
+def plan_scope(body: List[ast.stmt], items: List[Item], path: str, partial: Optional[Change] = None) -> ScopePlan:
+    prefix = f'{partial.item.name}.' if partial else ''
+    where = f'{path}: {prefix}'
+    splits = {}
+    for name in dict.fromkeys(item.moved.source for item in items if item.moved):
+        source = find_kind(body, name, 'function', f'{where}{name}')
+        if source is None:
+            raise PatchsetError(f'{where}{name}', f'upstream has no such {"method" if partial else "function"}')
+        splits[name] = resolve_split(source, [i for i in items if i.moved and i.moved.source == name], where)
+    changes = [plan_item(item, body, where, splits) for item in items]
+    node, item = (partial.node, partial.item) if partial else (None, None)
+    return ScopePlan(where, prefix, body, node, item, changes, splits)
+
+
+def plan_item(item: Item, body: List[ast.stmt], where: str, splits: Dict[str, Split]) -> Change:
+    here = f'{where}{item.name}'
+    if item.moved:
+        if item.name != item.moved.source and find(body, item.name, here) is not None:
+            raise PatchsetError(here, f'upstream has it already, {item.moved.source} cannot move into it')
+        return Change('part', item, splits[item.moved.source].source)
+    if item.kind == 'removal':
+        node = find(body, item.name, here)
+        if node is None:
+            raise PatchsetError(here, 'cannot be removed, upstream does not define it')
+        if item.name in splits:
+            raise PatchsetError(here, "is split, so that it is gone already: leave out the 'del'")
+        return Change('removed', item, node)
+    node = find_kind(body, item.name, item.kind, here)
+    if node is None:
+        check_new_class(item, here)
+        return Change('added', item)
+    if item.name in splits:
+        return Change('redefined', item, node)
+    return Change('class' if item.kind == 'class' else 'replaced', item, node)
+
+
+def check_new_class(item: Item, where: str) -> None:
+    members = item.node.body if item.kind == 'class' else []
+    if any(moved_from_decorators(member) for member in members if hasattr(member, 'decorator_list')):
+        raise PatchsetError(where, 'takes statements of an upstream method, but upstream has no such class')
+
+
+def check_layout(plan: Plan) -> None:
+    """Statements are cut by whole lines, and members of a class must be indented alike on both sides."""
+    for scope in plan.scopes:
+        touched = [change.node for change in scope.changes if change.node] + scope.body[:bool(scope.node)]
+        touched += [s for split in scope.splits.values() for s in docstring(split.source.body) + split.statements]
+        check_lines(plan.upstream, touched, scope.where)
+        for change in scope.changes:
+            where = f'{scope.where}{change.item.name}'
+            check_lines(plan.overlay.source, [change.item.node], where)
+            if scope.node:
+                check_indentation(plan, scope.body[0], change.item.node, where)
+            if change.kind == 'part':
+                check_lines(plan.overlay.source, change.item.node.body, where)
+                check_indentation(plan, change.node.body[0], change.item.node.body[0], where)
+
+
+def check_lines(source: Source, statements: List[ast.stmt], where: str) -> None:
+    for statement in statements:
+        if not source.stands_alone(statement):
+            raise PatchsetError(
+                where.rstrip(': .'), f'line {statement.lineno} of {source.path} holds more than one statement')
+
+
+def check_indentation(plan: Plan, theirs: ast.stmt, ours: ast.stmt, where: str) -> None:
+    expected = plan.upstream.indent(first_line(theirs))
+    if plan.overlay.source.indent(first_line(ours)) != expected:
+        raise PatchsetError(where, f'must be indented as upstream indents there, by {expected.decode()!r}')

@@ -1,0 +1,61 @@
+"""The whole package, woven in memory."""
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Iterator
+
+from .errors import PatchsetError
+from .lock import describe
+from .overlay import HEADER
+from .plan import make_plan
+from .upstream import read_package
+from .weave import weave_plan
+
+PACKAGE = 'timm'
+
+
+@dataclass(frozen=True)
+class Tree:
+    """
+    Attributes:
+        stock: Upstream's files by path.
+        changed: Woven and new files by path.
+        facts: The lock's 'overlays' and 'new_files' sections as they should be.
+    """
+    stock: Dict[str, bytes]
+    changed: Dict[str, bytes]
+    facts: Dict[str, Any]
+
+    @property
+    def woven(self) -> Dict[str, bytes]:
+        return {**self.stock, **self.changed}
+
+
+def weave_tree(root: Path, wheel: Path) -> Tree:
+    stock = read_package(wheel)
+    changed, overlays, new_files = {}, {}, []
+    for path, data in read_overlays(root):
+        if path not in stock:
+            if data.startswith(HEADER):
+                raise PatchsetError(path, 'is an overlay, but upstream has no such file')
+            changed[path] = data
+            new_files.append(path)
+        elif not path.endswith('.py'):
+            raise PatchsetError(path, 'exists upstream, and only Python files can be overlaid')
+        else:
+            plan = make_plan(stock[path], data, path)
+            changed[path] = weave_plan(plan, path)
+            overlays[path] = describe(plan)
+    return Tree(stock, changed, {'new_files': new_files, 'overlays': overlays})
+
+
+def read_overlays(root: Path) -> Iterator[tuple]:
+    for file in package_files(root):
+        yield file.relative_to(root).as_posix(), file.read_bytes()
+
+
+def package_files(root: Path) -> Iterator[Path]:
+    """Files of the fork's package in a fixed order, bytecode and hidden files aside."""
+    for file in sorted((root / PACKAGE).rglob('*')):
+        parts = file.relative_to(root).parts
+        if file.is_file() and not any(part == '__pycache__' or part.startswith('.') for part in parts):
+            yield file
