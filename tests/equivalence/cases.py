@@ -71,7 +71,9 @@ CASES = [
     vit('one-channel', in_chans=1),
     vit('four-channels', in_chans=4),
     vit('dynamic-size', WIDE, dynamic_img_size=True, reg_tokens=2),
-    vit('dynamic-size-no-positions', WIDE, dynamic_img_size=True, pos_embed='none', class_token=False, global_pool='avg'),
+    vit(
+        'dynamic-size-no-positions', WIDE,
+        dynamic_img_size=True, pos_embed='none', class_token=False, global_pool='avg'),
     vit('dynamic-pad', {'img_size': [37, 43]}, dynamic_img_size=True, dynamic_img_pad=True),
     vit('dynamic-no-embed-class', WIDE, dynamic_img_size=True, no_embed_class=True),
     vit('patch-drop', patch_drop_rate=0.5, reg_tokens=1),

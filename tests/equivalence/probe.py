@@ -43,7 +43,13 @@ def input_size(model: nn.Module, img_size: Optional[List[int]] = None, in_chans:
 
 def compose(model: nn.Module) -> None:
     """Let the fork's forward run embed and forward_stages, called from outside as a user calls them."""
-    model.forward_features = lambda x, **kwargs: model.forward_stages(model.embed(x), **kwargs)
+    embed_arguments = inspect.signature(model.embed).parameters
+
+    def forward_features(x, **kwargs):
+        for_embed = {k: kwargs.pop(k) for k in list(kwargs) if k in embed_arguments}
+        return model.forward_stages(model.embed(x, **for_embed), **kwargs)
+
+    model.forward_features = forward_features
 
 
 class OperationRecorder(TorchDispatchMode):
@@ -100,6 +106,14 @@ def operations(
             output = model(image)
     results = [recorder.describe(t) for _, t in tensors(output)]
     return recorder.lines + [f'return {", ".join(results)}']
+
+
+def runs(name: str, img_size: List[int]) -> bool:
+    """Whether a registered model can be built for, and run on, images of that size."""
+    try:
+        return bool(operations(name, img_size=img_size))
+    except (AssertionError, RuntimeError, ValueError, ZeroDivisionError):
+        return False
 
 
 def tensors(value: Any, path: str = '') -> Iterator[Tuple[str, torch.Tensor]]:
@@ -181,7 +195,9 @@ def values(
     torch.manual_seed(seed)
     with torch.set_grad_enabled(gradients):
         features = model.forward_features(image, **call)
-        output = model.forward_head(features) if hasattr(model, 'forward_head') else features
+        # an encoder without a classifier has no head, or one that refuses
+        has_head = getattr(model, 'num_classes', 0) > 0 and hasattr(model, 'forward_head')
+        output = model.forward_head(features) if has_head else features
     result.update({f'features {k}': digest(v) for k, v in tensors(features)})
     result.update({f'output {k}': digest(v) for k, v in tensors(output)})
     if gradients:

@@ -1,6 +1,7 @@
 """The registered models of upstream's pinned release, and which of them the fork serves.
 
-`registry.csv` lists name, module, class, kind (transformer, hybrid, token, cnn), parameters, prefix tokens and input size.
+`registry.csv` lists name, module, class, kind (transformer, hybrid, token, cnn), parameters, prefix tokens and input
+size.
 """
 import csv
 import importlib

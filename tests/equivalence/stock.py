@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 HERE = Path(__file__).resolve().parent
 
@@ -32,6 +32,7 @@ class StockTimm:
     """Calls functions of `probe` in a process that has stock timm."""
 
     def __init__(self, tree: Path):
+        self.outstanding = False  # a call whose answer nobody has read
         environment = {**os.environ, 'PYTHONPATH': str(tree)}
         self.process = subprocess.Popen(
             [sys.executable, '-c', SERVER, str(tree), str(HERE)],
@@ -39,17 +40,24 @@ class StockTimm:
 
     def ask(self, function: str, **kwargs) -> None:
         """Send a call, let it run while this process does the same."""
+        if self.outstanding:
+            self.read()  # of a test that failed before it read the answer
+        self.outstanding = True
         print(json.dumps([function, kwargs]), file=self.process.stdin, flush=True)
 
     def answer(self) -> Any:
         """Result of the last call. A failure there is raised here."""
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f'stock timm ended with exit code {self.process.wait()}')
-        answer = json.loads(line)
+        answer = self.read()
         if 'error' in answer:
             raise RuntimeError(f'in stock timm: {answer["error"]}')
         return answer['result']
+
+    def read(self) -> Dict[str, Any]:
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f'stock timm ended with exit code {self.process.wait()}')
+        self.outstanding = False
+        return json.loads(line)
 
     def close(self) -> None:
         self.process.stdin.close()

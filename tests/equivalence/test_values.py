@@ -10,9 +10,12 @@ from cases import all_cases
 from compare import differing
 from registry import served
 
+from timm.models import get_pretrained_cfg
+
 LARGEST = 40e6  # parameters of a registered model; --all-models for the others
 
-# At 128 pixels most windows are larger than the grid, and do not shift. These run at the size that they are made for.
+SMALL = [128, 128]
+# Most windows are larger than the grid of a small image, and do not shift. These run at the size they are made for.
 OWN_SIZE = {'swin_tiny_patch4_window7_224'}
 
 
@@ -20,11 +23,10 @@ def entries(all_models):
     return [entry for entry in served() if all_models or entry.parameters <= LARGEST]
 
 
-def small_size(name):
-    """An image size that is fast, and that every model with strides of powers of two can be built for."""
-    from timm.models import get_pretrained_cfg
-    size = get_pretrained_cfg(name).input_size[1:]
-    return list(size) if name in OWN_SIZE else [min(128, s) for s in size]
+def image_size(name):
+    """A small size where the model takes it."""
+    own = list(get_pretrained_cfg(name).input_size[1:])
+    return own if name in OWN_SIZE or own < SMALL or not probe.runs(name, SMALL) else SMALL
 
 
 def pytest_generate_tests(metafunc):
@@ -44,7 +46,7 @@ def assert_equal_values(stock, **arguments):
 
 
 def test_registered_model(stock, registered_name):
-    size = small_size(registered_name)
+    size = image_size(registered_name)
     dtype = 'float32' if registered_name in {e.name for e in entries(False)} else 'bfloat16'
     assert_equal_values(stock, name=registered_name, img_size=size, dtype=dtype)
 

@@ -1,6 +1,6 @@
 """ Embed / Stages Protocol
 
-Splits `forward_features` of a vision transformer in two, so that tokens can be replaced, dropped or reordered in between:
+Splits `forward_features` of a vision transformer in two, so that tokens can be replaced or dropped in between:
 
     tokens = model.embed(images)              # patch + position embedding, prefix tokens
     features = model.forward_stages(tokens)   # == model.forward_features(images)
@@ -179,12 +179,12 @@ def conv_grid(img_size: Sequence[int], *layers: nn.Module) -> Tuple[int, int]:
 
     Args:
         img_size: Image (height, width) in pixels.
-        layers: Modules with `kernel_size`, `stride`, `padding` and `dilation`, as numbers or pairs.
+        layers: Modules with `kernel_size`, `stride`, `padding` and maybe `dilation`, as numbers or pairs.
     """
     height, width = img_size
     for layer in layers:
         kernel, stride, padding, dilation = (
-            to_2tuple(getattr(layer, name)) for name in ('kernel_size', 'stride', 'padding', 'dilation'))
+            to_2tuple(getattr(layer, name, 1)) for name in ('kernel_size', 'stride', 'padding', 'dilation'))
         height, width = (
             (size + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
             for i, size in enumerate((height, width)))

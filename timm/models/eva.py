@@ -1,4 +1,5 @@
-# Overlay: woven into upstream's timm/models/eva.py when the package is built. Read the result in build/timm.
+# Overlay: woven into upstream's timm/models/eva.py when the package is built.
+# Read the result in build/timm/models/eva.py.
 from typing import NamedTuple
 
 from ._embed_stages import EmbedStagesMixin, gather_patches
@@ -29,16 +30,7 @@ class Eva(EmbedStagesMixin, nn.Module):
             attn_mask: Optional[torch.Tensor] = None,
             is_causal: bool = False,
     ) -> torch.Tensor:
-        """Forward pass through transformer blocks and post-transformer norm.
-
-        Args:
-            embedded: Tokens (B, P + N, C) and their rotary embedding.
-            attn_mask: Optional attention mask for masked attention
-            is_causal: If True, use causal (autoregressive) masking in attention.
-
-        Returns:
-            Feature tensor (B, P + N, C).
-        """
+        """Forward pass through transformer blocks and post-transformer norm, features are (B, P + N, C)."""
         x, rot_pos_embed = embedded
         ...
 
@@ -48,16 +40,7 @@ class Eva(EmbedStagesMixin, nn.Module):
             attn_mask: Optional[torch.Tensor] = None,
             is_causal: bool = False,
     ) -> torch.Tensor:
-        """Forward pass through feature extraction layers.
-
-        Args:
-            x: Input tensor.
-            attn_mask: Optional attention mask for masked attention
-            is_causal: If True, use causal (autoregressive) masking in attention.
-
-        Returns:
-            Feature tensor.
-        """
+        """Forward pass through feature extraction layers, with an optional attention mask or causal attention."""
         return self.forward_stages(self.embed(x), attn_mask=attn_mask, is_causal=is_causal)
 
     @torch.jit.ignore

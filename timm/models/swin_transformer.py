@@ -1,4 +1,5 @@
-# Overlay: woven into upstream's timm/models/swin_transformer.py when the package is built. Read the result in build/timm.
+# Overlay: woven into upstream's timm/models/swin_transformer.py when the package is built.
+# Read the result in build/timm/models/swin_transformer.py.
 from ._embed_stages import EmbedStagesMixin
 
 

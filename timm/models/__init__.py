@@ -1,0 +1,6 @@
+# Overlay: woven into upstream's timm/models/__init__.py when the package is built.
+# Read the result in build/timm/models/__init__.py.
+from ._embed_stages import (
+    EmbedStagesMixin as EmbedStagesMixin,
+    has_embed_stages as has_embed_stages,
+)
