@@ -1,0 +1,75 @@
+import pytest
+import torch.nn as nn
+
+import timm
+from timm.mim import MIMOutput, SimMIM, create_mim, factory, get_mim, list_mim_models, list_mims, register_mim
+from timm.models import has_embed_stages
+from timm.models._model_class import get_model_class
+from tiny_models import build
+
+
+def test_method_on_a_model():
+    backbone = build('vit')
+    method = create_mim('simmim', backbone, mask_ratio=0.5, mask_unit=16)
+    assert type(method) is SimMIM and method.backbone is backbone
+    assert (method.mask_ratio, method.mask_unit) == (0.5, (16, 16))
+    assert isinstance(backbone.head, nn.Identity)
+
+
+def test_method_on_a_name():
+    method = create_mim(
+        'simmim', 'vit_tiny_patch16_224', img_size=(64, 96), model_kwargs=dict(depth=1, in_chans=4), mask_unit=[32, 16])
+    assert method.img_size == (64, 96) and method.in_chans == 4 and method.mask_unit == (32, 16)
+    assert method.backbone.num_classes == 0 and len(method.backbone.blocks) == 1
+
+
+def test_image_size_reaches_a_windowed_model():
+    method = create_mim('simmim', 'swin_tiny_patch4_window7_224', img_size=128, model_kwargs=dict(depths=(1, 1, 1, 1)))
+    assert method.img_size == (128, 128) and method.encoder_stride == (32, 32)
+
+
+@pytest.mark.parametrize('call, message', [
+    (lambda: create_mim('simim', 'vit_tiny_patch16_224'), 'Unknown method simim, there is simmim.'),
+    (lambda: list_mim_models('simim'), 'Unknown method simim, there is simmim.'),
+    (lambda: create_mim('simmim', 'vit_tiny'), 'Unknown model vit_tiny, timm.list_models() names those that exist.'),
+    (lambda: create_mim('simmim', 'vit_tiny_patch16_224', ratio=0.5, unit=1),
+     'simmim has no option ratio, unit, its options are mask_ratio, mask_unit.'),
+    (lambda: create_mim('simmim', build('vit'), model_kwargs=dict(depth=1)),
+     'model_kwargs (depth) are for a backbone given by name.'),
+    (lambda: register_mim('simmim')(nn.Module), 'There is a method simmim already, SimMIM.'),
+])
+def test_mistakes(call, message):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert str(error.value) == message
+
+
+def test_a_method_of_ones_own(monkeypatch):
+    monkeypatch.setattr(factory, '_methods', dict(factory._methods))
+
+    @register_mim('nothing')
+    class Nothing(nn.Module):
+        @staticmethod
+        def unsupported_reason(model):
+            return None if issubclass(model if isinstance(model, type) else type(model), timm.models.ResNet) else 'no'
+
+        def __init__(self, backbone, img_size=None, power=1):
+            super().__init__()
+            self.backbone, self.power = backbone, power
+
+        def forward(self, images, mask=None, noise=None, generator=None):
+            return MIMOutput(images.sum() * 0, images, images, mask)
+
+    assert list_mims() == ['nothing', 'simmim'] and get_mim('nothing') is Nothing
+    assert create_mim('nothing', build('vit'), power=2).power == 2
+    assert set(list_mim_models('nothing', 'resnet*')) == set(timm.list_models('resnet*', module='resnet'))
+
+
+def test_listed_models_are_those_with_the_protocol():
+    names = list_mim_models('simmim')
+    assert len(names) == len(set(names)) >= 280
+    assert {'vit_base_patch16_224', 'deit_tiny_distilled_patch16_224', 'swin_base_patch4_window7_224',
+            'eva02_tiny_patch14_224', 'vit_small_patch16_dinov3'} <= set(names)
+    assert not {'resnet50', 'convnext_tiny', 'vit_base_patch32_384_missing'} & set(names)
+    assert all(has_embed_stages(get_model_class(name)) for name in names[::20])
+    assert set(list_mim_models('simmim', 'swin_*')) == {name for name in names if name.startswith('swin_')}

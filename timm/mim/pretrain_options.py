@@ -1,0 +1,314 @@
+"""What the flags of a training script mean for pre-training: defaults, recipes of the methods, refusals.
+
+A run starts from what the user gave, and nothing else: a flag that was not given is absent, or None. That is how a
+value from the recipe can be told from one that the user chose.
+"""
+import argparse
+import math
+from difflib import get_close_matches
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+
+from timm.optim import list_optimizers
+from timm.utils import ParseKwargs
+from .factory import list_mims
+
+
+class UserError(Exception):
+    """A mistake of the user's. The message is one line: what is wrong, what is allowed."""
+
+
+# What the method's authors train with. Lengths and sizes of a run are the user's, so they have general defaults.
+RECIPES = {
+    'simmim': dict(
+        mask_ratio=0.6,
+        mask_unit=32,
+        opt='adamw',
+        opt_betas=[0.9, 0.999],
+        weight_decay=0.05,
+        clip_grad=5.0,
+        lr_base=1e-4,
+        lr_base_size=512,
+        lr_base_scale='linear',
+        scale=[0.67, 1.0],
+        ratio=[3 / 4, 4 / 3],
+        hflip=0.5,
+        color_jitter=0.0,
+        train_interpolation='bicubic',
+    ),
+}
+
+DEFAULTS = dict(
+    # dataset
+    data_dir=None, dataset='', train_split='train', val_split=None, train_num_samples=None, val_num_samples=None,
+    dataset_download=False, dataset_trust_remote_code=False, input_img_mode=None, input_key=None, target_key=None,
+    # model
+    model='vit_small_patch16_224', pretrained=False, pretrained_path=None, initial_checkpoint='', model_kwargs={},
+    img_size=None, in_chans=None, input_size=None, mean=None, std=None, interpolation='', crop_pct=None,
+    drop_path=None, grad_checkpointing=False, channels_last=False, fast_norm=False, torchcompile=None,
+    torchcompile_mode=None,
+    # device
+    device='cuda', amp=False, amp_dtype='bfloat16', no_ddp_bb=False, synchronize_step=False, device_modules=None,
+    # batches
+    batch_size=128, validation_batch_size=None, grad_accum_steps=1, epoch_repeats=0.0, workers=4, pin_mem=False,
+    # optimizer
+    opt='adamw', opt_eps=None, opt_betas=None, momentum=0.9, weight_decay=0.05, clip_grad=None, clip_mode='norm',
+    opt_kwargs={},
+    # schedule
+    lr=None, lr_base=None, lr_base_size=256, lr_base_scale='linear', sched='cosine', sched_on_updates=True, epochs=300,
+    start_epoch=None, stop_epoch=None, save_epochs=[], warmup_epochs=None, warmup_lr=0.0, warmup_prefix=False,
+    min_lr=0.0, cooldown_epochs=0, decay_milestones=[90, 180, 270], decay_epochs=None, decay_rate=0.1, lr_noise=None,
+    lr_noise_pct=0.67, lr_noise_std=1.0, lr_cycle_mul=1.0, lr_cycle_decay=0.5, lr_cycle_limit=1, lr_k_decay=1.0,
+    # augmentation
+    no_aug=False, train_crop_mode=None, scale=None, ratio=None, hflip=0.5, vflip=0.0, color_jitter=0.0,
+    color_jitter_prob=None, grayscale_prob=0.0, gaussian_blur_prob=0.0, aa=None, train_interpolation='bicubic',
+    # exponential moving average
+    model_ema=False, model_ema_decay=0.9998, model_ema_warmup=False,
+    # miscellaneous
+    seed=42, log_interval=50, val_interval=1, checkpoint_hist=10, output='', experiment='', resume='',
+    no_resume_opt=False,
+    # masked image modeling
+    mim=None, mim_kwargs={}, mask_ratio=None, mask_unit=None,
+)
+
+_LABELS = 'it works on class labels, and pre-training has none'
+_HEAD = "it acts on the classifier head, which a pre-trained encoder does not have"
+_MIXING = 'it mixes images and their labels'
+_ERASING = 'it erases pixels, which masking already does'
+_SPLITS = 'it compares augmented copies of an image by their predicted classes'
+_DISTILLATION = 'there is no teacher'
+_RESOLUTION = 'the image size of a pre-training run is fixed'
+_NAFLEX = 'pre-training uses a fixed patch grid'
+
+# Flags without meaning under --mim.
+MEANINGLESS = {
+    name: reason
+    for reason, names in {
+        _LABELS:
+            'class_map num_classes smoothing bce_loss bce_sum bce_target_thresh bce_pos_weight loss task '
+            'multilabel_threshold target_format eval_metric tta',
+        _HEAD: 'gp head_init_scale head_init_bias drop drop_block drop_connect',
+        _MIXING: 'mixup cutmix cutmix_minmax mixup_prob mixup_switch_prob mixup_mode mixup_off_epoch',
+        _ERASING: 'reprob remode recount resplit',
+        _SPLITS: 'aug_splits jsd_loss split_bn',
+        _DISTILLATION:
+            'kd_model_name kd_distill_type kd_loss_type distill_loss_weight task_loss_weight kd_temperature '
+            'kd_student_feature_dim kd_teacher_feature_dim kd_token_distill_type',
+        _RESOLUTION:
+            'train_img_sizes train_batch_sizes train_size_probs train_size_schedule train_size_schedule_spread '
+            'train_size_random_mix train_batches_per_epoch variable_batch_loss_scale',
+        _NAFLEX:
+            'naflex_loader naflex_train_seq_lens naflex_max_seq_len naflex_patch_sizes naflex_patch_size_probs '
+            'naflex_loss_scale naflex_patchify_channels_first',
+    }.items()
+    for name in names.split()
+}
+
+# Flags that pre-training could have and does not, with what to do instead.
+UNSUPPORTED = dict(
+    torchscript='use --torchcompile',
+    fuser='use --torchcompile',
+    model_dtype='use --amp',
+    local_rank='start the script with torchrun',
+    aug_repeats='use --epoch-repeats',
+    bn_momentum='set it in --model-kwargs',
+    bn_eps='set it in --model-kwargs',
+    sync_bn='batch statistics stay those of each process',
+    dist_bn='batch statistics stay those of each process',
+    layer_decay='it is a recipe of fine-tuning',
+    layer_decay_min_scale='it is a recipe of fine-tuning',
+    layer_decay_no_opt_scale='it is a recipe of fine-tuning',
+    model_ema_force_cpu='the average stays on the device of the model',
+    patience_epochs='take another --sched than plateau',
+    worker_seeding='every image has a seed of its own, made from --seed',
+    use_multi_epochs_loader='workers live as long as the run does',
+    no_prefetcher='images are always normalised on the device',
+    recovery_interval='checkpoints are written every --val-interval epochs',
+    save_images='the run folder gets pictures of held-out images',
+    log_wandb='read summary.csv in the run folder',
+    wandb_project='read summary.csv in the run folder',
+    wandb_tags='read summary.csv in the run folder',
+    wandb_resume_id='read summary.csv in the run folder',
+)
+
+
+def flag_name(name: str) -> str:
+    """Spell an argument as the user types it."""
+    return '--' + name.replace('_', '-')
+
+
+def add_mim_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of masked image modeling to a training script's parser."""
+    group = parser.add_argument_group('Masked image modeling')
+    group.add_argument(
+        '--mim', metavar='METHOD',
+        help=f'pre-train with this method: {", ".join(list_mims())}')
+    group.add_argument(
+        '--mask-ratio', type=float, metavar='RATIO',
+        help='share of the image that is masked (default: from the recipe of the method)')
+    group.add_argument(
+        '--mask-unit', type=int, nargs='+', metavar='N',
+        help='side of a masked square in pixels, or its height and width (default: from the recipe of the method)')
+    group.add_argument(
+        '--mim-kwargs', nargs='*', action=ParseKwargs, metavar='KEY=VALUE',
+        help='any option of the method')
+
+
+def resolve_options(given: argparse.Namespace) -> Tuple[argparse.Namespace, List[str]]:
+    """Complete what the user gave with the recipe of the method and the general defaults.
+
+    Args:
+        given: The flags that the user gave; others are absent or None.
+
+    Returns:
+        All options of a run, and the names of those that came from the recipe.
+
+    Raises:
+        UserError: An option is unknown, has no meaning in pre-training, or has an impossible value.
+    """
+    chosen = {name: value for name, value in vars(given).items() if value is not None}
+    _check_method(chosen.get('mim'))
+    _refuse(chosen)
+    if 'data' in chosen:  # the positional form of --data-dir
+        chosen.setdefault('data_dir', chosen.pop('data'))
+
+    recipe = dict(RECIPES.get(chosen['mim'], {}))
+    if 'lr_base' in chosen:
+        recipe.pop('lr_base_size', None)  # the user's base rate counts per 256 images unless he says otherwise
+    if chosen.get('train_crop_mode', 'rrc') != 'rrc':
+        # its ranges are those of random resized crops
+        recipe = {k: v for k, v in recipe.items() if k not in ('scale', 'ratio')}
+    for name in ('mask_ratio', 'mask_unit'):
+        if name in chosen.get('mim_kwargs', {}):
+            if name in chosen:
+                raise UserError(f'{flag_name(name)} is given twice, once in --mim-kwargs: give it once.')
+            recipe.pop(name, None)
+    from_recipe = [name for name in recipe if name not in chosen]
+    if 'lr' in chosen:
+        from_recipe = [name for name in from_recipe if not name.startswith('lr_base')]
+
+    options = argparse.Namespace(**{**DEFAULTS, **recipe, **chosen})
+    if options.warmup_epochs is None:
+        options.warmup_epochs = min(10, options.epochs // 10)
+    options.img_size = _image_size(options)
+    options.in_chans = options.input_size[0] if options.input_size else options.in_chans or 3
+    options.input_size = None
+    options.mask_unit = _mask_unit(options.mask_unit)
+    _check_values(options)
+    return options, from_recipe
+
+
+def resolve_learning_rate(options: argparse.Namespace, global_batch_size: int) -> float:
+    """Return the absolute learning rate: `--lr`, or the base rate scaled to the batch."""
+    if options.lr is not None:
+        return options.lr
+    scale = global_batch_size / options.lr_base_size
+    return options.lr_base * (math.sqrt(scale) if options.lr_base_scale == 'sqrt' else scale)
+
+
+def _check_method(method: Optional[str]) -> None:
+    if method not in list_mims():
+        raise UserError(f"--mim: there is no method '{method}'; choose one of {', '.join(list_mims())}.")
+
+
+def _refuse(chosen: Dict[str, Any]) -> None:
+    for name in chosen:
+        if name in MEANINGLESS:
+            raise UserError(f'{flag_name(name)} has no meaning with --mim: {MEANINGLESS[name]}.')
+        if name in UNSUPPORTED:
+            raise UserError(f'{flag_name(name)} is not supported with --mim: {UNSUPPORTED[name]}.')
+        if name not in DEFAULTS and name != 'data':
+            raise UserError(f'{flag_name(name)} is not an option of pre-training.')
+    if 'data' in chosen and 'data_dir' in chosen:
+        raise UserError('the image folder is given twice: as --data-dir and by position.')
+    if chosen.get('model_kwargs', {}).get('patch_drop_rate'):
+        raise UserError(
+            'patch_drop_rate in --model-kwargs drops patches at random before masking can act: leave it out.')
+
+
+def _pair(name: str, value: Any) -> Tuple[int, int]:
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if len(values) not in (1, 2) or not all(isinstance(v, int) and v > 0 for v in values):
+        raise UserError(f'{flag_name(name)} {" ".join(map(str, values))}: give one size, or height and width.')
+    return values[0], values[-1]
+
+
+def _image_size(options: argparse.Namespace) -> Optional[Tuple[int, int]]:
+    if options.input_size is not None:
+        if options.img_size is not None:
+            raise UserError('--img-size and --input-size both give an image size: use one of them.')
+        if len(options.input_size) != 3:
+            raise UserError('--input-size takes channels, height and width.')
+        if options.in_chans is not None and options.in_chans != options.input_size[0]:
+            raise UserError(f'--in-chans {options.in_chans} contradicts --input-size {options.input_size}.')
+        return _pair('input_size', options.input_size[1:])
+    return None if options.img_size is None else _pair('img_size', options.img_size)
+
+
+def _mask_unit(value: Any) -> Any:
+    if value is None:
+        return None  # the user gave it in --mim-kwargs
+    height, width = _pair('mask_unit', value)
+    return height if height == width else (height, width)
+
+
+def _check_values(options: argparse.Namespace) -> None:
+    if options.mask_ratio is not None and not 0 < options.mask_ratio < 1:
+        raise UserError(f'--mask-ratio {options.mask_ratio:g} must lie between 0 and 1, both excluded.')
+    for name in ('batch_size', 'epochs', 'grad_accum_steps', 'log_interval', 'val_interval', 'checkpoint_hist',
+                 'in_chans', 'validation_batch_size', 'stop_epoch', 'lr_base_size'):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f'{flag_name(name)} {value} must be 1 or more.')
+    for name in ('workers', 'epoch_repeats', 'warmup_epochs', 'weight_decay', 'clip_grad', 'start_epoch'):
+        value = getattr(options, name)
+        if value is not None and value < 0:
+            raise UserError(f'{flag_name(name)} {value:g} must be 0 or more.')
+    for name in ('lr', 'lr_base'):
+        value = getattr(options, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise UserError(f'{flag_name(name)} {value:g} must be a positive number.')
+    for name in ('hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'drop_path',
+                 'crop_pct'):
+        value = getattr(options, name)
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f'{flag_name(name)} {value:g} must lie between 0 and 1.')
+    if options.crop_pct == 0:
+        raise UserError('--crop-pct 0 leaves nothing of an image.')
+    for name in ('scale', 'ratio'):
+        value = getattr(options, name)
+        if value is not None and not (len(value) == 2 and 0 < value[0] <= value[1]):
+            raise UserError(f'{flag_name(name)} takes a range: two positive numbers, the smaller one first.')
+    for name in ('mean', 'std'):
+        value = getattr(options, name)
+        if value is not None and len(value) not in (1, options.in_chans):
+            raise UserError(f'{flag_name(name)} has {len(value)} values: give one, or one per channel.')
+    if options.stop_epoch is not None and options.stop_epoch > options.epochs:
+        raise UserError(f'--stop-epoch {options.stop_epoch} lies behind the last epoch, {options.epochs}.')
+    for name in ('interpolation', 'train_interpolation'):
+        _check_choice(name, getattr(options, name) or 'random', ('random', 'nearest', 'bilinear', 'bicubic', 'lanczos'))
+    _check_choice('train_crop_mode', options.train_crop_mode or 'rrc', ('rrc', 'rkrc', 'rkrr'))
+    _check_choice('amp_dtype', options.amp_dtype, ('bfloat16', 'float16'))
+    _check_choice('clip_mode', options.clip_mode, ('norm', 'value', 'agc'))
+    _check_choice('lr_base_scale', options.lr_base_scale, ('linear', 'sqrt'))
+    _check_choice('opt', options.opt.lower(), list_optimizers())
+    _check_choice(
+        'sched', options.sched, ('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none'))
+    _check_device(options.device)
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        near = allowed if len(allowed) <= 10 else get_close_matches(value, allowed, n=5)
+        choices = f'; choose {", ".join(near)}.' if near else '.'
+        raise UserError(f"{flag_name(name)}: there is no '{value}'{choices}")
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UserError(f"--device: there is no '{device}'; cpu, cuda or cuda:1, for example.") from None
+    if kind == 'cuda' and not torch.cuda.is_available():
+        raise UserError(f'--device {device}: CUDA is not available here; use --device cpu.')

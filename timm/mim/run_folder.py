@@ -1,0 +1,126 @@
+"""The folder of a pre-training run: where it is, what lies in it."""
+import argparse
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+import torch.nn as nn
+import yaml
+from safetensors.torch import save_file
+
+from timm.models import safe_model_name
+from .pretrain_options import UserError
+
+LAST = 'last.pth.tar'
+BEST = 'model_best.pth.tar'
+ENCODER = 'encoder.safetensors'
+PICTURES = 'reconstructions'
+
+
+def find_run_folder(options: argparse.Namespace) -> Tuple[Path, Optional[Path]]:
+    """Decide on the folder of a run and the checkpoint to go on from, without writing anything.
+
+    Args:
+        options: Options of the run.
+
+    Returns:
+        The folder, and the checkpoint or None.
+
+    Raises:
+        UserError: The folder holds another run or cannot be written, or there is no such checkpoint.
+    """
+    root = Path(options.output or './output/pretrain')
+    name = options.experiment or '-'.join([
+        datetime.now().strftime('%Y%m%d-%H%M%S'),
+        safe_model_name(options.model),
+        options.mim,
+    ])
+    folder = root / name
+    checkpoint = None
+    if options.resume == 'auto':
+        if not options.experiment:
+            raise UserError('--resume auto looks into the run folder: name it with --experiment.')
+        checkpoint = folder / LAST if (folder / LAST).is_file() else None
+    elif options.resume:
+        checkpoint = Path(options.resume)
+        if not checkpoint.is_file():
+            raise UserError(f"--resume: there is no checkpoint '{checkpoint}'.")
+        if not (options.output or options.experiment):
+            folder = checkpoint.parent
+    elif (folder / 'args.yaml').exists() or (folder / LAST).exists():
+        raise UserError(
+            f"'{folder}' holds a run already: go on with --resume auto, or choose another --output or --experiment.")
+    _check_writable(folder)
+    return folder, checkpoint
+
+
+def _check_writable(folder: Path) -> None:
+    parent = folder.absolute()
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"--output: '{folder}' cannot be written, '{parent}' is not a folder that you may write to.")
+
+
+def create_run_folder(folder: Path, options: argparse.Namespace) -> None:
+    """Create the folder, with the options of the run as `args.yaml`.
+
+    Args:
+        folder: Folder of the run.
+        options: Options of the run.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    try:
+        (folder / PICTURES).mkdir(parents=True, exist_ok=True)
+        (folder / 'args.yaml').write_text(yaml.safe_dump(plain_options(options), sort_keys=False))
+    except OSError as e:
+        raise UserError(f"--output: '{folder}' cannot be written: {e.strerror}.") from None
+
+
+def plain_options(options: argparse.Namespace) -> Dict[str, Any]:
+    """Return options as lists, numbers and strings, which YAML and checkpoints hold, tuples as lists."""
+    def plain(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return value
+
+    return {name: plain(value) for name, value in vars(options).items()}
+
+
+def save_encoder(path: Path, backbone: nn.Module) -> None:
+    """Write the weights of a backbone, complete or not at all.
+
+    Args:
+        path: File to write.
+        backbone: Model without a classifier.
+    """
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in backbone.state_dict().items()}
+    temporary = path.with_name(f'.{path.name}.tmp')
+    save_file(state, str(temporary), metadata={'format': 'pt'})
+    os.replace(temporary, path)
+
+
+def loading_lines(path: Path, model: str, model_args: Dict[str, Any]) -> Tuple[str, str]:
+    """Return the two lines of Python that load an encoder.
+
+    Args:
+        path: File of the encoder.
+        model: Name of the model.
+        model_args: Arguments that the model was built with.
+    """
+    arguments = ''.join(f'{name}={value!r}, ' for name, value in model_args.items())
+    return (
+        'import timm',
+        f"encoder = timm.create_model('{model}', num_classes=0, {arguments}checkpoint_path='{path}')",
+    )
+
+
+def save_results(path: Path, results: Dict[str, Any]) -> None:
+    """Write the results of a run as JSON."""
+    path.write_text(json.dumps(results, indent=2) + '\n')

@@ -1,0 +1,96 @@
+"""Pictures of reconstructions."""
+from pathlib import Path
+from typing import Sequence, Union
+
+import torch
+from PIL import Image, ImageDraw
+
+_GAP = 8
+_LABEL_HEIGHT = 18
+_MASKED = (128, 128, 128)
+
+
+def to_pil(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
+    """Turn a normalised image into an RGB picture.
+
+    One channel becomes grey, a fourth (alpha) is left out, and of any other number the first channel is shown.
+
+    Args:
+        image: Normalised image [C, H, W].
+        mean: Mean per channel that the image was normalised with.
+        std: Standard deviation per channel that the image was normalised with.
+    """
+    mean = torch.tensor(mean).view(-1, 1, 1)
+    std = torch.tensor(std).view(-1, 1, 1)
+    image = image.detach().float().cpu() * std + mean
+    image = image[:3] if image.shape[0] in (3, 4) else image[:1].expand(3, -1, -1)
+    pixels = image.mul(255).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def save_panel(
+        path: Union[str, Path],
+        rows: Sequence[Sequence[Image.Image]],
+        labels: Sequence[str],
+        caption: str = '',
+        min_width: int = 192,
+) -> None:
+    """Write pictures side by side, one row per image, with a label over each column.
+
+    Args:
+        path: File to write.
+        rows: Pictures of equal size, as many in every row as there are labels.
+        labels: One label per column.
+        caption: Line above the labels.
+        min_width: Small pictures are enlarged by a whole factor until they are this wide.
+    """
+    width, height = rows[0][0].size
+    factor = max(1, -(-min_width // width))
+    width, height = width * factor, height * factor
+    top = _LABEL_HEIGHT * (2 if caption else 1) + _GAP
+    sheet = Image.new(
+        'RGB',
+        (len(labels) * (width + _GAP) + _GAP, top + len(rows) * (height + _GAP)),
+        'white',
+    )
+    draw = ImageDraw.Draw(sheet)
+    if caption:
+        draw.text((_GAP, 4), caption, fill='black')
+    for column, label in enumerate(labels):
+        draw.text((_GAP + column * (width + _GAP), top - _LABEL_HEIGHT), label, fill='black')
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            corner = _GAP + column * (width + _GAP), top + row * (height + _GAP)
+            sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), corner)
+    sheet.save(path)
+
+
+def reconstruction_panel(
+        path: Union[str, Path],
+        images: torch.Tensor,
+        reconstructions: torch.Tensor,
+        pixel_mask: torch.Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        caption: str = '',
+) -> None:
+    """Write original, masked input, reconstruction, and reconstruction beside what was visible.
+
+    Args:
+        path: File to write.
+        images: Normalised images [B, C, H, W].
+        reconstructions: Predicted pixels [B, C, H, W] in the space of the images.
+        pixel_mask: Bool mask [B, 1, H, W], True where masked.
+        mean: Mean per channel that the images were normalised with.
+        std: Standard deviation per channel that the images were normalised with.
+        caption: Line above the labels.
+    """
+    pasted = torch.where(pixel_mask, reconstructions.to(images.dtype), images)
+    rows = []
+    for image, reconstruction, combined, masked in zip(images, reconstructions, pasted, pixel_mask):
+        original = to_pil(image, mean, std)
+        hole = Image.fromarray(masked[0].cpu().numpy())
+        masked_input = original.copy()
+        masked_input.paste(_MASKED, mask=hole)
+        rows.append([original, masked_input, to_pil(reconstruction, mean, std), to_pil(combined, mean, std)])
+    save_panel(path, rows, ['original', 'masked input', 'reconstruction', 'visible + reconstruction'], caption)
