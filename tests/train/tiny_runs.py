@@ -1,0 +1,27 @@
+"""Tiny runs of the training script."""
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SCRIPT = Path(__file__).parents[2] / 'train.py'
+TINY = '--mim simmim --device cpu --model test_vit --img-size 64 --mask-unit 16 --workers 0 --batch-size 4'
+
+
+def environment(**more):
+    """Environment of a child process, which is to import the timm of this one."""
+    path = os.pathsep.join(p for p in sys.path if p)
+    return {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1', **more}
+
+
+def write_images(folder: Path, count: int, mode: str = 'RGB', size=(80, 72), seed: int = 0) -> None:
+    """Write smooth random images, which a model can learn something from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    bands = len(mode)
+    for i in range(count):
+        coarse = rng.integers(0, 256, (4, 4, bands), dtype=np.uint8)
+        image = Image.fromarray(coarse[:, :, 0] if bands == 1 else coarse, mode)
+        image.resize(size, Image.Resampling.BICUBIC).save(folder / f'{i:02d}.png')

@@ -1,0 +1,133 @@
+"""Masked image modeling (MIM) training task."""
+from typing import Any, Dict, Optional
+
+import torch
+import torch.nn as nn
+
+from timm.utils.model import unwrap_model
+from .task import TrainingTask
+
+_BACKBONE = 'backbone.'
+
+
+class MaskedImageModelingTask(TrainingTask):
+    """Pre-trains a backbone with a masked image modeling method.
+
+    The method (see `timm.mim.create_mim`) is the trainable module: masking, backbone, decoder and loss all run in its
+    forward, so that DistributedDataParallel and torch.compile see everything. The eval model is the plain backbone, so
+    that a checkpoint's `state_dict` is an ordinary timm checkpoint; what belongs to the method alone (mask token,
+    decoder) is task state.
+
+    Args:
+        method: Masked image modeling method with a `backbone`.
+        device: Device for task tensors/buffers.
+        dtype: Dtype for task tensors/buffers.
+        verbose: Enable info logging.
+
+    Examples:
+
+        ```python
+        task = MaskedImageModelingTask(create_mim('simmim', 'vit_small_patch16_224'))
+        task(images)['loss'].backward()
+        ```
+    """
+
+    def __init__(
+            self,
+            method: nn.Module,
+            device: Optional[torch.device] = None,
+            dtype: Optional[torch.dtype] = None,
+            verbose: bool = True,
+    ):
+        super().__init__(device=device, dtype=dtype, verbose=verbose)
+        self.trainable_module = method
+
+    def prepare_distributed(
+            self,
+            device_ids: Optional[list] = None,
+            **ddp_kwargs,
+    ) -> 'MaskedImageModelingTask':
+        """Wrap the method in DistributedDataParallel.
+
+        Args:
+            device_ids: Device of this process, e.g. [local_rank]. None for the CPU.
+            **ddp_kwargs: Additional arguments passed to DistributedDataParallel.
+        """
+        from torch.nn.parallel import DistributedDataParallel as DDP
+        self.trainable_module = DDP(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
+        return self
+
+    def compile(
+            self,
+            backend: str = 'inductor',
+            mode: Optional[str] = None,
+            **compile_kwargs,
+    ) -> nn.Module:
+        """Compile the whole method, the loss included."""
+        self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
+        return self.get_eval_model()
+
+    def get_method(self, ema: bool = False) -> Optional[nn.Module]:
+        """Return the method without DDP, compile or EMA wrappers, None if there is no EMA."""
+        module = self.get_trainable_module(ema=ema)
+        return None if module is None else unwrap_model(module)
+
+    def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:
+        method = self.get_method(ema=ema) if module is None else unwrap_model(module)
+        return None if method is None else method.backbone
+
+    def get_task_state(
+            self,
+            module: Optional[nn.Module] = None,
+            ema: bool = False,
+    ) -> Dict[str, Any]:
+        method = self.get_method(ema=ema) if module is None else unwrap_model(module)
+        if method is None:
+            return {}
+        return {'method': {k: v for k, v in method.state_dict().items() if not k.startswith(_BACKBONE)}}
+
+    def load_task_state(
+            self,
+            state: Optional[Dict[str, Any]],
+            strict: bool = True,
+            module: Optional[nn.Module] = None,
+            ema: bool = False,
+    ) -> None:
+        method = self.get_method(ema=ema) if module is None else unwrap_model(module)
+        if method is None:
+            raise RuntimeError('Cannot load EMA task state before setup_ema().')
+        if not state or 'method' not in state:
+            if strict:
+                raise RuntimeError('The checkpoint holds a backbone only, no mask token and decoder to go on with.')
+            return
+        missing, unexpected = method.load_state_dict(state['method'], strict=False)
+        missing = [k for k in missing if not k.startswith(_BACKBONE)]
+        if strict and (missing or unexpected):
+            raise RuntimeError(f'The task state does not fit the method: missing {missing}, unexpected {unexpected}.')
+
+    def create_evaluator(self, **kwargs):
+        raise NotImplementedError('A pre-training task has no labels; timm.mim.held_out measures its masked loss.')
+
+    def forward(
+            self,
+            input: torch.Tensor,
+            target: Optional[torch.Tensor] = None,
+            mask: Optional[torch.Tensor] = None,
+            noise: Optional[torch.Tensor] = None,
+    ) -> Dict[str, torch.Tensor]:
+        """Forward pass of the method.
+
+        Args:
+            input: Normalised images [B, C, H, W].
+            target: Labels, as loaders give them. A pre-training task has no use for them.
+            mask: Mask over the patch grid, True where masked. Drawn by the method if None.
+            noise: Uniform noise that decides the mask, see `noise_shape` of the method.
+
+        Returns:
+            Dictionary containing:
+                - 'loss': Loss on the masked patches
+                - 'output': Prediction of the method
+                - 'mask': Mask that was used
+        """
+        result = self.trainable_module(input, mask=mask, noise=noise)
+        return {'loss': result.loss, 'output': result.prediction, 'mask': result.mask}
