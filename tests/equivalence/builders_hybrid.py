@@ -26,6 +26,12 @@ MOBILENET_BLOCKS = [
 TOKEN_MIXERS = {'attention': metaformer.Attention, 'convolution': metaformer.SepConv, 'pooling': metaformer.Pooling}
 
 
+def without_head(model):
+    """Let the features of a model that has no head, but a `forward_head` that fails, be its output."""
+    model.forward_head = lambda features: features
+    return model
+
+
 def byobnet(blocks=('conv', 'self_attn'), stem_type='3x3', stem_pool='', stem_chs=8, img_size=None, num_classes=5,
             in_chans=3, drop_path_rate=0.1, **cfg):
     """A ByobNet with one stage per block."""
@@ -48,9 +54,10 @@ def meta_former(token_mixers=('convolution', 'attention'), depths=(1, 2), dims=(
 def fast_vit(positions=False, layers=(1, 1, 1, 1), embed_dims=(8, 16, 32, 64), **kwargs):
     """A FastVit with attention in its last stage."""
     position_layer = partial(RepConditionalPosEnc, spatial_shape=(7, 7)) if positions else None
-    return FastVit(
+    model = FastVit(
         layers=layers, embed_dims=embed_dims, token_mixers=('repmixer', 'repmixer', 'repmixer', 'attention'),
         pos_embs=(None, None, None, position_layer), **kwargs)
+    return without_head(model) if model.fork_feat else model
 
 
 def mobile_net_v3(**kwargs):
@@ -68,6 +75,6 @@ def mobile_net_v5(msfa_output_resolution=4, **kwargs):
 def mobile_net_v5_encoder(msfa_output_resolution=4, **kwargs):
     """A MobileNetV5Encoder with attention in its last two stages."""
     kwargs.pop('num_classes', None)
-    return MobileNetV5Encoder(
+    return without_head(MobileNetV5Encoder(
         decode_arch_def(MOBILENET_BLOCKS), stem_size=8, fix_stem=True,
-        msfa_output_resolution=msfa_output_resolution, **kwargs)
+        msfa_output_resolution=msfa_output_resolution, **kwargs))

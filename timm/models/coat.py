@@ -1,0 +1,58 @@
+# Overlay: woven into upstream's timm/models/coat.py when the package is built.
+# Read the result in build/timm/models/coat.py.
+from ._embed_stages import EmbedStagesMixin, conv_grid, nlc_to_map
+
+
+class CoaT(EmbedStagesMixin, nn.Module):
+
+    @torch.jit.unused
+    @property
+    def patch_dim(self) -> int:
+        """Width of a patch token, the embedding width of the first stage."""
+        return self.embed_dims[0]
+
+    @torch.jit.ignore
+    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
+        """Grid (H, W) of the patch tokens of the first stage."""
+        return self.patch_embed1.dynamic_feat_size(img_size)
+
+    @moved_from('forward_features', after='B = x0.shape[0]', through='x1 = self.patch_embed1(x0)')
+    def embed_patches(self, x0: torch.Tensor) -> torch.Tensor:
+        """Embed an image of shape (B, C, H, W) as patch tokens (B, N, C) of the first stage."""
+        ...
+        return x1
+
+    @moved_from(
+        'forward_features',
+        after='H1, W1 = self.patch_embed1.grid_size',
+        through='x1 = insert_cls(x1, self.cls_token1)',
+    )
+    def embed_positions(self, x1: torch.Tensor) -> torch.Tensor:
+        """Add the class token of the first stage. Positions are made by convolutions in the stages."""
+        ...
+        return x1
+
+    @moved_from('forward_features', after='x1 = insert_cls(x1, self.cls_token1)')
+    def forward_stages(self, x1: torch.Tensor):
+        """Forward pass through all stages and final norm, for the embedded tokens (B, 1 + N, C).
+
+        Returns:
+            Tokens of the last stage in a model of serial blocks, a list of those of stages 2 to 4 in one with parallel
+            blocks, a dict of maps with `return_interm_layers`.
+        """
+        B = x1.shape[0]
+        H1, W1 = self.patch_embed1.grid_size
+        ...
+
+    def forward_features(self, x0):
+        return self.forward_stages(self.embed(x0))
+
+    @torch.jit.ignore
+    def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:
+        """Arrange features (B, 1 + N', C) of the last stage as a map (B, C, H', W')."""
+        if not isinstance(features, torch.Tensor):
+            raise NotImplementedError(
+                'CoaT has several feature maps, not one, with parallel blocks or return_interm_layers.')
+        # later stages may be pruned
+        patch_embeds = [m for m in (self.patch_embed2, self.patch_embed3, self.patch_embed4) if m is not None]
+        return nlc_to_map(features, conv_grid(grid_size, *(m.proj for m in patch_embeds)), 1)

@@ -1,0 +1,30 @@
+# Overlay: woven into upstream's timm/models/csatv2.py when the package is built.
+# Read the result in build/timm/models/csatv2.py.
+from ._embed_stages import EmbedStagesMixin
+
+
+class CSATv2(EmbedStagesMixin, nn.Module):
+    grid_format = 'NCHW'
+
+    @moved_from('forward_features', through='x = self.stem_dct(x)')
+    def embed_patches(self, x: torch.Tensor) -> torch.Tensor:
+        """Embed an image by its frequencies, as patch tokens (B, C, H, W)."""
+        ...
+        return x
+
+    @moved_from('forward_features', after='x = self.stem_dct(x)')
+    def forward_stages(self, x: torch.Tensor) -> torch.Tensor:
+        """Forward pass through the stages, for patch tokens (B, C, H, W)."""
+        ...
+
+    @torch.jit.unused
+    @property
+    def patch_dim(self) -> int:
+        """Width of a patch token."""
+        return self.feature_info[0]['num_chs']
+
+    @torch.jit.ignore
+    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
+        """Grid (H, W) of the patch tokens, one for each block of 8 x 8 pixels that the stem transforms."""
+        height, width = img_size
+        return height // 8, width // 8

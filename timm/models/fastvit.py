@@ -1,0 +1,38 @@
+# Overlay: woven into upstream's timm/models/fastvit.py when the package is built.
+# Read the result in build/timm/models/fastvit.py.
+from ._embed_stages import EmbedStagesMixin
+
+
+class FastVit(EmbedStagesMixin, nn.Module):
+    grid_format = 'NCHW'
+
+    @moved_from('forward_features', through='x = self.stem(x)')
+    def embed_patches(self, x: torch.Tensor) -> torch.Tensor:
+        """Embed an image as patch tokens (B, C, H, W)."""
+        ...
+        return x
+
+    @moved_from('forward_features', after='x = self.stem(x)')
+    def forward_stages(self, x: torch.Tensor) -> torch.Tensor:
+        """Forward pass through the stages and the final convolution, for patch tokens (B, C, H, W)."""
+        ...
+
+    @torch.jit.unused
+    @property
+    def patch_dim(self) -> int:
+        """Width of a patch token."""
+        return self.stem[-1].out_chs
+
+    @torch.jit.ignore
+    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
+        """Grid (H, W) of the patch tokens, rounded up by the padded convolutions of the stem."""
+        height, width = img_size
+        return -(-height // 4), -(-width // 4)
+
+    @torch.jit.ignore
+    def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:
+        """Features (B, C, H', W') are a feature map already, a list of them w/ fork_feat is refused."""
+        if self.fork_feat:
+            raise NotImplementedError(
+                'FastVit with fork_feat has a list of feature maps, one per stage. Create it without fork_feat.')
+        return features

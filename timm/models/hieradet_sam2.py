@@ -1,0 +1,30 @@
+# Overlay: woven into upstream's timm/models/hieradet_sam2.py when the package is built.
+# Read the result in build/timm/models/hieradet_sam2.py.
+from ._embed_stages import EmbedStagesMixin, conv_grid
+
+
+class HieraDet(EmbedStagesMixin, nn.Module):
+
+    @moved_from('forward_features', after='x = self.patch_embed(x)', through='x = self._pos_embed(x)')
+    def embed_positions(self, x: torch.Tensor) -> torch.Tensor:
+        """Add windowed position embeddings to patch tokens (B, H, W, C)."""
+        ...
+        return x
+
+    @moved_from('forward_features', after='x = self._pos_embed(x)')
+    def forward_stages(self, x: torch.Tensor) -> torch.Tensor:
+        """Forward pass through the blocks, for embedded tokens (B, H, W, C). The head has the final norm."""
+        ...
+
+    @torch.jit.unused
+    @property
+    def patch_dim(self) -> int:
+        """Width of a patch token."""
+        return self.patch_embed.proj.out_channels
+
+    @torch.jit.ignore
+    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
+        """Grid (H, W) of the patch tokens, of a padded convolution or of padded patches."""
+        if isinstance(self.patch_embed, PatchEmbed):
+            return self.patch_embed.dynamic_feat_size(img_size)
+        return conv_grid(img_size, self.patch_embed.proj)

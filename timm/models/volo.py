@@ -1,0 +1,37 @@
+# Overlay: woven into upstream's timm/models/volo.py when the package is built.
+# Read the result in build/timm/models/volo.py.
+from ._embed_stages import EmbedStagesMixin, conv_grid, nlc_to_map
+
+
+class VOLO(EmbedStagesMixin, nn.Module):
+
+    @torch.jit.unused
+    @property
+    def patch_dim(self) -> int:
+        """Width of a patch token, the embedding width of the first stage."""
+        return self.patch_embed.proj.out_channels
+
+    @torch.jit.ignore
+    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
+        """Grid (H, W) of the patch tokens: the padded first convolution rounds up, the projection down."""
+        return conv_grid(img_size, *(m for m in self.patch_embed.modules() if isinstance(m, nn.Conv2d)))
+
+    @moved_from('forward_features', through='x = self.patch_embed(x).permute(0, 2, 3, 1)')
+    def embed_patches(self, x: torch.Tensor) -> torch.Tensor:
+        """Embed an image of shape (B, C, H, W) as patch tokens (B, H, W, C)."""
+        ...
+        return x
+
+    @moved_from('forward_features', after='x = self.patch_embed(x).permute(0, 2, 3, 1)')
+    def forward_stages(self, x: torch.Tensor) -> torch.Tensor:
+        """Forward pass through all stages, class attention and final norm, for patch tokens (B, H, W, C).
+
+        Positions are added after the outlooker blocks of the first stage, they are part of the stages.
+        """
+        ...
+
+    @torch.jit.ignore
+    def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:
+        """Arrange features (B, P + N', C) as a map (B, C, H', W'), smaller by the downsampling of the stages."""
+        grid_size = conv_grid(grid_size, *(m.proj for m in self.network if isinstance(m, Downsample)))
+        return nlc_to_map(features, grid_size, 0 if self.post_network is None else 1)
