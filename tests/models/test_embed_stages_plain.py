@@ -83,14 +83,13 @@ MODELS = {
     'tnt': (tnt, WIDE),
     'tnt_legacy': (lambda: tnt(legacy=True), WIDE),
     'coat': (lambda: CoaT(**COAT), (64, 96)),
-}
-# no feature map
-LISTS = {
     'coat_parallel': (lambda: CoaT(**COAT, parallel_depth=1), (64, 96)),
-    'crossvit': (lambda: CrossVit(**CROSSVIT), (48, 48)),
 }
+# no patch tokens apart from positions, no one map
+CROSSVIT_MODEL = {'crossvit': (lambda: CrossVit(**CROSSVIT), (48, 48))}
 KEEPS = [
-    'beit_absolute', *NAFLEX_BRANCHES, 'naflex_convolution', 'gemma4_encoder', 'gemma4', 'qwen3_encoder', 'qwen3', 'deepseek_encoder', 'deepseek', 'cait', 'tnt', 'tnt_legacy',
+    'beit_absolute', *NAFLEX_BRANCHES, 'naflex_convolution', 'gemma4_encoder', 'gemma4', 'qwen3_encoder', 'qwen3',
+    'deepseek_encoder', 'deepseek', 'cait', 'tnt', 'tnt_legacy',
 ]
 # first parts of names, as in stock
 NO_SCRIPT = ('beit_', 'naflex', 'gemma4')
@@ -100,7 +99,7 @@ NO_FX = ('gemma4', 'naflex_axial', 'naflex_mixed', 'naflex_dinov3')
 def build(name):
     """A model with random weights in eval mode, every parameter away from its initial value; and an image for it."""
     torch.manual_seed(0)
-    factory, size = {**MODELS, **LISTS}[name]
+    factory, size = {**MODELS, **CROSSVIT_MODEL}[name]
     model = factory().eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -115,7 +114,8 @@ def image_of(size, seed=1, batch_size=2):
 def with_tokens(model, patches, tokens):
     """Features of the patches with other tokens, one (C,) or all (B, N, C) of them."""
     mapped = model.map_tokens(patches, lambda old: tokens.expand_as(old))
-    return model.forward_stages(model.embed_positions(mapped))
+    features = model.forward_stages(model.embed_positions(mapped))
+    return features[-1] if isinstance(features, list) else features
 
 
 def first_tensor(value):
@@ -128,7 +128,7 @@ def tokens_of(model, image):
     return seen[0]
 
 
-@pytest.mark.parametrize('name', [*MODELS, *LISTS])
+@pytest.mark.parametrize('name', [*MODELS, 'crossvit'])
 def test_has_the_protocol(name):
     assert has_embed_stages(build(name)[0])
 
@@ -387,10 +387,14 @@ def test_refuses_to_drop_tokens(name, reason):
 
 
 @torch.no_grad()
-def test_models_of_several_maps_refuse_by_name():
-    model, image = build('coat_parallel')
-    with pytest.raises(NotImplementedError, match='CoaT has several feature maps'):
-        model.features_to_map(model.forward_features(image), model.patch_grid(image.shape[-2:]))
+def test_coat_with_several_maps_has_no_one_map():
+    model = CoaT(**COAT, return_interm_layers=True, out_features=['x2_nocls', 'x4_nocls']).eval()
+    with pytest.raises(NotImplementedError, match='CoaT with return_interm_layers'):
+        model.features_to_map(model.forward_features(image_of((64, 96))), (16, 24))
+
+
+@torch.no_grad()
+def test_crossvit_refuses_by_name():
     model, image = build('crossvit')
     features = model.forward_stages(model.embed(image))
     assert [f.shape for f in features] == [(2, 17, 32), (2, 5, 48)]
@@ -417,7 +421,7 @@ def test_feature_map_of_a_pruned_model(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('name', [*MODELS, *LISTS])
+@pytest.mark.parametrize('name', [*MODELS, 'crossvit'])
 def test_script_trace_and_compile(name):
     model, image = build(name)
     expected = model(image)
@@ -431,7 +435,7 @@ def test_script_trace_and_compile(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('name', [*MODELS, *LISTS])
+@pytest.mark.parametrize('name', [*MODELS, 'crossvit'])
 def test_fx_features(name):
     if name.startswith(NO_FX):
         pytest.skip('upstream does not trace either: control flow on its input, or on the grid')

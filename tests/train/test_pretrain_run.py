@@ -1,6 +1,7 @@
 """What a finished run leaves behind."""
 import csv
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from safetensors.torch import load_file
 from tiny_runs import write_images
 
 import timm
+from timm.mim.pretrain import create_method
+from timm.mim.pretrain_options import resolve_options
 
 
 def rows(folder):
@@ -161,3 +164,11 @@ def test_loss_that_is_not_finite_stops_the_run(train, images, tmp_path, capsys):
     assert stopped.value.code == 1
     assert 'lower --lr' in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / 'run' / 'encoder.safetensors').exists()
+
+
+@pytest.mark.parametrize('given, rate', [
+    (dict(), 0.0), (dict(drop_path=0.2), 0.2), (dict(model_kwargs=dict(drop_path_rate=0.3)), 0.3)])
+def test_stochastic_depth_reaches_the_model(given, rate):
+    options, _ = resolve_options(Namespace(mim='simmim', device='cpu', model='test_vit', **given))
+    method, _ = create_method(options)
+    assert getattr(method.backbone.blocks[-1].drop_path1, 'drop_prob', 0.0) == pytest.approx(rate)

@@ -166,7 +166,9 @@ def create_method(options: argparse.Namespace) -> Tuple[nn.Module, Dict[str, Any
     pretrained = dict(pretrained=options.pretrained, checkpoint_path=options.initial_checkpoint)
     if options.pretrained_path:
         pretrained.update(pretrained=True, pretrained_cfg_overlay=dict(file=options.pretrained_path, num_classes=-1))
-    build_args = {**model_args, 'num_classes': 0, 'drop_path_rate': options.drop_path, **pretrained}
+    build_args = {**model_args, 'num_classes': 0, **pretrained}
+    if options.drop_path is not None:
+        build_args['drop_path_rate'] = options.drop_path
     if options.fast_norm:
         set_fast_norm()
     try:

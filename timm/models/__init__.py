@@ -4,3 +4,4 @@ from ._embed_stages import (
     EmbedStagesMixin as EmbedStagesMixin,
     has_embed_stages as has_embed_stages,
 )
+from ._model_class import get_model_class as get_model_class

@@ -13,6 +13,7 @@ import torch
 import torch.nn as nn
 
 from timm.layers import to_2tuple
+from ._model_class import get_model_class
 
 __all__ = ['EmbedStagesMixin', 'conv_grid', 'gather_patches', 'has_embed_stages', 'map_grid', 'nlc_to_map']
 
@@ -141,11 +142,16 @@ class EmbedStagesMixin:
         return nlc_to_map(features, grid_size, getattr(self, 'num_prefix_tokens', 0))
 
 
-def has_embed_stages(model: Union[nn.Module, Type[nn.Module]]) -> bool:
-    """ Whether a model, or a model class, has `embed` and `forward_stages` that compose to its `forward_features`.
+def has_embed_stages(model: Union[str, nn.Module, Type[nn.Module]]) -> bool:
+    """ Whether a model has `embed` and `forward_stages` that compose to its `forward_features`.
 
     False for a subclass that overrides `forward_features` alone: its stages would be those of the parent class.
+
+    Args:
+        model: Model, model class, or the name of a registered model, which is not built.
     """
+    if isinstance(model, str):
+        model = get_model_class(model)
     model_cls = model if isinstance(model, type) else type(model)
     if not issubclass(model_cls, EmbedStagesMixin):
         return False

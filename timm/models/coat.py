@@ -45,14 +45,15 @@ class CoaT(EmbedStagesMixin, nn.Module):
         ...
 
     def forward_features(self, x0):
+        """Forward pass through all stages, the composition of `embed` and `forward_stages`."""
         return self.forward_stages(self.embed(x0))
 
     @torch.jit.ignore
-    def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:
-        """Arrange features (B, 1 + N', C) of the last stage as a map (B, C, H', W')."""
-        if not isinstance(features, torch.Tensor):
-            raise NotImplementedError(
-                'CoaT has several feature maps, not one, with parallel blocks or return_interm_layers.')
+    def features_to_map(self, features, grid_size: Tuple[int, int]) -> torch.Tensor:
+        """Arrange features (B, 1 + N', C) as a map (B, C, H', W'), of parallel blocks those of the last stage."""
+        if isinstance(features, dict):
+            raise NotImplementedError('CoaT with return_interm_layers has several feature maps, not one.')
+        features = features[-1] if isinstance(features, list) else features
         # later stages may be pruned
         patch_embeds = [m for m in (self.patch_embed2, self.patch_embed3, self.patch_embed4) if m is not None]
         return nlc_to_map(features, conv_grid(grid_size, *(m.proj for m in patch_embeds)), 1)
