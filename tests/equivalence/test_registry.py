@@ -1,4 +1,6 @@
 """The guard: a registered model with attention or another token mixer has the protocol."""
+import inspect
+
 import timm
 from registry import model_class, registered, served
 
@@ -22,3 +24,11 @@ def test_the_registry_answers_by_name():
     """The class that the list says, found without building the model."""
     assert all(get_model_class(entry.name) is model_class(entry) for entry in registered())
     assert all(has_embed_stages(entry.name) for entry in served())
+
+
+def test_forward_features_is_the_composition():
+    """Not upstream's method left beside ours: the results would be the same."""
+    for model_cls in {model_class(entry) for entry in served()}:
+        source = inspect.getsource(model_cls.forward_features)
+        # a classifier around an encoder goes through the encoder's own call, for its hooks
+        assert 'self.forward_stages(' in source or 'self.encoder(' in source, model_cls

@@ -88,7 +88,7 @@ MODELS = {
 # no patch tokens apart from positions, no one map
 CROSSVIT_MODEL = {'crossvit': (lambda: CrossVit(**CROSSVIT), (48, 48))}
 KEEPS = [
-    'beit_absolute', *NAFLEX_BRANCHES, 'naflex_convolution', 'gemma4_encoder', 'gemma4', 'qwen3_encoder', 'qwen3',
+    *NAFLEX_BRANCHES, 'naflex_convolution', 'gemma4_encoder', 'gemma4', 'qwen3_encoder', 'qwen3',
     'deepseek_encoder', 'deepseek', 'cait', 'tnt', 'tnt_legacy',
 ]
 # first parts of names, as in stock
@@ -260,7 +260,6 @@ def crop_positions(positions, prefix, grid, crop):
 
 @torch.no_grad()
 @pytest.mark.parametrize('name,make,positions,prefix', [
-    ('beit_absolute', lambda size: Beit(**{**PLAIN, 'img_size': size}), 'pos_embed', 1),
     ('cait', lambda size: Cait(**{**PLAIN, 'img_size': size}, init_values=0.1), 'pos_embed', 0),
     ('tnt', lambda size: tnt(img_size=size), 'patch_pos', 1),
     ('gemma4', lambda size: Gemma4VitClassifier(**GEMMA4), None, 0),
@@ -375,7 +374,8 @@ def test_qwen3_dropped_tokens_equal_masked_attention(block_mask):
 
 
 @pytest.mark.parametrize('name,reason', [
-    ('beit', 'relative position bias'), ('beit_shared', 'relative position bias'), ('relpos', 'relative position bias'),
+    ('beit', 'relative position bias'), ('beit_shared', 'relative position bias'),
+    ('beit_absolute', 'relative position bias'), ('relpos', 'relative position bias'),
     ('sam', 'whole grid'), ('gemma4_soft', "encoder_pool=''"), ('qwen3_merge', "encoder_pool=''"),
     ('deepseek_align', "encoder_pool=''"), ('convit', 'gated positional attention'), ('xcit', 'whole grid'),
     ('volo', 'whole grid'), ('coat', 'whole grid'), ('crossvit', 'each branch'),

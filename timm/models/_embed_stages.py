@@ -15,7 +15,18 @@ import torch.nn as nn
 from timm.layers import to_2tuple
 from ._model_class import get_model_class
 
-__all__ = ['EmbedStagesMixin', 'conv_grid', 'gather_patches', 'has_embed_stages', 'map_grid', 'nlc_to_map']
+__all__ = [
+    'EmbedStagesMixin', 'conv_grid', 'gather_patches', 'has_embed_stages', 'map_grid', 'nlc_to_map', 'refused',
+]
+
+
+def refused(method: Callable) -> Callable:
+    """ Marks a method of the protocol that raises `NotImplementedError`, so that a class can be asked without a model.
+
+    Also where only some configurations of the class refuse: what a class does not refuse, all of its models do.
+    """
+    method.refused = True
+    return method
 
 
 class EmbedStagesMixin:
@@ -80,6 +91,15 @@ class EmbedStagesMixin:
         return height, width
 
     @torch.jit.ignore
+    def keep_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
+        """ Grid (H, W) of what `keep_tokens` counts, the patches, or larger units that a model drops as a whole.
+
+        Args:
+            img_size: Image (height, width) in pixels.
+        """
+        return self.patch_grid(img_size)
+
+    @torch.jit.ignore
     def map_tokens(self, patches, fn: Callable[[torch.Tensor], torch.Tensor]):
         """ Apply a function to the patch tokens, leave everything that comes with them untouched.
 
@@ -106,12 +126,14 @@ class EmbedStagesMixin:
         return fn(patches) if patches.ndim == 3 else map_grid(patches, fn, channels_first)
 
     @torch.jit.ignore
+    @refused
     def keep_tokens(self, embedded, keep: torch.Tensor):
         """ Keep some of the patch tokens, all prefix tokens, and what belongs to them (rotary embeddings, valid masks).
 
         Args:
             embedded: What `embed` returned.
-            keep: Indices (B, K) int64 of the patches to keep, in the order wanted, prefix tokens not counted.
+            keep: Indices (B, K) int64 of the patches of `keep_grid` to keep, in the order wanted, prefix tokens not
+                counted.
 
         Returns:
             The input of `forward_stages` for the kept tokens.

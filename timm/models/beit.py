@@ -1,6 +1,6 @@
 # Overlay: woven into upstream's timm/models/beit.py when the package is built.
 # Read the result in build/timm/models/beit.py.
-from ._embed_stages import EmbedStagesMixin, gather_patches
+from ._embed_stages import EmbedStagesMixin, refused
 
 
 class Beit(EmbedStagesMixin, nn.Module):
@@ -17,11 +17,9 @@ class Beit(EmbedStagesMixin, nn.Module):
         ...
 
     @torch.jit.ignore
+    @refused
     def keep_tokens(self, embedded: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """Keep the class token and the patch tokens at indices (B, K), in a model without relative position bias."""
-        shared_bias = self.rel_pos_bias is not None
-        if shared_bias or any(blk.attn.relative_position_bias_table is not None for blk in self.blocks):
-            raise NotImplementedError(
-                'Beit cannot drop tokens: its relative position bias is that of the whole grid. '
-                'Replace them with map_tokens.')
-        return gather_patches(embedded, keep, self.num_prefix_tokens)
+        """Not possible with a relative position bias."""
+        raise NotImplementedError(
+            'Beit cannot drop tokens: its relative position bias is that of the whole grid. '
+            'Replace them with map_tokens.')

@@ -1,6 +1,6 @@
 # Overlay: woven into upstream's timm/models/convit.py when the package is built.
 # Read the result in build/timm/models/convit.py.
-from ._embed_stages import EmbedStagesMixin
+from ._embed_stages import EmbedStagesMixin, refused
 
 
 class ConVit(EmbedStagesMixin, nn.Module):
@@ -17,6 +17,7 @@ class ConVit(EmbedStagesMixin, nn.Module):
         ...
 
     @torch.jit.ignore
+    @refused
     def keep_tokens(self, embedded: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """Not possible with gated positional attention."""
         raise NotImplementedError(

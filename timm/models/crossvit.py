@@ -2,7 +2,7 @@
 # Read the result in build/timm/models/crossvit.py.
 from typing import Callable
 
-from ._embed_stages import EmbedStagesMixin
+from ._embed_stages import EmbedStagesMixin, refused
 
 
 class CrossVit(EmbedStagesMixin, nn.Module):
@@ -35,16 +35,19 @@ class CrossVit(EmbedStagesMixin, nn.Module):
         return self._refuse('patch tokens of a different grid in each branch')
 
     @torch.jit.ignore
+    @refused
     def map_tokens(self, patches: List[torch.Tensor], fn: Callable[[torch.Tensor], torch.Tensor]):
         """Not possible."""
         self._refuse('no patch tokens apart from positions to replace')
 
     @torch.jit.ignore
+    @refused
     def keep_tokens(self, embedded: List[torch.Tensor], keep: torch.Tensor):
         """Not possible."""
         self._refuse('patch tokens of a different grid in each branch, none can be dropped')
 
     @torch.jit.ignore
+    @refused
     def features_to_map(self, features: List[torch.Tensor], grid_size: Tuple[int, int]) -> torch.Tensor:
         """Not possible."""
         return self._refuse('features of a different grid in each branch, not one feature map')

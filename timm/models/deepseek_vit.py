@@ -1,6 +1,6 @@
 # Overlay: woven into upstream's timm/models/deepseek_vit.py when the package is built.
 # Read the result in build/timm/models/deepseek_vit.py.
-from ._embed_stages import EmbedStagesMixin, nlc_to_map
+from ._embed_stages import EmbedStagesMixin, nlc_to_map, refused
 from .qwen3_vit import RopeGridTokens, keep_rope_grid_tokens
 
 
@@ -53,6 +53,7 @@ class DeepseekVitClassifier(EmbedStagesMixin, nn.Module):
         return self.encoder.patch_grid(img_size)
 
     @torch.jit.ignore
+    @refused
     def keep_tokens(self, embedded: RopeGridTokens, keep: torch.Tensor) -> RopeGridTokens:
         """Keep the patch tokens at indices (B, K), in a model without aligner."""
         if self.encoder.aligner is not None:

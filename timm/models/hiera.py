@@ -84,10 +84,19 @@ class Hiera(EmbedStagesMixin, nn.Module):
         return conv_grid(img_size, self.patch_embed.proj)
 
     @torch.jit.ignore
+    def keep_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
+        """Grid (H, W) of the mask units of an image, attention and pooling need them whole."""
+        height, width = (size // unit for size, unit in zip(self.patch_grid(img_size), self.mask_unit_size))
+        return height, width
+
+    @torch.jit.ignore
     def keep_tokens(self, embedded: UnrolledTokens, keep: torch.Tensor) -> UnrolledTokens:
-        """Refuses, attention and pooling need whole mask units."""
-        raise NotImplementedError(
-            f'{type(self).__name__} drops whole mask units, not single tokens: pass their mask to embed.')
+        """Keep the mask units at indices (B, K), of tokens (B, N, C) of all units."""
+        x, _ = embedded
+        batch_size, num_tokens, channels = x.shape
+        x = x.reshape(batch_size, self.mu_size, num_tokens // self.mu_size, channels)  # a unit's tokens are spread
+        x = x.gather(2, keep[:, None, :, None].expand(-1, self.mu_size, -1, channels))
+        return UnrolledTokens(x.flatten(1, 2), None)
 
     @torch.jit.ignore
     def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 # Read the result in build/timm/models/pit.py.
 from typing import NamedTuple
 
-from ._embed_stages import EmbedStagesMixin, conv_grid
+from ._embed_stages import EmbedStagesMixin, conv_grid, refused
 
 
 class TokenMap(NamedTuple):
@@ -43,6 +43,7 @@ class PoolingVisionTransformer(EmbedStagesMixin, nn.Module):
         return conv_grid(img_size, self.patch_embed.conv)
 
     @torch.jit.ignore
+    @refused
     def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:
         """Refuses, the features are class tokens."""
         raise NotImplementedError(

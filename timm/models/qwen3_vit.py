@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from timm.layers import apply_keep_indices_nlc
-from ._embed_stages import EmbedStagesMixin, gather_patches, nlc_to_map
+from ._embed_stages import EmbedStagesMixin, gather_patches, nlc_to_map, refused
 
 
 class RopeGridTokens(NamedTuple):
@@ -69,6 +69,7 @@ class Qwen3VitClassifier(EmbedStagesMixin, nn.Module):
         return self.encoder.patch_grid(img_size)
 
     @torch.jit.ignore
+    @refused
     def keep_tokens(self, embedded: RopeGridTokens, keep: torch.Tensor) -> RopeGridTokens:
         """Keep the patch tokens at indices (B, K), in a model without patch merger."""
         if self.encoder.merger is not None:

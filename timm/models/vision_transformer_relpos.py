@@ -1,6 +1,6 @@
 # Overlay: woven into upstream's timm/models/vision_transformer_relpos.py when the package is built.
 # Read the result in build/timm/models/vision_transformer_relpos.py.
-from ._embed_stages import EmbedStagesMixin
+from ._embed_stages import EmbedStagesMixin, refused
 
 
 class VisionTransformerRelPos(EmbedStagesMixin, nn.Module):
@@ -17,6 +17,7 @@ class VisionTransformerRelPos(EmbedStagesMixin, nn.Module):
         ...
 
     @torch.jit.ignore
+    @refused
     def keep_tokens(self, embedded: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """Not possible with a relative position bias."""
         raise NotImplementedError(
