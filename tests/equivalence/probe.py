@@ -5,7 +5,7 @@ Runs in both, so it imports nothing but torch and timm and uses nothing that onl
 import hashlib
 import importlib
 import inspect
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -149,9 +149,7 @@ def randomize(model: nn.Module, seed: int) -> None:
 def values(
         name: str,
         model_kwargs: Optional[Dict[str, Any]] = None,
-        train: bool = False,
-        gradients: bool = False,
-        composed: bool = False,
+        composed: Sequence[str] = (),
         img_size: Optional[List[int]] = None,
         call: Optional[Dict[str, Any]] = None,
         checkpointing: bool = False,
@@ -159,14 +157,12 @@ def values(
         dtype: str = 'float32',
         seed: int = 0,
 ) -> Dict[str, str]:
-    """Digests of parameters, features, output and gradients of one pass with real numbers.
+    """Digests of what a model computes with real numbers: a pass in eval mode, a pass in train mode with gradients.
 
     Args:
         name: See `build`.
         model_kwargs: Keyword arguments of the model.
-        train: Train mode, else eval mode.
-        gradients: Run the backward pass too.
-        composed: Call embed and forward_stages from outside, in the fork.
+        composed: Modes ('eval', 'train') to call embed and forward_stages from outside in, in the fork.
         img_size: Image (height, width), the model's own by default.
         call: Keyword arguments of the forward pass: `is_causal`, and `attn_mask` as a (queries, keys) shape of random
             bools.
@@ -179,7 +175,7 @@ def values(
     model_kwargs = dict(model_kwargs or {})
     model = build(name, model_kwargs, img_size)
     randomize(model, seed)
-    model = model.to(device=device, dtype=getattr(torch, dtype)).train(train)
+    model = model.to(device=device, dtype=getattr(torch, dtype))
     generator = torch.Generator().manual_seed(seed + 1)
     size = input_size(model, img_size, model_kwargs.get('in_chans', 3))
     image = torch.randn(2, *size, generator=generator).to(device=device, dtype=getattr(torch, dtype))
@@ -188,24 +184,38 @@ def values(
         call['attn_mask'] = (torch.rand(call['attn_mask'], generator=generator) > 0.3).to(device)
     if checkpointing:
         model.set_grad_checkpointing()
-    if composed:
-        compose(model)
 
     result = {f'parameter {k}': digest(v) for k, v in model.state_dict().items()}
-    torch.manual_seed(seed)
-    with torch.set_grad_enabled(gradients):
+    for mode in ('eval', 'train'):
+        vars(model).pop('forward_features', None)
+        if mode in composed:
+            compose(model)
+        torch.manual_seed(seed)
+        one_pass = run(model.train(mode == 'train'), image, call, generator)
+        result.update({f'{mode} {k}': v for k, v in one_pass.items()})
+    return result
+
+
+def run(
+        model: nn.Module,
+        image: torch.Tensor,
+        call: Dict[str, Any],
+        generator: torch.Generator,
+) -> Dict[str, str]:
+    """Digests of features, output, random state and buffers of one pass, in train mode of the gradients too."""
+    with torch.set_grad_enabled(model.training):
         features = model.forward_features(image, **call)
         # an encoder without a classifier has no head, or one that refuses
         has_head = getattr(model, 'num_classes', 0) > 0 and hasattr(model, 'forward_head')
         output = model.forward_head(features) if has_head else features
-    result.update({f'features {k}': digest(v) for k, v in tensors(features)})
+    result = {f'features {k}': digest(v) for k, v in tensors(features)}
     result.update({f'output {k}': digest(v) for k, v in tensors(output)})
-    if gradients:
+    if model.training:
         loss = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for _, t in tensors(output))
         loss.backward()
         result.update({
             f'gradient {k}': 'none' if p.grad is None else digest(p.grad) for k, p in model.named_parameters()})
-    result.update({f'buffer {k} afterwards': digest(v) for k, v in model.named_buffers()})
+        result.update({f'buffer {k} afterwards': digest(v) for k, v in model.named_buffers()})
     result['random state'] = digest(torch.get_rng_state())
     return result
 

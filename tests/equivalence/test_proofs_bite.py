@@ -39,12 +39,12 @@ def mutate(monkeypatch, model_class, method, old, new):
 def test_values_differ(stock, monkeypatch, mutation):
     case_name, method, old, new = MUTATIONS[mutation]
     case = next(case for case in CASES if case.name == case_name)
-    arguments = dict(name=case.model, model_kwargs=case.model_kwargs, train=True, **case.probe_kwargs)
+    arguments = dict(name=case.model, model_kwargs=case.model_kwargs, **case.probe_kwargs)
     stock.ask('values', **arguments)
     expected = stock.answer()
     assert differing(probe.values(**arguments), expected) == []
     mutate(monkeypatch, probe.find_class(case.model), method, old, new)
-    assert any(name.startswith('features') for name in differing(probe.values(**arguments), expected))
+    assert any(name.startswith('train features') for name in differing(probe.values(**arguments), expected))
 
 
 # the recorder makes a plain forward pass, without a mask to lose
