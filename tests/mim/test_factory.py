@@ -1,4 +1,5 @@
 import pytest
+import torch
 import torch.nn as nn
 
 import timm
@@ -29,11 +30,11 @@ def test_image_size_reaches_a_windowed_model():
 
 
 @pytest.mark.parametrize('call, message', [
-    (lambda: create_mim('simim', 'vit_tiny_patch16_224'), 'Unknown method simim, there is simmim.'),
-    (lambda: list_mim_models('simim'), 'Unknown method simim, there is simmim.'),
+    (lambda: create_mim('simim', 'vit_tiny_patch16_224'), 'Unknown method simim, there is ijepa, mae, simmim.'),
+    (lambda: list_mim_models('simim'), 'Unknown method simim, there is ijepa, mae, simmim.'),
     (lambda: create_mim('simmim', 'vit_tiny'), 'Unknown model vit_tiny, timm.list_models() names those that exist.'),
     (lambda: create_mim('simmim', 'vit_tiny_patch16_224', ratio=0.5, unit=1),
-     'simmim has no option ratio, unit, its options are mask_ratio, mask_unit.'),
+     'simmim has no option ratio, unit, its options are mask_ratio, mask_unit, masking.'),
     (lambda: create_mim('simmim', build('vit'), model_kwargs=dict(depth=1)),
      'model_kwargs (depth) are for a backbone given by name.'),
     (lambda: register_mim('simmim')(nn.Module), 'There is a method simmim already, SimMIM.'),
@@ -60,16 +61,51 @@ def test_a_method_of_ones_own(monkeypatch):
         def forward(self, images, mask=None, noise=None, generator=None):
             return MIMOutput(images.sum() * 0, images, images, mask)
 
-    assert list_mims() == ['nothing', 'simmim'] and get_mim('nothing') is Nothing
+    assert list_mims() == ['ijepa', 'mae', 'nothing', 'simmim'] and get_mim('nothing') is Nothing
     assert create_mim('nothing', build('vit'), power=2).power == 2
     assert set(list_mim_models('nothing', 'resnet*')) == set(timm.list_models('resnet*', module='resnet'))
 
 
 def test_listed_models_are_those_with_the_protocol():
     names = list_mim_models('simmim')
-    assert len(names) == len(set(names)) >= 280
+    assert len(names) == len(set(names)) >= 680
     assert {'vit_base_patch16_224', 'deit_tiny_distilled_patch16_224', 'swin_base_patch4_window7_224',
             'eva02_tiny_patch14_224', 'vit_small_patch16_dinov3'} <= set(names)
     assert not {'resnet50', 'convnext_tiny', 'vit_base_patch32_384_missing'} & set(names)
     assert all(has_embed_stages(get_model_class(name)) for name in names[::20])
     assert set(list_mim_models('simmim', 'swin_*')) == {name for name in names if name.startswith('swin_')}
+    # of these all features are class tokens, or two grids
+    assert not [name for name in names if name.startswith(('crossvit', 'pit_'))]
+
+
+@pytest.mark.parametrize('method, count', [('mae', 293), ('ijepa', 285)])
+def test_listed_models_that_drop_tokens(method, count):
+    names = set(list_mim_models(method))
+    assert len(names) >= count
+    assert {'vit_base_patch16_224', 'deit_base_distilled_patch16_224', 'eva02_tiny_patch14_224',
+            'vit_small_patch16_dinov3', 'naflexvit_base_patch16_gap', 'hiera_tiny_224'} <= names
+    assert not [name for name in names if name.startswith(('swin', 'beit_', 'vit_relpos', 'resnet'))]
+    classes = {get_model_class(name).__name__ for name in names}
+    assert {'VisionTransformer', 'VisionTransformerDistilled', 'Eva', 'NaFlexVit', 'Hiera'} <= classes
+    for cls in ('VisionTransformer', 'VisionTransformerDistilled', 'Eva', 'NaFlexVit', 'Hiera'):
+        every = [name for name in timm.list_models() if get_model_class(name).__name__ == cls]
+        assert set(every) <= names
+
+
+@pytest.mark.parametrize('method, names', [
+    ('simmim', ['coat_tiny', 'coat_lite_tiny']),
+    ('mae', ['deepseek_vit_412m_enc', 'gemma4_vit_167m', 'vit_small_r26_s32_224']),
+    ('ijepa', ['qwen3_vit_88m_enc', 'gemma4_vit_167m_enc', 'vit_base_patch16_plus_240']),
+])
+def test_listed_models_can_be_created(method, names, request):
+    """Some that no tiny model stands for, all with --all-models, on the meta device."""
+    listed = list_mim_models(method)
+    assert set(names) <= set(listed)
+    # the size that a model has by default need not be one of whole patches or mask units
+    sizes = ('takes images whose height is a multiple of', 'mask_unit 32 does not fit')
+    for name in listed if request.config.getoption('--all-models') else names:
+        with torch.device('meta'):
+            try:
+                create_mim(method, name)
+            except ValueError as error:
+                assert any(part in str(error) for part in sizes), (name, str(error))

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from timm.mim import masked_count, random_mask, unit_grid, upsample_mask
+from timm.mim import (
+    block_mask, block_noise_size, create_mim, masked_count, random_mask, unit_grid, upsample_mask)
+from tiny_models import build, images_for
 
 
 @pytest.mark.parametrize('num_units, ratio, count', [
@@ -91,3 +93,64 @@ def test_upsample_mask_is_a_kronecker_product():
     mask = torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(0)) < 0.5
     expected = np.stack([np.kron(cells, np.ones((3, 2), dtype=bool)) for cells in mask.numpy()])
     assert np.array_equal(upsample_mask(mask, (3, 2)).numpy(), expected)
+
+
+def block_noise(grid_size, batch_size, seed=0):
+    return torch.rand(batch_size, block_noise_size(grid_size), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize('grid_size, count', [((14, 14), 78), ((14, 14), 147), ((4, 9), 20), ((6, 6), 1), ((3, 5), 14)])
+def test_blocks_mask_exactly_the_count(grid_size, count):
+    mask = block_mask(block_noise(grid_size, 300), grid_size, count)
+    assert mask.shape == (300, grid_size[0] * grid_size[1]) and (mask.sum(1) == count).all()
+
+
+def test_one_block_by_hand():
+    # area 16 + 0.5 * (78 - 16) = 47, aspect 1: 7 x 7, at row floor(0.5 * 8) and column floor(0.99 * 8)
+    noise = block_noise((14, 14), 1)
+    noise[0, :4] = torch.tensor([0.5, 0.5, 0.5, 0.99])
+    mask = block_mask(noise, (14, 14), 78).view(14, 14)
+    assert mask[4:11, 7:14].all()
+    # aspect 0.3 ** -0.5 = 1.826 and area 16 + 0.25 * 62 = 31.5: 7.58 x 4.15, rounded 8 x 4, at row 0 and column 5
+    noise[0, :4] = torch.tensor([0.25, 0.75, 0.1, 0.5])
+    mask = block_mask(noise, (14, 14), 78).view(14, 14)
+    assert mask[:8, 5:9].all()
+
+
+def test_the_last_block_is_shrunk_about_its_centre():
+    noise = block_noise((14, 14), 1)
+    noise[0, :4] = torch.tensor([0.999999, 0.5, 0.5, 0.5])  # 9 x 9 for a count of 78, at row and column 3
+    mask = block_mask(noise, (14, 14), 78).view(14, 14)
+    assert mask[4:11, 4:11].all() and not mask[:3].any() and not mask[12:].any() and not mask[:, :3].any()
+    assert mask[3:12, 3:12].sum() == 78
+
+
+def test_blocks_are_blocks():
+    """Neighbours of masked units are masked far more often than at random."""
+    mask = block_mask(block_noise((14, 14), 500), (14, 14), 78).view(-1, 14, 14)
+    both = (mask[:, :, 1:] & mask[:, :, :-1]).float().mean()
+    assert both > 0.3  # at random 0.4 squared
+    # any place can be masked, no place always is; blocks lie nearer to the middle
+    share = mask.float().mean(0)
+    assert 0 < share.min() and share.max() < 0.8
+
+
+def test_more_than_all_blocks_cover_is_filled_at_random():
+    noise = block_noise((14, 14), 200)
+    noise[:, :64] = torch.tensor([0., 0.5, 0., 0.]).repeat(16)  # the same 4 x 4 block 16 times
+    mask = block_mask(noise, (14, 14), 100).view(-1, 14, 14)
+    assert mask[:, :4, :4].all() and (mask.flatten(1).sum(1) == 100).all()
+    share = mask.float().mean(0)[4:, 4:]
+    assert 0.25 < share.min() and share.max() < 0.7  # 84 of the other 180
+
+
+@pytest.mark.parametrize('method, options, count', [
+    ('simmim', dict(mask_unit=16), 15), ('mae', dict(decoder_dim=24, decoder_depth=1, decoder_heads=2), 18)])
+def test_methods_with_blocks(method, options, count):
+    method = create_mim(method, build('vit'), masking='block', **options)
+    noise = torch.rand(method.noise_shape(3))
+    assert noise.shape == (3, block_noise_size((4, 6)))
+    output = method(images_for(method, 3), noise=noise)
+    assert torch.equal(output.mask.flatten(1), block_mask(noise, (4, 6), count))
+    with pytest.raises(ValueError, match="^masking must be 'random' or 'block', got 'blocks'.$"):
+        create_mim('mae', build('vit'), masking='blocks')

@@ -9,6 +9,7 @@ kernel). A float32 carries 6e-8; a few hundred terms and a few layers leave 1e-6
 import pytest
 import torch
 
+from hugging_face import BLOCK_NAMES, join_qkv, relative_difference, rename
 from timm.mim import SimMIM
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
@@ -31,15 +32,6 @@ SWIN_NAMES = {
     'attention.relative_position_bias.relative_position_bias_table': 'attn.relative_position_bias_table',
     'layernorm': 'norm',
 }
-BLOCK_NAMES = {
-    'attention.o_proj': 'attn.proj',
-    'layernorm_before': 'norm1',
-    'layernorm_after': 'norm2',
-    'attention.q_proj': 'attn.q',
-    'attention.k_proj': 'attn.k',
-    'attention.v_proj': 'attn.v',
-}
-
 
 def our_name(name, names):
     prefix, name = name.split('.', 1)
@@ -47,8 +39,7 @@ def our_name(name, names):
         return name.replace('0.', 'decoder.proj.')
     if name == 'embeddings.mask_token':
         return 'mask_token'
-    for theirs, ours in (*BLOCK_NAMES.items(), *names.items()):
-        name = name.replace(theirs, ours) if theirs != 'layernorm' or name.startswith('layernorm.') else name
+    name = rename(name, {**BLOCK_NAMES, **names})
     parts = name.split('.')
     if 'downsample' in parts:  # theirs ends a stage, ours begins the next
         name = '.'.join(['layers', str(int(parts[1]) + 1), *parts[2:]])
@@ -57,11 +48,7 @@ def our_name(name, names):
 
 def our_tensors(tensors, names):
     """Tensors by our names, query, key and value joined."""
-    ours = {our_name(name, names): tensor for name, tensor in tensors.items()}
-    for name in [name for name in ours if '.attn.q.' in name]:
-        parts = [ours.pop(name.replace('.attn.q.', f'.attn.{part}.')) for part in 'qkv']
-        ours[name.replace('.attn.q.', '.attn.qkv.')] = torch.cat(parts)
-    return ours
+    return join_qkv({our_name(name, names): tensor for name, tensor in tensors.items()})
 
 
 def vit_pair(in_chans):
@@ -81,10 +68,6 @@ def swin_pair(in_chans):
         img_size=64, patch_size=4, in_chans=in_chans, embed_dim=16, depths=(2, 2, 1), num_heads=(2, 4, 4),
         window_size=4, drop_path_rate=0.)
     return theirs, SimMIM(ours, mask_unit=16), SWIN_NAMES
-
-
-def relative_difference(a, b):
-    return ((a - b).norm() / b.norm()).item()
 
 
 @pytest.mark.parametrize('in_chans', [1, 3])

@@ -1,4 +1,4 @@
-from .decoder import PixelDecoder as PixelDecoder
+from .decoder import MaskedDecoder as MaskedDecoder, PixelDecoder as PixelDecoder
 from .factory import (
     create_mim as create_mim,
     get_mim as get_mim,
@@ -6,13 +6,33 @@ from .factory import (
     list_mims as list_mims,
     register_mim as register_mim,
 )
+from .ijepa import IJEPA as IJEPA
+from .mae import MAE as MAE
 from .masking import (
+    block_mask as block_mask,
+    block_noise_size as block_noise_size,
     masked_count as masked_count,
     random_mask as random_mask,
+    scatter_patches as scatter_patches,
+    split_mask as split_mask,
     unit_grid as unit_grid,
     upsample_mask as upsample_mask,
+    visible_count as visible_count,
+)
+from .method import MIMMethod as MIMMethod
+from .multi_block import (
+    MultiBlockMasks as MultiBlockMasks,
+    MultiBlockSampler as MultiBlockSampler,
+    official_multi_block_masks as official_multi_block_masks,
 )
 from .noise import keyed_noise as keyed_noise
 from .output import MIMOutput as MIMOutput, MIMUnsupportedError as MIMUnsupportedError
+from .positions import sincos_position_embedding as sincos_position_embedding
 from .simmim import SimMIM as SimMIM
-from .targets import masked_l1_loss as masked_l1_loss, pixel_target as pixel_target
+from .targets import (
+    masked_l1_loss as masked_l1_loss,
+    normalize_patches as normalize_patches,
+    patchify as patchify,
+    pixel_target as pixel_target,
+    unpatchify as unpatchify,
+)

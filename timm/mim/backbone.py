@@ -5,7 +5,7 @@ tokens. The dry run takes place on a copy of the model's structure on the meta d
 weights, draws no random numbers, and leaves no trace in the model.
 """
 import copy
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Type, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
@@ -16,10 +16,16 @@ from timm.models import get_model_input_config, has_embed_stages
 from .output import MIMUnsupportedError
 
 __all__ = [
-    'FeatureMap', 'dry_run', 'model_input', 'model_name', 'patch_stride', 'refuse_patch_drop', 'remove_unused',
-    'to_pair', 'unsupported_reason',
+    'FeatureMap', 'VisibleTokens', 'dry_run', 'dry_run_visible', 'encode_visible', 'model_input', 'model_name',
+    'num_prefix_tokens', 'patch_stride', 'refuse_patch_drop', 'remove_unused', 'to_pair', 'unsupported_reason',
 ]
 
+# what it means that a model refuses a method of the protocol
+_REFUSALS = dict(
+    map_tokens='has no patch tokens apart from their positions that could be replaced',
+    keep_tokens='needs its whole grid of tokens and cannot drop any',
+    features_to_map='gives no feature map',
+)
 # large enough that one patch more or less at the border does not change the rounded stride
 _LARGE_IMAGE = 1 << 20
 
@@ -34,6 +40,17 @@ class FeatureMap(NamedTuple):
     """
     channels: int
     stride: Tuple[int, int]
+    unused: List[str]
+
+
+class VisibleTokens(NamedTuple):
+    """ What a model makes of the visible patches of an image, as a dry run found it.
+
+    Attributes:
+        channels: Width of the tokens.
+        unused: Names of the trainable parameters that the tokens do not depend on.
+    """
+    channels: int
     unused: List[str]
 
 
@@ -65,13 +82,20 @@ def model_input(backbone: nn.Module) -> Tuple[int, Tuple[int, int]]:
     return channels, to_pair(img_size, 'img_size')
 
 
-def unsupported_reason(model: Union[nn.Module, Type[nn.Module]]) -> Optional[str]:
+def unsupported_reason(model: Union[nn.Module, Type[nn.Module]], methods: Sequence[str] = ()) -> Optional[str]:
     """ Why tokens of a model, or model class, cannot be masked, None if they can.
+
+    Args:
+        model: Model or model class.
+        methods: Methods of the embed / stages protocol that it must not refuse.
     """
-    if has_embed_stages(model):
-        return None
     model_cls = model if isinstance(model, type) else type(model)
-    return f'{model_cls.__name__} has no embed and forward_stages between which patch tokens could be masked'
+    if not has_embed_stages(model):
+        return f'{model_cls.__name__} has no embed and forward_stages between which patch tokens could be masked'
+    for name in methods:
+        if getattr(getattr(model_cls, name), 'refused', False):
+            return f'{model_cls.__name__} {_REFUSALS[name]}'
+    return None
 
 
 def refuse_patch_drop(backbone: nn.Module) -> None:
@@ -103,24 +127,32 @@ def remove_unused(backbone: nn.Module, unused: List[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def patch_stride(backbone: nn.Module, img_size: Tuple[int, int]) -> Tuple[int, int]:
-    """ Stride (height, width) of the patch embedding in pixels.
+def patch_stride(
+        backbone: nn.Module,
+        img_size: Tuple[int, int],
+        grid: str = 'patch_grid',
+) -> Tuple[int, int]:
+    """ Stride (height, width) of a grid in pixels.
+
+    Args:
+        backbone: Model with the embed / stages protocol.
+        img_size: Image (height, width) in pixels.
+        grid: Method of the protocol that tells the grid, `patch_grid` or `keep_grid`.
 
     Raises:
         MIMUnsupportedError: The model has no one grid of patches.
         ValueError: The image is not made of whole patches.
     """
     try:
-        grid = backbone.patch_grid(img_size)
-        large_grid = backbone.patch_grid((_LARGE_IMAGE, _LARGE_IMAGE))
+        grid_size = getattr(backbone, grid)(img_size)
+        large_grid_size = getattr(backbone, grid)((_LARGE_IMAGE, _LARGE_IMAGE))
     except NotImplementedError as error:
         raise MIMUnsupportedError(f'{model_name(backbone)} has no patch grid: {_first_line(error)}') from error
-    stride = tuple(round(_LARGE_IMAGE / cells) for cells in large_grid)
-    _check_divides(backbone, img_size, grid, stride)
+    stride = tuple(round(_LARGE_IMAGE / cells) for cells in large_grid_size)
+    _check_divides(backbone, img_size, grid_size, stride)
     return stride
 
 
-@torch.enable_grad()
 def dry_run(backbone: nn.Module, in_chans: int, img_size: Tuple[int, int]) -> FeatureMap:
     """ Find the feature map of a model for images of a size, without running the model.
 
@@ -134,22 +166,107 @@ def dry_run(backbone: nn.Module, in_chans: int, img_size: Tuple[int, int]) -> Fe
         ValueError: The model does not take images of that size, or pads them.
     """
     grid = backbone.patch_grid(img_size)
+
+    def feature_map(replica: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        return replica.features_to_map(replica.forward_stages(replica.embed(images)), grid)
+
+    features, unused = _run_on_meta(backbone, in_chans, img_size, feature_map, 'gives no feature map')
+    _, channels, *map_size = features.shape
+    return FeatureMap(channels, _feature_stride(backbone, img_size, grid, map_size), unused)
+
+
+def dry_run_visible(
+        backbone: nn.Module,
+        in_chans: int,
+        img_size: Tuple[int, int],
+        num_visible: int,
+) -> VisibleTokens:
+    """ Find what a model makes of some of the patches of an image, without running the model.
+
+    Args:
+        backbone: Model with the embed / stages protocol.
+        in_chans: Number of image channels.
+        img_size: Image (height, width) in pixels.
+        num_visible: Number of visible patches.
+
+    Raises:
+        MIMUnsupportedError: The model cannot drop tokens, or does not give a token per patch.
+        ValueError: The model does not take images of that size.
+    """
+    def visible_tokens(replica: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        keep = torch.zeros(len(images), num_visible, dtype=torch.int64, device=images.device)
+        return replica.forward_stages(replica.keep_tokens(replica.embed(images), keep))
+
+    tokens, unused = _run_on_meta(backbone, in_chans, img_size, visible_tokens, 'cannot drop tokens')
+    if tokens.ndim != 3 or tokens.shape[1] != num_prefix_tokens(backbone) + num_visible:
+        raise MIMUnsupportedError(
+            f'{model_name(backbone)} does not give a token for each visible patch: of {num_visible} and '
+            f'{num_prefix_tokens(backbone)} prefix tokens it makes a tensor of shape {tuple(tokens.shape)}.')
+    return VisibleTokens(tokens.shape[2], unused)
+
+
+def num_prefix_tokens(backbone: nn.Module) -> int:
+    """ Number of prefix tokens in front of the patches in what `forward_stages` returns.
+    """
+    return getattr(backbone, 'num_prefix_tokens', 0)
+
+
+def encode_visible(
+        backbone: nn.Module,
+        images: torch.Tensor,
+        pixel_mask: torch.Tensor,
+        visible: torch.Tensor,
+) -> torch.Tensor:
+    """ Encode the visible patches of images, without a trace of the others.
+
+    Args:
+        backbone: Model with the embed / stages protocol.
+        images: Images of shape (B, C, H, W).
+        pixel_mask: Masked pixels of shape (B, 1, H, W) bool.
+        visible: Indices of the visible patches of shape (B, K).
+
+    Returns:
+        Prefix tokens and visible patches of shape (B, P + K, C).
+    """
+    # where a stem overlaps, a visible token holds pixels of masked neighbours
+    embedded = backbone.embed(images.masked_fill(pixel_mask, 0.))
+    return backbone.forward_stages(backbone.keep_tokens(embedded, visible))
+
+
+@torch.enable_grad()
+def _run_on_meta(
+        backbone: nn.Module,
+        in_chans: int,
+        img_size: Tuple[int, int],
+        run: Callable[[nn.Module, torch.Tensor], torch.Tensor],
+        refusal: str,
+) -> Tuple[torch.Tensor, List[str]]:
+    """ Run a function of a model and images on the meta device.
+
+    Args:
+        backbone: Model, of which a replica is run.
+        in_chans: Number of image channels.
+        img_size: Image (height, width) in pixels.
+        run: Function of the replica and of images.
+        refusal: What it means if the model refuses.
+
+    Returns:
+        What the function returned, and the names of the trainable parameters that it does not depend on.
+    """
     replica = _meta_replica(backbone)
     parameters = {name: parameter for name, parameter in replica.named_parameters() if parameter.requires_grad}
     dtype = next((p.dtype for p in replica.parameters() if p.is_floating_point()), None)
     images = torch.empty(2, in_chans, *img_size, device='meta', dtype=dtype)
     try:
-        features = replica.features_to_map(replica.forward_stages(replica.embed(images)), grid)
+        features = run(replica, images)
     except NotImplementedError as error:
-        raise MIMUnsupportedError(f'{model_name(backbone)} gives no feature map: {_first_line(error)}') from error
+        raise MIMUnsupportedError(f'{model_name(backbone)} {refusal}: {_first_line(error)}') from error
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
             f'{model_name(backbone)} does not take images of {img_size[0]} x {img_size[1]} pixels with {in_chans} '
             f'channels: {_first_line(error)} Build it for them (img_size=, in_chans=), or for any size where it has '
             f'that option (dynamic_img_size=True).') from error
-    _, channels, *map_size = features.shape
-    stride = _feature_stride(backbone, img_size, grid, map_size)
-    return FeatureMap(channels, stride, _unused_parameters(features, parameters))
+    return features, _unused_parameters(features, parameters)
 
 
 def _meta_replica(backbone: nn.Module) -> nn.Module:

@@ -1,11 +1,22 @@
 """ Decoders of Masked Image Modeling
+
+Shape letters: B batch, H x W the grid of patches, N = H * W, P prefix tokens, K kept patches, C channels.
 """
-from typing import Tuple
+from functools import partial
+from typing import Callable, Optional, Tuple
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
-__all__ = ['PixelDecoder', 'pixel_shuffle']
+from timm.layers import calculate_drop_path_rates
+from timm.models import checkpoint_seq
+from timm.models._embed_stages import gather_patches
+from timm.models.vision_transformer import Block
+
+from .positions import sincos_position_embedding
+
+__all__ = ['MaskedDecoder', 'PixelDecoder', 'init_xavier', 'pixel_shuffle']
 
 
 def pixel_shuffle(x: torch.Tensor, stride: Tuple[int, int]) -> torch.Tensor:
@@ -56,3 +67,149 @@ class PixelDecoder(nn.Module):
         """ Predict pixels (B, out_chans, H * stride[0], W * stride[1]) from features (B, feature_dim, H, W).
         """
         return pixel_shuffle(self.proj(features), self.stride)
+
+
+def init_xavier(module: nn.Module) -> None:
+    """ Initialise a linear layer as MAE does: uniform Xavier weight, zero bias. Other modules are left alone.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class MaskedDecoder(nn.Module):
+    """ Transformer over a grid of patch tokens, part of which are replaced by a mask token.
+
+    It serves as the decoder of MAE and as the predictor of I-JEPA: what differs between the two, the projection of the
+    encoder's features to its width and the head that makes a prediction of its output, lives outside.
+
+    The names of its parameters are those of `MaskedVisionTransformerDecoderTIMM` of lightly 1.6, and with its weights
+    it gives the same output. There are two differences: the grid need not be square, and indices and masks count
+    patches only, so that a prefix token can neither be masked nor dropped.
+    """
+
+    def __init__(
+            self,
+            grid_size: Tuple[int, int],
+            embed_dim: int = 512,
+            depth: int = 8,
+            num_heads: int = 16,
+            num_prefix_tokens: int = 0,
+            mlp_ratio: float = 4.,
+            qkv_bias: bool = True,
+            pos_embed: str = 'sincos',
+            drop_path_rate: float = 0.,
+            norm_layer: Callable[..., nn.Module] = partial(nn.LayerNorm, eps=1e-6),
+            device=None,
+            dtype=None,
+    ) -> None:
+        """
+        Args:
+            grid_size: Grid (H, W) of the patches.
+            embed_dim: Width of the tokens.
+            depth: Number of blocks.
+            num_heads: Number of attention heads.
+            num_prefix_tokens: Number of prefix tokens in front of the patch tokens.
+            mlp_ratio: Hidden width of the MLPs in widths of a token.
+            qkv_bias: Query, key and value have a bias.
+            pos_embed: Position embedding, 'sincos' (fixed, zero for prefix tokens) or 'learn'.
+            drop_path_rate: Stochastic depth rate of the last block, it grows linearly with depth.
+            norm_layer: Norm of the blocks and of the output.
+
+        Raises:
+            ValueError: A width that the heads or the position embedding do not divide, or an unknown embedding.
+        """
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f'{num_heads} heads do not divide the width {embed_dim} of the decoder.')
+        if pos_embed not in ('sincos', 'learn'):
+            raise ValueError(f"pos_embed must be 'sincos' or 'learn', got {pos_embed!r}.")
+        dd = {'device': device, 'dtype': dtype}
+        self.grid_size = grid_size
+        self.num_patches = grid_size[0] * grid_size[1]
+        self.num_prefix_tokens = num_prefix_tokens
+        self.grad_checkpointing = False
+
+        self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
+        if pos_embed == 'sincos':
+            positions = F.pad(sincos_position_embedding(grid_size, embed_dim), (0, 0, num_prefix_tokens, 0))
+            self.register_buffer('pos_embed', positions.unsqueeze(0).to(**dd))
+        else:
+            self.pos_embed = nn.Parameter(torch.empty(1, num_prefix_tokens + self.num_patches, embed_dim, **dd))
+        self.blocks = nn.Sequential(*[
+            Block(
+                embed_dim,
+                num_heads,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                drop_path=drop_path,
+                norm_layer=norm_layer,
+                **dd,
+            )
+            for drop_path in calculate_drop_path_rates(drop_path_rate, depth)])
+        self.norm = norm_layer(embed_dim, **dd)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """ Initialise the weights as MAE does.
+        """
+        self.apply(init_xavier)
+        nn.init.normal_(self.mask_token, std=.02)
+        if isinstance(self.pos_embed, nn.Parameter):
+            nn.init.trunc_normal_(self.pos_embed, std=.02)
+
+    def forward(
+            self,
+            x: torch.Tensor,
+            idx_keep: Optional[torch.Tensor] = None,
+            idx_mask: Optional[torch.Tensor] = None,
+            mask: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+        """ Replace masked patches by the mask token, add positions, run the blocks and the norm.
+
+        Args:
+            x: Tokens of shape (B, P + N, C), the patches in row-major order. What stands at a masked place is not read.
+            idx_keep: Indices (B, K) of the patches that go in, in the order wanted, masked ones included. All if None.
+                Prefix tokens always go in.
+            idx_mask: Indices (B, M) of the masked patches.
+            mask: Masked patches (B, N) bool in place of their indices.
+
+        Returns:
+            Tokens of shape (B, P + N, C), or (B, P + K, C) of the patches that went in.
+
+        Raises:
+            ValueError: Tokens of the wrong shape, or masked patches given twice.
+        """
+        num_tokens = self.num_prefix_tokens + self.num_patches
+        if x.ndim != 3 or x.shape[1] != num_tokens:
+            raise ValueError(
+                f'The decoder takes {num_tokens} tokens ({self.num_prefix_tokens} prefix tokens and a grid of '
+                f'{self.grid_size[0]} x {self.grid_size[1]} patches), got a tensor of shape {tuple(x.shape)}.')
+        if idx_mask is not None:
+            if mask is not None:
+                raise ValueError('Give the masked patches as idx_mask or as mask, not both.')
+            mask = torch.zeros(x.shape[0], self.num_patches, dtype=torch.bool, device=x.device)
+            mask = mask.scatter(1, idx_mask, True)
+
+        positions = self.pos_embed
+        if idx_keep is not None:
+            # what does not go in needs no mask token and no position
+            x = gather_patches(x, idx_keep, self.num_prefix_tokens)
+            positions = gather_patches(positions.expand(len(x), -1, -1), idx_keep, self.num_prefix_tokens)
+            mask = None if mask is None else mask.gather(1, idx_keep)
+        if mask is not None:
+            masked = F.pad(mask, (self.num_prefix_tokens, 0)).unsqueeze(-1)
+            x = torch.where(masked, self.mask_token, x)
+        x = x + positions
+
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        return self.norm(x)
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Enable or disable gradient checkpointing of the blocks."""
+        self.grad_checkpointing = enable

@@ -11,7 +11,14 @@ from typing import List, Tuple
 
 import torch
 
-__all__ = ['masked_count', 'random_mask', 'unit_grid', 'upsample_mask']
+__all__ = [
+    'block_mask', 'block_noise_size', 'masked_count', 'random_mask', 'scatter_patches', 'split_mask', 'unit_grid',
+    'upsample_mask', 'visible_count',
+]
+
+_MAX_BLOCKS = 16  # more than are ever needed but for masks of nearly everything
+_MIN_BLOCK = 16 / 196  # area of the smallest block in grids, 16 patches of 14 x 14 in BEiT
+_BLOCK_ASPECT = 0.3  # smallest height of a block in widths, the largest is its inverse
 
 
 def masked_count(num_units: int, ratio: float) -> int:
@@ -35,6 +42,63 @@ def masked_count(num_units: int, ratio: float) -> int:
     return count
 
 
+def visible_count(num_patches: int, mask_ratio: float, reference_count: bool = False) -> int:
+    """ Number of patches that stay visible, `num_patches * (1 - mask_ratio)` rounded down.
+
+    Args:
+        num_patches: Number of patches of a sample.
+        mask_ratio: Share of patches to mask, in (0, 1), as the decimal number that it is written as.
+        reference_count: Compute in floats as facebookresearch/mae does, at times one patch fewer: 9 of 100 for 0.9.
+
+    Raises:
+        ValueError: The ratio is not in (0, 1), or masks all patches.
+    """
+    count = num_patches - masked_count(num_patches, mask_ratio)
+    if reference_count:
+        count = int(num_patches * (1 - mask_ratio))
+        if count == 0:
+            raise ValueError(f'mask_ratio {mask_ratio} masks all {num_patches} patches with reference_count.')
+    return count
+
+
+def split_mask(mask: torch.Tensor, num_visible: int) -> Tuple[torch.Tensor, torch.Tensor]:
+    """ Indices of the visible and of the masked patches, each in row-major order.
+
+    Args:
+        mask: Mask of shape (B, N) bool, True is masked, with as many visible patches in each sample.
+        num_visible: Number of visible patches K, known beforehand so that nothing waits for the device.
+
+    Returns:
+        Indices of shapes (B, K) and (B, N - K).
+    """
+    order = mask.to(torch.uint8).argsort(dim=1, stable=True)
+    return order[:, :num_visible], order[:, num_visible:]
+
+
+def scatter_patches(
+        tokens: torch.Tensor,
+        places: torch.Tensor,
+        num_patches: int,
+        num_prefix_tokens: int = 0,
+) -> torch.Tensor:
+    """ Put patch tokens at their places among all patches, zeros elsewhere, after all of the prefix tokens.
+
+    Args:
+        tokens: Tokens of shape (B, P + K, C).
+        places: Patch indices of shape (B, K) int64, each at most once in a sample.
+        num_patches: Number of patches N.
+        num_prefix_tokens: Number of prefix tokens P.
+
+    Returns:
+        Tokens of shape (B, P + N, C).
+    """
+    prefix, patches = tokens[:, :num_prefix_tokens], tokens[:, num_prefix_tokens:]
+    batch_size, _, channels = patches.shape
+    grid = patches.new_zeros(batch_size, num_patches, channels)
+    grid = grid.scatter(1, places.unsqueeze(-1).expand(-1, -1, channels), patches)
+    return torch.cat([prefix, grid], dim=1) if num_prefix_tokens else grid
+
+
 def random_mask(noise: torch.Tensor, count: int) -> torch.Tensor:
     """ Mask the `count` units of smallest noise in each sample, exactly that many.
 
@@ -48,6 +112,49 @@ def random_mask(noise: torch.Tensor, count: int) -> torch.Tensor:
     # a stable sort makes equal noise the same choice on every device
     masked = noise.argsort(dim=1, stable=True)[:, :count]
     return torch.zeros_like(noise, dtype=torch.bool).scatter(1, masked, True)
+
+
+def block_noise_size(grid_size: Tuple[int, int]) -> int:
+    """ Number of values of noise per sample that `block_mask` takes.
+    """
+    return 4 * _MAX_BLOCKS + grid_size[0] * grid_size[1]
+
+
+def block_mask(noise: torch.Tensor, grid_size: Tuple[int, int], count: int) -> torch.Tensor:
+    """ Mask rectangular blocks, one after the other until `count` units are masked, exactly that many.
+
+    The blocks are those of `BEiT: BERT Pre-Training of Image Transformers` (https://arxiv.org/abs/2106.08254), of at
+    least 16 patches in 14 x 14 and of heights of 0.3 to 3.3 widths, uniform in area, in the logarithm of the aspect and
+    in place. The block that would exceed the count is shrunk about its centre.
+
+    Args:
+        noise: Uniform noise in [0, 1) of shape (B, block_noise_size).
+        grid_size: Grid (H, W) of the units.
+        count: Number of units to mask.
+
+    Returns:
+        Mask of shape (B, H * W) bool, True is masked.
+    """
+    num_units = grid_size[0] * grid_size[1]
+    draws = noise[:, :4 * _MAX_BLOCKS].unflatten(1, (_MAX_BLOCKS, 4))  # (B, blocks, 4)
+    smallest = min(num_units * _MIN_BLOCK, count)
+    area = smallest + draws[..., 0] * (count - smallest)
+    aspect = torch.exp((2 * draws[..., 1] - 1) * -math.log(_BLOCK_ASPECT))
+    # how far a unit is from the centre of a block, 1 where the block ends, per axis and then per unit
+    distances = []
+    for axis, side in enumerate((torch.sqrt(area * aspect), torch.sqrt(area / aspect))):
+        cells = grid_size[axis]
+        side = side.round().clamp(1, cells)
+        first = torch.minimum((draws[..., 2 + axis] * (cells - side + 1)).floor(), cells - side)
+        cell = torch.arange(cells, device=noise.device)
+        offset = (cell - (first + (side - 1) / 2).unsqueeze(-1)).abs()
+        distances.append(2 * offset / side.unsqueeze(-1))  # (B, blocks, cells)
+    rows, columns = distances
+    distance = torch.maximum(rows.unsqueeze(-1), columns.unsqueeze(-2)).flatten(2)  # (B, blocks, N)
+    # units by the first block that covers them and from its centre outwards, at last those that no block covers
+    number = torch.arange(_MAX_BLOCKS, device=noise.device).view(1, -1, 1)
+    covered = torch.where(distance < 1, number + distance, float(_MAX_BLOCKS)).amin(dim=1)
+    return random_mask(covered + 1e-3 * noise[:, 4 * _MAX_BLOCKS:], count)
 
 
 def unit_grid(

@@ -1,6 +1,6 @@
 """ What a Masked Image Modeling Method Returns, and Raises
 """
-from typing import NamedTuple
+from typing import Dict, NamedTuple, Optional
 
 import torch
 
@@ -12,14 +12,17 @@ class MIMOutput(NamedTuple):
 
     Attributes:
         loss: Scalar, float32.
-        prediction: What the method predicts, for SimMIM pixels (B, C, H, W) float32.
+        prediction: What the method predicts, float32. SimMIM pixels (B, C, H, W), MAE the masked patches (B, M, D),
+            I-JEPA the features of its target blocks (B, blocks, M, D).
         target: What the prediction is compared with, of the same shape.
         mask: Masked patches (B, h, w) bool, True is masked.
+        logs: Scalars on the device that are worth a look besides the loss, by name.
     """
     loss: torch.Tensor
     prediction: torch.Tensor
     target: torch.Tensor
     mask: torch.Tensor
+    logs: Optional[Dict[str, torch.Tensor]] = None
 
 
 class MIMUnsupportedError(ValueError):

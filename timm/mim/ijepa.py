@@ -1,0 +1,306 @@
+""" I-JEPA
+
+Predicts features of blocks of an image from the rest of it, features that a moving average of the encoder makes of the
+whole image.
+
+Paper: `Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture`
+    - https://arxiv.org/abs/2301.08243
+
+The formulas are those of facebookresearch/ijepa, `src/train.py`, `src/models/vision_transformer.py` (predictor) and
+`src/masks/multiblock.py` (masks).
+
+Shape letters: B batch, h x w patches, N = h * w, of them K in the context, T target blocks of M patches each, C width
+of the encoder, D width of the predictor.
+"""
+import copy
+import math
+from typing import Any, Dict, Optional, Set, Tuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from timm.layers import trunc_normal_
+from timm.models._embed_stages import gather_patches
+
+from .backbone import dry_run, dry_run_visible, encode_visible, num_prefix_tokens, remove_unused
+from .decoder import MaskedDecoder
+from .factory import register_mim
+from .masking import scatter_patches
+from .method import MIMMethod
+from .multi_block import MultiBlockMasks, MultiBlockSampler, OfficialMultiBlockSampler
+from .output import MIMOutput, MIMUnsupportedError
+
+__all__ = ['IJEPA']
+
+_SAMPLERS = dict(unbiased=MultiBlockSampler, official=OfficialMultiBlockSampler)
+
+
+@register_mim('ijepa')
+class IJEPA(MIMMethod):
+    """ I-JEPA on any model that can drop tokens.
+
+    `backbone` is the context encoder. The target encoder starts as its copy and belongs to the method; it is in eval
+    mode always, gets no gradient, and follows by `update_target`, to be called after each step of the optimizer:
+
+        output = method(images)
+        output.loss.backward()
+        optimizer.step()
+        method.update_target(step / num_steps)
+
+    Parameters alone are averaged. Buffers, such as tables of rotary embeddings, are constants of these models and stay
+    as they were copied.
+
+    The encoders keep their prefix tokens (class, register, distillation) to themselves: the predictor sees the patches
+    only, as in the reference, whose encoder has none. A loss that rises is normal, since targets gain in variety; what
+    should not fall is `target_std` and `target_rank` in the `logs` of the output.
+    """
+    protocol = ('keep_tokens', 'features_to_map')
+    mask_grid = 'keep_grid'
+    works = (
+        'list_mim_models(\'ijepa\') names the models that work, vit_base_patch16_224 for example, and SimMIM needs no '
+        'model that drops tokens')
+    reconstructs_pixels = False
+
+    def __init__(
+            self,
+            backbone: nn.Module,
+            img_size: Optional[Any] = None,
+            predictor_dim: int = 384,
+            predictor_depth: int = 6,
+            predictor_heads: Optional[int] = None,
+            predictor_pos_embed: str = 'sincos',
+            sampler: str = 'unbiased',
+            num_targets: int = 4,
+            target_scale: Tuple[float, float] = (0.15, 0.2),
+            target_aspect: Tuple[float, float] = (0.75, 1.5),
+            context_scale: Tuple[float, float] = (0.85, 1.0),
+            momentum: Tuple[float, float] = (0.996, 1.0),
+    ) -> None:
+        """
+        Args:
+            backbone: Model to train.
+            img_size: Image size, one number or (height, width), that of the model if None.
+            predictor_dim: Width of the predictor.
+            predictor_depth: Number of blocks of the predictor, 6 for a ViT-B, 12 for larger ones in the paper.
+            predictor_heads: Number of attention heads of the predictor. If None as many as the model's first block has
+                (12 where it does not tell), or fewer where they do not divide the width.
+            predictor_pos_embed: Position embedding of the predictor, 'sincos' or 'learn'.
+            sampler: Sampler of the masks, 'unbiased' or 'official', see `timm.mim.multi_block`.
+            num_targets: Number of target blocks.
+            target_scale: Smallest and largest area of a target block in images.
+            target_aspect: Smallest and largest height of a target block in widths.
+            context_scale: Smallest and largest area of the context block in images.
+            momentum: Momentum of the target encoder at the beginning and at the end of training.
+
+        Raises:
+            MIMUnsupportedError: The model has no protocol, cannot drop tokens, or drops patches by itself.
+            ValueError: A value that is not allowed, or an image size that the model does not take.
+        """
+        super().__init__(backbone, img_size)
+        if sampler not in _SAMPLERS:
+            raise ValueError(f"sampler must be 'unbiased' or 'official', got {sampler!r}.")
+        _check_momentum(momentum)
+        self.momentum = momentum
+        self.grid_size = self._patch_grid(self.img_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.num_prefix_tokens = num_prefix_tokens(backbone)
+
+        weight = next(backbone.parameters())
+        dd = {'device': weight.device, 'dtype': weight.dtype}
+        mask_sampler = _SAMPLERS[sampler](
+            self.grid_size, num_targets, target_scale, target_aspect, context_scale, device=weight.device)
+        predictor = MaskedDecoder(
+            self.grid_size,
+            predictor_dim,
+            predictor_depth,
+            _num_heads(backbone, predictor_dim) if predictor_heads is None else predictor_heads,
+            pos_embed=predictor_pos_embed,
+            **dd,
+        )
+        tokens = dry_run_visible(backbone, self.in_chans, self.img_size, 1)
+        features = dry_run(backbone, self.in_chans, self.img_size)
+        if features.stride != self.patch_stride:
+            raise MIMUnsupportedError(
+                f'{type(backbone).__name__} gives features of stride {features.stride}, not of its patches.')
+        remove_unused(backbone, sorted({*tokens.unused, *features.unused}))
+
+        self.target_encoder = copy.deepcopy(backbone).requires_grad_(False).eval()
+        self.sampler = mask_sampler
+        self.predictor_embed = nn.Linear(tokens.channels, predictor_dim, **dd)
+        self.predictor = predictor
+        self.predictor_proj = nn.Linear(predictor_dim, tokens.channels, **dd)
+        self._init_predictor()
+
+    def forward(
+            self,
+            images: torch.Tensor,
+            mask: Optional[Tuple[torch.Tensor, torch.Tensor]] = None,
+            noise: Optional[torch.Tensor] = None,
+            generator: Optional[torch.Generator] = None,
+    ) -> MIMOutput:
+        """ Predict the features of the target blocks from those of the context, compare.
+
+        Without masks some are made of noise, without noise that is drawn from the generator.
+
+        Args:
+            images: Normalised images of shape (B, C, H, W).
+            mask: Context (B, K) and targets (B, T, M), indices of patches, see `MultiBlockMasks`.
+            noise: Noise as `noise_shape` says, which decides sizes and places of the blocks.
+            generator: Generator on the device of the images, the default one if None.
+
+        Returns:
+            Prediction and target are features of the target blocks of shape (B, T, M, C), the mask is True where a
+            patch is not part of the context.
+
+        Raises:
+            ValueError: An argument of wrong shape or type.
+        """
+        self._check_built_size(images)
+        self._check_one_source(mask, noise, generator)
+        if mask is None:
+            masks = self.sample_masks(self._get_noise(self.noise_shape(len(images)), images, noise, generator))
+        else:
+            masks = self._check_masks(mask, images)
+        target = self._encode_targets(images, masks.targets)
+        unseen = self._unseen(masks.context)
+        context = encode_visible(self.backbone, images, self.pixel_mask(unseen), masks.context)
+        prediction = self._predict(context[:, self.num_prefix_tokens:], masks).float()
+        loss = F.smooth_l1_loss(prediction, target)
+        return MIMOutput(loss, prediction, target, unseen, _variety(target))
+
+    def sample_masks(self, noise: torch.Tensor) -> MultiBlockMasks:
+        """ The masks that `forward` makes of noise.
+        """
+        return self.sampler(noise)
+
+    def target_mask(self, targets: torch.Tensor) -> torch.Tensor:
+        """ The patches of target blocks (B, T, M), as masks (B, T, h, w) bool.
+        """
+        mask = torch.zeros(*targets.shape[:2], self.num_patches, dtype=torch.bool, device=targets.device)
+        return mask.scatter(2, targets, True).unflatten(2, self.grid_size)
+
+    @torch.no_grad()
+    def update_target(self, progress: float) -> None:
+        """ Move the target encoder towards the encoder, after a step of the optimizer.
+
+        Args:
+            progress: Share of the training that is done, the number of the step from 0 by that of all steps.
+        """
+        if not 0 <= progress <= 1:
+            raise ValueError(f'progress must be a number from 0 to 1, got {progress}.')
+        momentum = self.momentum[0] + (self.momentum[1] - self.momentum[0]) * progress
+        targets, sources = list(self.target_encoder.parameters()), list(self.backbone.parameters())
+        torch._foreach_mul_(targets, momentum)
+        torch._foreach_add_(targets, sources, alpha=1. - momentum)
+
+    def noise_shape(self, batch_size: int) -> Tuple[int, int]:
+        """ Shape (B, values per sample) of the noise that makes the masks of a batch.
+        """
+        return batch_size, self.sampler.noise_size
+
+    def train(self, mode: bool = True) -> 'IJEPA':
+        """Set the training mode of all but the target encoder, which has no dropout and no stochastic depth."""
+        super().train(mode)
+        self.target_encoder.eval()
+        return self
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> Set[str]:
+        """Set of parameters that should not use weight decay."""
+        return super().no_weight_decay() | {'predictor.pos_embed'}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Enable or disable gradient checkpointing of the model and the predictor."""
+        super().set_grad_checkpointing(enable)
+        self.predictor.set_grad_checkpointing(enable)
+
+    @torch.no_grad()
+    def _encode_targets(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """ Normalised features (B, T, M, C) of the target blocks, of the whole image.
+        """
+        encoder = self.target_encoder
+        features = encoder.forward_stages(encoder.embed(images))
+        grid = encoder.patch_grid(self.img_size)
+        features = encoder.features_to_map(features, grid).flatten(2).transpose(1, 2).float()  # (B, N, C)
+        features = F.layer_norm(features, features.shape[-1:])
+        return gather_patches(features, targets.flatten(1)).unflatten(1, targets.shape[1:])
+
+    def _predict(self, context: torch.Tensor, masks: MultiBlockMasks) -> torch.Tensor:
+        """ Predict the features (B, T, M, C) of each target block by itself, from the context (B, K, C).
+        """
+        batch_size, num_targets, length = masks.targets.shape
+        tokens = scatter_patches(self.predictor_embed(context), masks.context, self.num_patches)
+
+        def per_target(x: torch.Tensor) -> torch.Tensor:
+            return x.unsqueeze(1).expand(-1, num_targets, *x.shape[1:]).flatten(0, 1)
+
+        targets = masks.targets.flatten(0, 1)  # (B * T, M)
+        context_and_target = torch.cat([per_target(masks.context), targets], dim=1)
+        decoded = self.predictor(per_target(tokens), idx_keep=context_and_target, idx_mask=targets)
+        return self.predictor_proj(decoded[:, -length:]).unflatten(0, (batch_size, num_targets))
+
+    def _unseen(self, context: torch.Tensor) -> torch.Tensor:
+        """ The patches (B, h, w) bool that are not part of the context.
+        """
+        unseen = torch.ones(len(context), self.num_patches, dtype=torch.bool, device=context.device)
+        return unseen.scatter(1, context, False).unflatten(1, self.grid_size)
+
+    def _check_masks(self, masks: Tuple[torch.Tensor, torch.Tensor], images: torch.Tensor) -> MultiBlockMasks:
+        """ Check a caller's masks, but for the values of the indices, which are on the device.
+        """
+        masks = MultiBlockMasks(*masks)
+        for name, indices, ndim in (('context', masks.context, 2), ('targets', masks.targets, 3)):
+            if indices.dtype != torch.int64 or indices.ndim != ndim or len(indices) != len(images):
+                shape = '(B, K)' if ndim == 2 else '(B, T, M)'
+                raise ValueError(
+                    f'{name} of the mask must be int64 of shape {shape} with B = {len(images)}, got {indices.dtype} of '
+                    f'shape {tuple(indices.shape)}.')
+            if indices.device != images.device:
+                raise ValueError(f'mask must be on {images.device} as the images are, it is on {indices.device}.')
+        return masks
+
+    def _init_predictor(self) -> None:
+        """ Initialise the predictor as the reference does, the output of each block weighted down with its depth.
+        """
+        for module in (self.predictor_embed, self.predictor_proj, *self.predictor.modules()):
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=.02)
+                nn.init.zeros_(module.bias)
+        trunc_normal_(self.predictor.mask_token, std=.02)
+        with torch.no_grad():
+            for depth, block in enumerate(self.predictor.blocks, start=1):
+                block.attn.proj.weight.div_(math.sqrt(2. * depth))
+                block.mlp.fc2.weight.div_(math.sqrt(2. * depth))
+
+
+def _check_momentum(momentum: Tuple[float, float]) -> None:
+    valid = isinstance(momentum, (tuple, list)) and len(momentum) == 2
+    if not valid or not all(0 <= value <= 1 for value in momentum):
+        raise ValueError(
+            f'momentum must be a pair (at the beginning, at the end) of numbers up to 1, got {momentum!r}.')
+
+
+def _num_heads(backbone: nn.Module, width: int) -> int:
+    """ Number of attention heads of the first block, 12 where no block tells, or the next lower that divides a width.
+    """
+    numbers = (getattr(module, 'num_heads', None) for module in backbone.modules())
+    num_heads = next((number for number in numbers if isinstance(number, int)), 12)
+    return next(heads for heads in range(num_heads, 0, -1) if width % heads == 0)
+
+
+def _variety(features: torch.Tensor) -> Dict[str, torch.Tensor]:
+    """ How much target features differ, without a decomposition for which the host would have to wait.
+
+    `target_std` is the standard deviation over all tokens, averaged over channels; features that are all the same have
+    0. `target_rank` is the effective number of dimensions that they vary in, the squared sum of the eigenvalues of
+    their covariance by the sum of the squares; it is 1 if they vary along a line.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        tokens = features.flatten(0, -2)
+        centered = tokens - tokens.mean(dim=0)
+        covariance = centered.T @ centered / len(tokens)
+        variances = covariance.diagonal()
+        rank = variances.sum().square() / covariance.square().sum().clamp(min=1e-12)
+        return dict(target_std=variances.sqrt().mean(), target_rank=rank)

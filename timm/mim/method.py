@@ -1,0 +1,151 @@
+""" What Masked Image Modeling Methods Have in Common
+
+Shape letters: B batch, C image channels, H x W pixels, h x w patches, N = h * w.
+"""
+from typing import Any, Optional, Set, Tuple, Type, Union
+
+import torch
+import torch.nn as nn
+
+from .backbone import model_input, model_name, patch_stride, refuse_patch_drop, to_pair, unsupported_reason
+from .masking import upsample_mask
+from .output import MIMOutput, MIMUnsupportedError
+
+__all__ = ['MIMMethod']
+
+
+class MIMMethod(nn.Module):
+    """ Base of the methods: a model as `backbone`, images that it takes, masks over the grid of its patches.
+
+    The model stays a plain timm model and is changed in two ways. Its classifier is removed, so that its `state_dict`
+    is that of `timm.create_model(name, num_classes=0)`. Parameters that serve only the classifier but are left in such
+    a model (`fc_norm` of average pooling, `attn_pool`) stay in the `state_dict` with the values that they have, and do
+    not require a gradient: every parameter that does gets one in each step, as DistributedDataParallel expects.
+
+    A subclass states what it needs of a model in `protocol`, and makes its own modules once its options were checked.
+
+    Attributes:
+        in_chans: Number of image channels.
+        img_size: Image (height, width) in pixels.
+        patch_stride: Size (height, width) in pixels of what a mask decides on, a patch.
+        reconstructs_pixels: `reconstruct` gives pixels that compare with those of the images.
+    """
+    protocol = ('map_tokens', 'features_to_map')  # methods that a model must not refuse
+    mask_grid = 'patch_grid'  # method of a model that tells the grid of what a mask decides on
+    works = ''  # what to say of the models that work
+    reconstructs_pixels = True
+
+    @classmethod
+    def unsupported_reason(cls, model: Union[nn.Module, Type[nn.Module]]) -> Optional[str]:
+        """ Why the method cannot serve a model, or model class, None if it can.
+        """
+        return unsupported_reason(model, cls.protocol)
+
+    def __init__(self, backbone: nn.Module, img_size: Optional[Any] = None) -> None:
+        super().__init__()
+        reason = self.unsupported_reason(backbone)
+        if reason:
+            raise MIMUnsupportedError(
+                f'{type(self).__name__} cannot serve {model_name(backbone)}: {reason}; {self.works}.')
+        refuse_patch_drop(backbone)
+        self.in_chans, model_size = model_input(backbone)
+        self.img_size = model_size if img_size is None else to_pair(img_size, 'img_size')
+        self.patch_stride = patch_stride(backbone, self.img_size, self.mask_grid)
+        self.backbone = backbone
+
+    def forward(
+            self,
+            images: torch.Tensor,
+            mask: Optional[Any] = None,
+            noise: Optional[torch.Tensor] = None,
+            generator: Optional[torch.Generator] = None,
+    ) -> MIMOutput:
+        """ Mask images and compare what is predicted with what is there.
+
+        Args:
+            images: Normalised images of shape (B, C, H, W).
+            mask: What is masked.
+            noise: Noise to make a mask of, as `noise_shape` says.
+            generator: Generator to draw noise with, on the device of the images, the default one if None.
+        """
+        raise NotImplementedError
+
+    def pixel_mask(self, mask: torch.Tensor) -> torch.Tensor:
+        """ The pixels (B, 1, H, W) bool under a mask (B, h, w) of patches.
+        """
+        return upsample_mask(mask, self.patch_stride).unsqueeze(1)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> Set[str]:
+        """Set of parameters that should not use weight decay."""
+        names = self.backbone.no_weight_decay() if hasattr(self.backbone, 'no_weight_decay') else ()
+        return {f'backbone.{name}' for name in names}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Enable or disable gradient checkpointing of the model."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def _patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
+        return img_size[0] // self.patch_stride[0], img_size[1] // self.patch_stride[1]
+
+    def _check_images(self, images: torch.Tensor) -> Tuple[int, int]:
+        """ Check the type of images, return their size (height, width).
+        """
+        if images.ndim != 4 or images.shape[1] != self.in_chans or not images.is_floating_point():
+            raise ValueError(
+                f'images must be normalised floats of shape (B, {self.in_chans}, H, W), got {images.dtype} of shape '
+                f'{tuple(images.shape)}.')
+        return images.shape[-2], images.shape[-1]
+
+    def _check_built_size(self, images: torch.Tensor) -> None:
+        """ Check images for a method whose decoder has the positions of one grid.
+        """
+        img_size = self._check_images(images)
+        if img_size != self.img_size:
+            raise ValueError(
+                f'{type(self).__name__} was built for images of {self.img_size[0]} x {self.img_size[1]} pixels '
+                f'(img_size=), got {img_size[0]} x {img_size[1]}.')
+
+    def _check_mask(self, mask: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """ Check a caller's mask, give it the shape (B, h, w).
+        """
+        shape = (images.shape[0], *self._patch_grid(images.shape[-2:]))
+        if mask.dtype != torch.bool or mask.shape not in (shape, (shape[0], shape[1] * shape[2])):
+            raise ValueError(
+                f'mask must be bool of shape {shape} or ({shape[0]}, {shape[1] * shape[2]}), got {mask.dtype} of shape '
+                f'{tuple(mask.shape)}.')
+        if mask.device != images.device:
+            raise ValueError(f'mask must be on {images.device} as the images are, it is on {mask.device}.')
+        return mask.reshape(shape)
+
+    @staticmethod
+    def _check_masking(masking: str) -> str:
+        if masking not in ('random', 'block'):
+            raise ValueError(f"masking must be 'random' or 'block', got {masking!r}.")
+        return masking
+
+    @staticmethod
+    def _check_one_source(
+            mask: Optional[Any],
+            noise: Optional[torch.Tensor],
+            generator: Optional[torch.Generator],
+    ) -> None:
+        if mask is not None and (noise is not None or generator is not None):
+            raise ValueError('Give a mask, or the noise or generator to make one, not both.')
+
+    @staticmethod
+    def _get_noise(
+            shape: Tuple[int, int],
+            images: torch.Tensor,
+            noise: Optional[torch.Tensor],
+            generator: Optional[torch.Generator],
+    ) -> torch.Tensor:
+        """ Draw noise where none is given, check it where some is.
+        """
+        if noise is None:
+            return torch.rand(shape, generator=generator, device=images.device)
+        if noise.shape != shape or noise.device != images.device:
+            raise ValueError(
+                f'noise must have shape {shape} on {images.device}, got {tuple(noise.shape)} on {noise.device}.')
+        return noise
