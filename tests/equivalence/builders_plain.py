@@ -11,7 +11,7 @@ from probe import find_class
 
 
 def headless(class_path, prune=None, input_size=None, **kwargs):
-    """A model without a head that is used: an encoder, or one that is pruned to blocks or resized after it was built."""
+    """A model whose head is not used: an encoder, one that is pruned to blocks, or resized after it was built."""
     model = find_class(class_path)(**kwargs)
     if input_size is not None:
         model.set_input_size(img_size=input_size)
