@@ -143,7 +143,7 @@ def add_mim_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Masked image modeling')
     group.add_argument(
         '--mim', metavar='METHOD',
-        help=f'pre-train with this method: {", ".join(list_mims())}')
+        help=f'pre-train with this method: {", ".join(RECIPES)}')
     group.add_argument(
         '--mask-ratio', type=float, metavar='RATIO',
         help='share of the image that is masked (default: from the recipe of the method)')
@@ -208,8 +208,9 @@ def resolve_learning_rate(options: argparse.Namespace, global_batch_size: int) -
 
 
 def _check_method(method: Optional[str]) -> None:
-    if method not in list_mims():
-        raise UserError(f"--mim: there is no method '{method}'; choose one of {', '.join(list_mims())}.")
+    if method not in RECIPES:
+        known = 'is not trained by this script yet' if method in list_mims() else 'is no method'
+        raise UserError(f"--mim: '{method}' {known}; choose {' or '.join(RECIPES)}.")
 
 
 def _refuse(chosen: Dict[str, Any]) -> None:
