@@ -84,7 +84,6 @@ CASES = [
     vit('checkpointing', {'checkpointing': True}),
     deit('distilled'),
     deit('distilled-dynamic', WIDE, dynamic_img_size=True),
-    deit('distilled-no-embed-class', no_embed_class=True),
     eva('absolute'),
     eva('no-positions', use_abs_pos_emb=False, num_reg_tokens=2),
     eva('rope', **ROPE),
