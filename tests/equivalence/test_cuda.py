@@ -7,7 +7,9 @@ from cases import all_cases
 from compare import differing
 from registry import served
 
-pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')]
+pytestmark = pytest.mark.cuda
+if not torch.cuda.is_available():
+    pytest.skip('no CUDA device', allow_module_level=True)
 
 
 @pytest.fixture(autouse=True)
