@@ -7,17 +7,11 @@ Splits `forward_features` of a vision transformer in two, so that tokens can be 
 
 Shape letters: B batch, C channels, H x W the grid of patch tokens, N = H * W patches, P prefix tokens, K kept patches.
 """
-from typing import Callable, Sequence, Tuple, Type, Union
+from typing import Callable, Sequence, Tuple
 
 import torch
-import torch.nn as nn
 
-from timm.layers import to_2tuple
-from ._model_class import get_model_class
-
-__all__ = [
-    'EmbedStagesMixin', 'conv_grid', 'gather_patches', 'has_embed_stages', 'map_grid', 'nlc_to_map', 'refused',
-]
+__all__ = ['EmbedStagesMixin', 'gather_patches', 'map_grid', 'nlc_to_map', 'refused']
 
 
 def refused(method: Callable) -> Callable:
@@ -164,27 +158,6 @@ class EmbedStagesMixin:
         return nlc_to_map(features, grid_size, getattr(self, 'num_prefix_tokens', 0))
 
 
-def has_embed_stages(model: Union[str, nn.Module, Type[nn.Module]]) -> bool:
-    """ Whether a model has `embed` and `forward_stages` that compose to its `forward_features`.
-
-    False for a subclass that overrides `forward_features` alone: its stages would be those of the parent class.
-
-    Args:
-        model: Model, model class, or the name of a registered model, which is not built.
-    """
-    if isinstance(model, str):
-        model = get_model_class(model)
-    model_cls = model if isinstance(model, type) else type(model)
-    if not issubclass(model_cls, EmbedStagesMixin):
-        return False
-    for cls in model_cls.__mro__:
-        if 'forward_stages' in vars(cls):
-            return cls is not EmbedStagesMixin
-        if 'forward_features' in vars(cls):
-            return False
-    return False
-
-
 def map_grid(
         tokens: torch.Tensor,
         fn: Callable[[torch.Tensor], torch.Tensor],
@@ -200,23 +173,6 @@ def map_grid(
     if channels_first:
         return map_grid(tokens.permute(0, 2, 3, 1), fn).permute(0, 3, 1, 2)
     return fn(tokens.flatten(1, 2)).reshape(tokens.shape)
-
-
-def conv_grid(img_size: Sequence[int], *layers: nn.Module) -> Tuple[int, int]:
-    """ Grid (H, W) that convolution or pooling layers, one after the other, make of an image.
-
-    Args:
-        img_size: Image (height, width) in pixels.
-        layers: Modules with `kernel_size`, `stride`, `padding` and maybe `dilation`, as numbers or pairs.
-    """
-    height, width = img_size
-    for layer in layers:
-        kernel, stride, padding, dilation = (
-            to_2tuple(getattr(layer, name, 1)) for name in ('kernel_size', 'stride', 'padding', 'dilation'))
-        height, width = (
-            (size + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
-            for i, size in enumerate((height, width)))
-    return height, width
 
 
 def gather_patches(tokens: torch.Tensor, keep: torch.Tensor, num_prefix_tokens: int = 0) -> torch.Tensor:

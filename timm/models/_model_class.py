@@ -1,18 +1,20 @@
 """ Model Class of a Registered Name
 
-Answers which class a model name builds without building it, for lists and checks over the whole registry.
+Answers which class a model name builds, and whether it has `embed` and `forward_stages`, without building a model: for
+lists and checks over the whole registry.
 """
 import inspect
 from functools import lru_cache
-from typing import Type
+from typing import Type, Union
 
 import torch
 import torch.nn as nn
 
 from ._builder import build_model_with_cfg
+from ._embed_stages import EmbedStagesMixin
 from ._registry import get_arch_name, is_model, model_entrypoint
 
-__all__ = ['get_model_class']
+__all__ = ['get_model_class', 'has_embed_stages']
 
 
 class _Intercepted(Exception):
@@ -61,3 +63,24 @@ def get_model_class(model_name: str) -> Type[nn.Module]:
             return model_cls
         except TypeError:  # the entrypoint does not take these options
             return type(entrypoint(pretrained=False))
+
+
+def has_embed_stages(model: Union[str, nn.Module, Type[nn.Module]]) -> bool:
+    """ Whether a model has `embed` and `forward_stages` that compose to its `forward_features`.
+
+    False for a subclass that overrides `forward_features` alone: its stages would be those of the parent class.
+
+    Args:
+        model: Model, model class, or the name of a registered model, which is not built.
+    """
+    if isinstance(model, str):
+        model = get_model_class(model)
+    model_cls = model if isinstance(model, type) else type(model)
+    if not issubclass(model_cls, EmbedStagesMixin):
+        return False
+    for cls in model_cls.__mro__:
+        if 'forward_stages' in vars(cls):
+            return cls is not EmbedStagesMixin
+        if 'forward_features' in vars(cls):
+            return False
+    return False

@@ -1,6 +1,9 @@
 # Overlay: woven into upstream's timm/models/convmixer.py when the package is built.
 # Read the result in build/timm/models/convmixer.py.
-from ._embed_stages import EmbedStagesMixin, conv_grid
+from typing import Tuple
+
+from ._conv_grid import conv_grid
+from ._embed_stages import EmbedStagesMixin
 
 
 class ConvMixer(EmbedStagesMixin, nn.Module):

@@ -1,6 +1,7 @@
 # Overlay: woven into upstream's timm/models/efficientformer_v2.py when the package is built.
 # Read the result in build/timm/models/efficientformer_v2.py.
-from ._embed_stages import EmbedStagesMixin, conv_grid
+from ._conv_grid import conv_grid
+from ._embed_stages import EmbedStagesMixin
 
 
 class EfficientFormerV2(EmbedStagesMixin, nn.Module):

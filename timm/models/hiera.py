@@ -2,7 +2,8 @@
 # Read the result in build/timm/models/hiera.py.
 from typing import NamedTuple
 
-from ._embed_stages import EmbedStagesMixin, conv_grid
+from ._conv_grid import conv_grid
+from ._embed_stages import EmbedStagesMixin
 
 
 class UnrolledTokens(NamedTuple):

@@ -2,7 +2,8 @@
 # Read the result in build/timm/models/mvitv2.py.
 from typing import NamedTuple
 
-from ._embed_stages import EmbedStagesMixin, conv_grid, nlc_to_map
+from ._conv_grid import conv_grid
+from ._embed_stages import EmbedStagesMixin, nlc_to_map
 
 
 class SizedTokens(NamedTuple):

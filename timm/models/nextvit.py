@@ -1,6 +1,7 @@
 # Overlay: woven into upstream's timm/models/nextvit.py when the package is built.
 # Read the result in build/timm/models/nextvit.py.
-from ._embed_stages import EmbedStagesMixin, conv_grid
+from ._conv_grid import conv_grid
+from ._embed_stages import EmbedStagesMixin
 
 
 class NextViT(EmbedStagesMixin, nn.Module):

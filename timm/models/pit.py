@@ -2,7 +2,8 @@
 # Read the result in build/timm/models/pit.py.
 from typing import NamedTuple
 
-from ._embed_stages import EmbedStagesMixin, conv_grid, refused
+from ._conv_grid import conv_grid
+from ._embed_stages import EmbedStagesMixin, refused
 
 
 class TokenMap(NamedTuple):

@@ -1,6 +1,9 @@
 # Overlay: woven into upstream's timm/models/visformer.py when the package is built.
 # Read the result in build/timm/models/visformer.py.
-from ._embed_stages import EmbedStagesMixin, conv_grid
+from typing import Tuple
+
+from ._conv_grid import conv_grid
+from ._embed_stages import EmbedStagesMixin
 
 
 class Visformer(EmbedStagesMixin, nn.Module):

@@ -1,6 +1,7 @@
 # Overlay: woven into upstream's timm/models/volo.py when the package is built.
 # Read the result in build/timm/models/volo.py.
-from ._embed_stages import EmbedStagesMixin, conv_grid, nlc_to_map
+from ._conv_grid import conv_grid
+from ._embed_stages import EmbedStagesMixin, nlc_to_map
 
 
 class VOLO(EmbedStagesMixin, nn.Module):

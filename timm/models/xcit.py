@@ -2,7 +2,8 @@
 # Read the result in build/timm/models/xcit.py.
 from typing import NamedTuple, Tuple
 
-from ._embed_stages import EmbedStagesMixin, conv_grid
+from ._conv_grid import conv_grid
+from ._embed_stages import EmbedStagesMixin
 
 
 class GridTokens(NamedTuple):
