@@ -1,0 +1,116 @@
+"""Every method on every model that it serves, at a size as small as the model takes."""
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
+
+import torch
+import torch.nn as nn
+
+import probe
+from cases import Case, all_cases
+
+from timm.mim import create_mim, get_mim
+from timm.mim.backbone import patch_stride
+from timm.models import get_model_class, get_pretrained_cfg
+
+Size = Tuple[int, int]
+
+# methods with decoders as small as they can be
+OPTIONS = {
+    'simmim': {},
+    'mae': dict(decoder_dim=16, decoder_depth=1, decoder_heads=2),
+    'ijepa': dict(predictor_dim=16, predictor_depth=1, predictor_heads=2),
+}
+LARGEST = 100e6  # parameters of the models that are trained with real numbers, the giants have shapes alone
+SIDES = 64, 56, 128, 112, 192, 224, 256  # of small images, for patches of 16 and 14 pixels
+
+# configurations of classes that a method serves which it cannot, each with what the error says
+REFUSED_CASES = {
+    'vit-patch-drop': 'drops patches by itself',
+    'eva-rope-patch-drop': 'drops patches by itself',
+    'eva-mixed-rope-patch-drop': 'drops patches by itself',
+    'eva-dinov3-patch-drop': 'drops patches by itself',
+    'naflex-patch-drop': 'drops patches by itself',
+    'naflex-axial-patch-drop': 'drops patches by itself',
+    'naflex-mixed-patch-drop': 'drops patches by itself',
+    'fastvit-list-of-features': 'list of feature maps',
+    'coat-maps': 'several feature maps',
+    'coat-parallel-maps': 'several feature maps',
+    'convit-all-local': '16 tokens do not make a 4 x 4 map with 1 prefix tokens',
+    'levit-non-square': 'multiple of 64',
+    'gemma4-classifier-soft': 'multiple of 32|pools neighbours on the grid',
+}
+REFUSED_WHEN_DROPPING = {
+    'hiera-one-pooling': 'does not give a token for each visible patch',
+}
+
+
+def branches(method: str) -> List[Case]:
+    """One small model per class and configuration branch that a method serves.
+
+    Cases that differ in how a model is called, and in nothing that a method meets, are left out.
+    """
+    unsupported_reason = get_mim(method).unsupported_reason
+    return [
+        case for case in all_cases()
+        if set(case.probe_kwargs) <= {'img_size'} and unsupported_reason(case_class(case)) is None]
+
+
+def case_class(case: Case) -> type:
+    """Class of the model of a case."""
+    if '.' not in case.model:
+        return get_model_class(case.model)
+    if isinstance(probe.find_class(case.model), type):
+        return probe.find_class(case.model)
+    with torch.device('meta'):
+        return type(probe.build(case.model, case.model_kwargs))
+
+
+def case_sizes(case: Case) -> List[Size]:
+    """The image size of a case, and where a model would pad that, some next to it."""
+    own = tuple(case.probe_kwargs['img_size'])
+    return [own, *(tuple(-(-side // step) * step for side in own) for step in (32, 28, 64))]
+
+
+def registered_sizes(name: str) -> List[Size]:
+    """Small image sizes, the own one of a registered model, and those next to it that are whole patches."""
+    own = get_pretrained_cfg(name).input_size[1:]
+    small = [(side, side) for side in SIDES]
+    return [*small, own, *(tuple(side // step * step for side in own) for step in (14, 32, 64))]
+
+
+def create(method: str, name: str, model_kwargs: Dict[str, Any], sizes: Sequence[Size], registered: bool) -> nn.Module:
+    """A method on a model, for the first image size that it takes."""
+    errors = []
+    for size in dict.fromkeys(sizes):
+        try:
+            model = probe.build(name, model_kwargs, size if registered else None)
+            options = dict(OPTIONS[method])
+            if method == 'simmim':
+                options['mask_unit'] = patch_stride(model, size)
+            return create_mim(method, model, img_size=size, **options)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def losses(method: nn.Module, steps: int = 5) -> Iterator[float]:
+    """Losses of a fixed batch, with all that is random the same in each step of training."""
+    parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    device = parameters[0].device
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+    images = torch.randn(2, method.in_chans, *method.img_size, device=device)
+    noise = torch.rand(method.noise_shape(2), device=device)
+    method.train()
+    for step in range(steps):
+        torch.manual_seed(0)
+        loss = method(images, noise=noise).loss
+        yield loss.detach()
+        optimizer.zero_grad()
+        loss.backward()
+        assert without_gradient(method) == []
+        optimizer.step()
+        if hasattr(method, 'update_target'):
+            method.update_target(step / steps)
+
+
+def without_gradient(method: nn.Module) -> List[str]:
+    return [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]

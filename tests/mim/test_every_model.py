@@ -1,0 +1,60 @@
+"""Every method takes a step on every model that it claims.
+
+By default one small model per class and branch, with `--all-models` all that are registered. Of the giants among them
+the meta device tells shapes and gradients, and there are no numbers.
+"""
+import pytest
+import torch
+
+from every_model import LARGEST, OPTIONS, REFUSED_CASES, REFUSED_WHEN_DROPPING, branches, case_sizes, create, losses, \
+    registered_sizes, without_gradient
+from registry import registered
+
+from timm.mim import list_mim_models, list_mims
+
+
+def pytest_generate_tests(metafunc):
+    if 'case' in metafunc.fixturenames:
+        metafunc.parametrize('method, case', [
+            pytest.param(method, case, id=f'{method}-{case.name}') for method in OPTIONS for case in branches(method)])
+    if 'name' in metafunc.fixturenames:
+        everything = metafunc.config.getoption('--all-models')
+        names = [(method, name) for method in OPTIONS for name in list_mim_models(method)] if everything else []
+        metafunc.parametrize('method, name', names)
+
+
+def assert_learns(method):
+    """The loss of a fixed batch falls within a few steps, each of which gives every trainable parameter a gradient."""
+    values = losses(method)
+    first = next(values)
+    assert first.isfinite()
+    assert any(value < first for value in values)
+
+
+def test_all_methods_are_here():
+    assert list_mims() == sorted(OPTIONS)
+
+
+def test_branch(method, case):
+    torch.manual_seed(0)
+    refused = REFUSED_CASES if method == 'simmim' else {**REFUSED_CASES, **REFUSED_WHEN_DROPPING}
+    if case.name in refused:
+        with pytest.raises(ValueError, match=refused[case.name]):
+            create(method, case.model, case.model_kwargs, case_sizes(case), registered=False)
+    else:
+        assert_learns(create(method, case.model, case.model_kwargs, case_sizes(case), registered=False))
+
+
+def test_registered_model(method, name):
+    parameters = next(entry.parameters for entry in registered() if entry.name == name)
+    with torch.device('meta'):
+        trained = create(method, name, {}, registered_sizes(name), registered=True)
+    if parameters > LARGEST:
+        images = torch.empty(2, trained.in_chans, *trained.img_size, device='meta')
+        output = trained.train()(images, noise=torch.empty(trained.noise_shape(2), device='meta'))
+        assert output.loss.shape == () and output.prediction.shape == output.target.shape
+        output.loss.backward()
+        assert without_gradient(trained) == []
+    else:
+        torch.manual_seed(0)
+        assert_learns(create(method, name, {}, [trained.img_size], registered=True))
