@@ -34,7 +34,7 @@ def test_image_size_reaches_a_windowed_model():
     (lambda: list_mim_models('simim'), 'Unknown method simim, there is ijepa, mae, simmim.'),
     (lambda: create_mim('simmim', 'vit_tiny'), 'Unknown model vit_tiny, timm.list_models() names those that exist.'),
     (lambda: create_mim('simmim', 'vit_tiny_patch16_224', ratio=0.5, unit=1),
-     'simmim has no option ratio, unit, its options are mask_ratio, mask_unit, masking.'),
+     'simmim has no option ratio, unit, its options are mask_ratio, mask_unit, masking, target, loss.'),
     (lambda: create_mim('simmim', build('vit'), model_kwargs=dict(depth=1)),
      'model_kwargs (depth) are for a backbone given by name.'),
     (lambda: register_mim('simmim')(nn.Module), 'There is a method simmim already, SimMIM.'),

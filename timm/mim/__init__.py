@@ -6,6 +6,7 @@ from .factory import (
     list_mims as list_mims,
     register_mim as register_mim,
 )
+from .hog import hog_target as hog_target
 from .ijepa import IJEPA as IJEPA
 from .mae import MAE as MAE
 from .masking import (
@@ -31,8 +32,11 @@ from .positions import sincos_position_embedding as sincos_position_embedding
 from .simmim import SimMIM as SimMIM
 from .targets import (
     masked_l1_loss as masked_l1_loss,
+    masked_loss as masked_loss,
     normalize_patches as normalize_patches,
+    normalized_pixel_target as normalized_pixel_target,
     patchify as patchify,
     pixel_target as pixel_target,
     unpatchify as unpatchify,
 )
+from .teacher import EMATeacherMethod as EMATeacherMethod, TeacherTarget as TeacherTarget

@@ -16,8 +16,9 @@ from timm.models import get_model_input_config, has_embed_stages
 from .output import MIMUnsupportedError
 
 __all__ = [
-    'FeatureMap', 'VisibleTokens', 'dry_run', 'dry_run_visible', 'encode_visible', 'model_input', 'model_name',
-    'num_prefix_tokens', 'patch_stride', 'refuse_patch_drop', 'remove_unused', 'to_pair', 'unsupported_reason',
+    'FeatureMap', 'VisibleTokens', 'dry_run', 'dry_run_visible', 'encode_visible', 'feature_map', 'model_input',
+    'model_name', 'num_prefix_tokens', 'patch_stride', 'refuse_patch_drop', 'remove_unused', 'to_pair',
+    'unsupported_reason',
 ]
 
 # what it means that a model refuses a method of the protocol
@@ -165,14 +166,9 @@ def dry_run(backbone: nn.Module, in_chans: int, img_size: Tuple[int, int]) -> Fe
         MIMUnsupportedError: The model has no feature map.
         ValueError: The model does not take images of that size, or pads them.
     """
-    grid = backbone.patch_grid(img_size)
-
-    def feature_map(replica: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        return replica.features_to_map(replica.forward_stages(replica.embed(images)), grid)
-
     features, unused = _run_on_meta(backbone, in_chans, img_size, feature_map, 'gives no feature map')
     _, channels, *map_size = features.shape
-    return FeatureMap(channels, _feature_stride(backbone, img_size, grid, map_size), unused)
+    return FeatureMap(channels, _feature_stride(backbone, img_size, backbone.patch_grid(img_size), map_size), unused)
 
 
 def dry_run_visible(
@@ -203,6 +199,13 @@ def dry_run_visible(
             f'{model_name(backbone)} does not give a token for each visible patch: of {num_visible} and '
             f'{num_prefix_tokens(backbone)} prefix tokens it makes a tensor of shape {tuple(tokens.shape)}.')
     return VisibleTokens(tokens.shape[2], unused)
+
+
+def feature_map(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """ Feature map (B, C, H', W') of images (B, C, H, W) of which nothing is masked.
+    """
+    grid = backbone.patch_grid((images.shape[-2], images.shape[-1]))
+    return backbone.features_to_map(backbone.forward_stages(backbone.embed(images)), grid)
 
 
 def num_prefix_tokens(backbone: nn.Module) -> int:

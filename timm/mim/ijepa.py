@@ -12,8 +12,8 @@ The formulas are those of facebookresearch/ijepa, `src/train.py`, `src/models/vi
 Shape letters: B batch, h x w patches, N = h * w, of them K in the context, T target blocks of M patches each, C width
 of the encoder, D width of the predictor.
 """
-import copy
 import math
+from contextlib import nullcontext
 from typing import Any, Dict, Optional, Set, Tuple
 
 import torch
@@ -27,9 +27,9 @@ from .backbone import dry_run, dry_run_visible, encode_visible, num_prefix_token
 from .decoder import MaskedDecoder
 from .factory import register_mim
 from .masking import scatter_patches
-from .method import MIMMethod
 from .multi_block import MultiBlockMasks, MultiBlockSampler, OfficialMultiBlockSampler
 from .output import MIMOutput, MIMUnsupportedError
+from .teacher import EMATeacherMethod, check_momentum
 
 __all__ = ['IJEPA']
 
@@ -37,19 +37,11 @@ _SAMPLERS = dict(unbiased=MultiBlockSampler, official=OfficialMultiBlockSampler)
 
 
 @register_mim('ijepa')
-class IJEPA(MIMMethod):
+class IJEPA(EMATeacherMethod):
     """ I-JEPA on any model that can drop tokens.
 
-    `backbone` is the context encoder. The target encoder starts as its copy and belongs to the method; it is in eval
-    mode always, gets no gradient, and follows by `update_target`, to be called after each step of the optimizer:
-
-        output = method(images)
-        output.loss.backward()
-        optimizer.step()
-        method.update_target(step / num_steps)
-
-    Parameters alone are averaged. Buffers, such as tables of rotary embeddings, are constants of these models and stay
-    as they were copied.
+    `backbone` is the context encoder. The target encoder is its moving average, which follows by
+    `method.update_target(step / num_steps)` after each step of the optimizer.
 
     The encoders keep their prefix tokens (class, register, distillation) to themselves: the predictor sees the patches
     only, as in the reference, whose encoder has none. A loss that rises is normal, since targets gain in variety; what
@@ -100,8 +92,7 @@ class IJEPA(MIMMethod):
         super().__init__(backbone, img_size)
         if sampler not in _SAMPLERS:
             raise ValueError(f"sampler must be 'unbiased' or 'official', got {sampler!r}.")
-        _check_momentum(momentum)
-        self.momentum = momentum
+        check_momentum(momentum)
         self.grid_size = self._patch_grid(self.img_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.num_prefix_tokens = num_prefix_tokens(backbone)
@@ -125,7 +116,7 @@ class IJEPA(MIMMethod):
                 f'{type(backbone).__name__} gives features of stride {features.stride}, not of its patches.')
         remove_unused(backbone, sorted({*tokens.unused, *features.unused}))
 
-        self.target_encoder = copy.deepcopy(backbone).requires_grad_(False).eval()
+        self.add_target_encoder(momentum)
         self.sampler = mask_sampler
         self.predictor_embed = nn.Linear(tokens.channels, predictor_dim, **dd)
         self.predictor = predictor
@@ -162,7 +153,8 @@ class IJEPA(MIMMethod):
             masks = self.sample_masks(self._get_noise(self.noise_shape(len(images)), images, noise, generator))
         else:
             masks = self._check_masks(mask, images)
-        target = self._encode_targets(images, masks.targets)
+        target = gather_patches(self.encode_target(images), masks.targets.flatten(1))  # (B, T * M, C)
+        target = target.unflatten(1, masks.targets.shape[1:])
         unseen = self._unseen(masks.context)
         context = encode_visible(self.backbone, images, self.pixel_mask(unseen), masks.context)
         prediction = self._predict(context[:, self.num_prefix_tokens:], masks).float()
@@ -180,30 +172,10 @@ class IJEPA(MIMMethod):
         mask = torch.zeros(*targets.shape[:2], self.num_patches, dtype=torch.bool, device=targets.device)
         return mask.scatter(2, targets, True).unflatten(2, self.grid_size)
 
-    @torch.no_grad()
-    def update_target(self, progress: float) -> None:
-        """ Move the target encoder towards the encoder, after a step of the optimizer.
-
-        Args:
-            progress: Share of the training that is done, the number of the step from 0 by that of all steps.
-        """
-        if not 0 <= progress <= 1:
-            raise ValueError(f'progress must be a number from 0 to 1, got {progress}.')
-        momentum = self.momentum[0] + (self.momentum[1] - self.momentum[0]) * progress
-        targets, sources = list(self.target_encoder.parameters()), list(self.backbone.parameters())
-        torch._foreach_mul_(targets, momentum)
-        torch._foreach_add_(targets, sources, alpha=1. - momentum)
-
     def noise_shape(self, batch_size: int) -> Tuple[int, int]:
         """ Shape (B, values per sample) of the noise that makes the masks of a batch.
         """
         return batch_size, self.sampler.noise_size
-
-    def train(self, mode: bool = True) -> 'IJEPA':
-        """Set the training mode of all but the target encoder, which has no dropout and no stochastic depth."""
-        super().train(mode)
-        self.target_encoder.eval()
-        return self
 
     @torch.jit.ignore
     def no_weight_decay(self) -> Set[str]:
@@ -215,17 +187,6 @@ class IJEPA(MIMMethod):
         """Enable or disable gradient checkpointing of the model and the predictor."""
         super().set_grad_checkpointing(enable)
         self.predictor.set_grad_checkpointing(enable)
-
-    @torch.no_grad()
-    def _encode_targets(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """ Normalised features (B, T, M, C) of the target blocks, of the whole image.
-        """
-        encoder = self.target_encoder
-        features = encoder.forward_stages(encoder.embed(images))
-        grid = encoder.patch_grid(self.img_size)
-        features = encoder.features_to_map(features, grid).flatten(2).transpose(1, 2).float()  # (B, N, C)
-        features = F.layer_norm(features, features.shape[-1:])
-        return gather_patches(features, targets.flatten(1)).unflatten(1, targets.shape[1:])
 
     def _predict(self, context: torch.Tensor, masks: MultiBlockMasks) -> torch.Tensor:
         """ Predict the features (B, T, M, C) of each target block by itself, from the context (B, K, C).
@@ -275,13 +236,6 @@ class IJEPA(MIMMethod):
                 block.mlp.fc2.weight.div_(math.sqrt(2. * depth))
 
 
-def _check_momentum(momentum: Tuple[float, float]) -> None:
-    valid = isinstance(momentum, (tuple, list)) and len(momentum) == 2
-    if not valid or not all(0 <= value <= 1 for value in momentum):
-        raise ValueError(
-            f'momentum must be a pair (at the beginning, at the end) of numbers up to 1, got {momentum!r}.')
-
-
 def _num_heads(backbone: nn.Module, width: int) -> int:
     """ Number of attention heads of the first block, 12 where no block tells, or the next lower that divides a width.
     """
@@ -297,7 +251,8 @@ def _variety(features: torch.Tensor) -> Dict[str, torch.Tensor]:
     0. `target_rank` is the effective number of dimensions that they vary in, the squared sum of the eigenvalues of
     their covariance by the sum of the squares; it is 1 if they vary along a line.
     """
-    with torch.autocast(features.device.type, enabled=False):
+    # autocast does not know the meta device
+    with nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):
         tokens = features.flatten(0, -2)
         centered = tokens - tokens.mean(dim=0)
         covariance = centered.T @ centered / len(tokens)

@@ -1,7 +1,7 @@
 """ SimMIM
 
 Replaces random units of patch tokens by a mask token before positions are added, encodes all tokens, and predicts the
-pixels of the masked patches with one linear layer.
+pixels of the masked patches, or another target, with one linear layer.
 
 Paper: `SimMIM: A Simple Framework for Masked Image Modeling`
     - https://arxiv.org/abs/2111.09886
@@ -11,10 +11,11 @@ The formulas are those of microsoft/SimMIM, `models/simmim.py` (model and loss) 
 Shape letters: B batch, C image channels, H x W pixels, h x w patches, N = h * w, D width of a patch token.
 """
 import math
-from typing import Any, Optional, Tuple
+from typing import Any, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from timm.layers import trunc_normal_
 
@@ -24,9 +25,13 @@ from .factory import register_mim
 from .masking import block_mask, block_noise_size, masked_count, random_mask, unit_grid, upsample_mask
 from .method import MIMMethod
 from .output import MIMOutput
-from .targets import masked_l1_loss, pixel_target
+from .target_factory import Target, create_target, target_shape
+from .targets import masked_loss
+from .teacher import TeacherTarget
 
 __all__ = ['SimMIM']
+
+_DISTANCES = dict(l1=F.l1_loss, l2=F.mse_loss, smooth_l1=F.smooth_l1_loss)
 
 
 @register_mim('simmim')
@@ -44,6 +49,8 @@ class SimMIM(MIMMethod):
             mask_ratio: float = 0.6,
             mask_unit: Any = 32,
             masking: str = 'random',
+            target: Union[str, Target] = 'pixels',
+            loss: str = 'l1',
     ) -> None:
         """
         Args:
@@ -52,6 +59,10 @@ class SimMIM(MIMMethod):
             mask_ratio: Share of mask units that is masked, rounded up to whole units.
             mask_unit: Size of a mask unit in pixels, one number or (height, width).
             masking: Mask units at 'random', or in larger blocks as BEiT does ('block').
+            target: What to predict: 'pixels', 'normalized_pixels' (each cell of the feature map by its own mean and
+                variance), 'hog', the name of a model whose pretrained features to predict, or a function of images, see
+                `timm.mim.targets` and `TeacherTarget`.
+            loss: Distance of prediction and target, 'l1', 'l2' or 'smooth_l1'.
 
         Raises:
             MIMUnsupportedError: The model has no protocol or no feature map, or drops patches by itself.
@@ -62,16 +73,23 @@ class SimMIM(MIMMethod):
         self.mask_unit = to_pair(mask_unit, 'mask_unit')
         self.masking = self._check_masking(masking)
         masked_count(math.prod(self._unit_grid(self.img_size)), mask_ratio)
+        if loss not in _DISTANCES:
+            raise ValueError(f"loss must be 'l1', 'l2' or 'smooth_l1', got {loss!r}.")
+        self.distance = _DISTANCES[loss]
 
         features = dry_run(backbone, self.in_chans, self.img_size)
         self.encoder_stride = features.stride
         self._known_sizes = {self.img_size}  # image sizes that the model is known to take
-        remove_unused(backbone, features.unused)
-
         weight = next(backbone.parameters())
         dd = {'device': weight.device, 'dtype': weight.dtype}
+        self.target = create_target(target, backbone, self.in_chans, self.img_size, self.encoder_stride)
+        self.reconstructs_pixels = target == 'pixels'
+        self._target_shape = self._find_target_shape(self.img_size)  # channels, cells of a feature
+        remove_unused(backbone, features.unused)
+
         self.mask_token = nn.Parameter(torch.empty(1, 1, backbone.patch_dim, **dd))
-        self.decoder = PixelDecoder(features.channels, self.encoder_stride, out_chans=self.in_chans, **dd)
+        out_chans, cells = self._target_shape
+        self.decoder = PixelDecoder(features.channels, cells, out_chans=out_chans, **dd)
         trunc_normal_(self.mask_token, std=.02)
 
     def forward(
@@ -81,7 +99,7 @@ class SimMIM(MIMMethod):
             noise: Optional[torch.Tensor] = None,
             generator: Optional[torch.Generator] = None,
     ) -> MIMOutput:
-        """ Mask images, predict their pixels, compare where they were masked.
+        """ Mask images, predict their pixels or another target, compare where they were masked.
 
         Without a mask one is made of noise, without noise that is drawn from the generator.
 
@@ -101,19 +119,19 @@ class SimMIM(MIMMethod):
         else:
             mask = self._check_mask(mask, images)
         prediction = self._predict(images, mask, img_size)
-        target = pixel_target(images)
-        loss = masked_l1_loss(prediction, target, self.pixel_mask(mask))
+        target = self.target(images)
+        loss = masked_loss(prediction, target, self.pixel_mask(mask), self.distance)
         return MIMOutput(loss, prediction, target, mask)
 
     def reconstruct(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """ Predict all pixels of images from their visible patches.
+        """ Predict all pixels of images, or what else the target is, from their visible patches.
 
         Args:
             images: Normalised images of shape (B, C, H, W).
             mask: Masked patches, bool of shape (B, h, w) or (B, h * w), True is masked.
 
         Returns:
-            Pixels of shape (B, C, H, W) float32, normalised as the images are.
+            Pixels of shape (B, C, H, W) float32, normalised as the images are; another target in its own shape.
         """
         img_size = self._check_images(images)
         return self._predict(images, self._check_mask(mask, images), img_size)
@@ -123,6 +141,12 @@ class SimMIM(MIMMethod):
         """
         grid = self._unit_grid(self.img_size if img_size is None else to_pair(img_size, 'img_size'))
         return batch_size, block_noise_size(grid) if self.masking == 'block' else math.prod(grid)
+
+    def set_image_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """ Say what the images are normalised with, which a teacher has to know. That of the model if it is not said.
+        """
+        if isinstance(self.target, TeacherTarget):
+            self.target.set_image_statistics(mean, std)
 
     def _predict(self, images: torch.Tensor, mask: torch.Tensor, img_size: Tuple[int, int]) -> torch.Tensor:
         masked = mask.flatten(1).unsqueeze(-1)  # (B, N, 1)
@@ -149,6 +173,10 @@ class SimMIM(MIMMethod):
         mask = mask.reshape(batch_size, *grid)
         return upsample_mask(mask, tuple(unit // stride for unit, stride in zip(self.mask_unit, self.patch_stride)))
 
+    def _find_target_shape(self, img_size: Tuple[int, int]) -> Tuple[int, Tuple[int, int]]:
+        device = next(self.backbone.parameters()).device
+        return target_shape(self.target, self.in_chans, img_size, device, self.encoder_stride)
+
     def _unit_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
         return unit_grid(img_size, self.mask_unit, self.patch_stride)
 
@@ -169,4 +197,8 @@ class SimMIM(MIMMethod):
             raise ValueError(
                 f'{model_name(self.backbone)} has stride {stride} for images of {img_size[0]} x {img_size[1]} pixels, '
                 f'the decoder was built for {self.encoder_stride}.')
+        if self._find_target_shape(img_size) != self._target_shape:
+            raise ValueError(
+                f'The target has other cells in images of {img_size[0]} x {img_size[1]} pixels than in those of '
+                f'{self.img_size[0]} x {self.img_size[1]} that the decoder was built for.')
         self._known_sizes.add(img_size)

@@ -1,16 +1,35 @@
 """ Targets of Masked Image Modeling, and the Distance to Them
+
+A target is a function of normalised images (B, C, H, W) that gives a map (B, D, h, w) in float32, whose cells of
+H / h x W / w pixels tile the image: D = C and cells of one pixel for `pixel_target`, histograms of cells of 8 x 8
+pixels for `hog_target`, the features of a model for `TeacherTarget`.
 """
-from typing import Tuple
+from typing import Callable, Tuple
 
 import torch
+import torch.nn.functional as F
 
-__all__ = ['masked_l1_loss', 'normalize_patches', 'patch_statistics', 'patchify', 'pixel_target', 'unpatchify']
+__all__ = [
+    'masked_l1_loss', 'masked_loss', 'normalize_patches', 'normalized_pixel_target', 'patch_statistics', 'patchify',
+    'pixel_target', 'unpatchify',
+]
 
 
 def pixel_target(images: torch.Tensor) -> torch.Tensor:
     """ The pixels of the normalised images themselves, in float32.
     """
     return images.float()
+
+
+def normalized_pixel_target(images: torch.Tensor, patch_size: Tuple[int, int]) -> torch.Tensor:
+    """ The pixels, each patch normalised by its own mean and variance, in float32.
+
+    Args:
+        images: Images of shape (B, C, H, W).
+        patch_size: Patch (height, width) that divides the image.
+    """
+    grid_size = images.shape[-2] // patch_size[0], images.shape[-1] // patch_size[1]
+    return unpatchify(normalize_patches(patchify(images, patch_size)), patch_size, grid_size)
 
 
 def patchify(images: torch.Tensor, patch_size: Tuple[int, int]) -> torch.Tensor:
@@ -66,20 +85,34 @@ def patch_statistics(patches: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]
     return mean, (variance + 1e-6).sqrt()
 
 
-def masked_l1_loss(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """ Mean absolute error over the masked pixels, in float32 whatever the inputs are.
+def masked_loss(
+        prediction: torch.Tensor,
+        target: torch.Tensor,
+        mask: torch.Tensor,
+        distance: Callable[..., torch.Tensor] = F.l1_loss,
+) -> torch.Tensor:
+    """ Mean distance over what is masked, in float32 whatever the inputs are.
 
-    The mean is over the masked pixels of the batch, as in `SimMIM.forward` of microsoft/SimMIM (models/simmim.py); its
-    small constant in the denominator makes the loss of an empty mask zero.
+    The mean is over the masked cells of the batch, as in `SimMIM.forward` of microsoft/SimMIM (models/simmim.py), where
+    a cell is a pixel; its small constant in the denominator makes the loss of an empty mask zero. A larger cell counts
+    by the share of its pixels that is masked.
 
     Args:
-        prediction: Prediction of shape (B, C, H, W).
-        target: Target of shape (B, C, H, W).
-        mask: Masked pixels of shape (B, 1, H, W), True or 1 is masked.
+        prediction: Prediction of shape (B, D, h, w).
+        target: Target of shape (B, D, h, w).
+        mask: Masked pixels of shape (B, 1, H, W), True or 1 is masked, H and W multiples of h and w.
+        distance: Loss of two tensors with `reduction`, such as `torch.nn.functional.mse_loss`.
 
     Returns:
         Scalar loss.
     """
-    weight = mask.float()
-    error = (target.float() - prediction.float()).abs()  # (B, C, H, W)
+    cell = mask.shape[-2] // target.shape[-2], mask.shape[-1] // target.shape[-1]
+    weight = F.avg_pool2d(mask.float(), cell)  # (B, 1, h, w)
+    error = distance(prediction.float(), target.float(), reduction='none')  # (B, D, h, w)
     return (error * weight).sum() / (weight.sum() + 1e-5) / target.shape[1]
+
+
+def masked_l1_loss(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """ Mean absolute error over the masked pixels, see `masked_loss`.
+    """
+    return masked_loss(prediction, target, mask, F.l1_loss)

@@ -1,0 +1,166 @@
+""" Teachers: Models Whose Features Are Predicted
+
+One that is trained already and stays as it is (`TeacherTarget`), or a moving average of the model that is trained
+(`EMATeacherMethod`).
+"""
+import copy
+from typing import Any, Callable, Optional, Sequence, Tuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from timm.data.loader import adapt_to_chs
+
+from .backbone import dry_run, feature_map, model_input, model_name, to_pair, unsupported_reason
+from .method import MIMMethod
+from .output import MIMUnsupportedError
+
+__all__ = ['EMATeacherMethod', 'TeacherTarget', 'normalize_features']
+
+
+def normalize_features(features: torch.Tensor) -> torch.Tensor:
+    """ Normalise features (..., C) to mean 0 and variance 1, in float32, by a layer norm without weights.
+    """
+    return F.layer_norm(features.float(), features.shape[-1:])
+
+
+class TeacherTarget(nn.Module):
+    """ Features of a model that is not trained, as a target: maps images (B, C, H, W) to features (B, D, h, w).
+
+    Each feature is normalised by a layer norm without weights, as the targets of I-JEPA are. The teacher is in eval
+    mode always and gets no gradient. It moves with the method from device to device, and is in neither its parameters
+    nor its `state_dict`: a checkpoint does not hold it, who goes on with a run brings it again.
+    """
+
+    def __init__(
+            self,
+            teacher: nn.Module,
+            mean: Sequence[float],
+            std: Sequence[float],
+            img_size: Optional[Any] = None,
+    ) -> None:
+        """
+        Args:
+            teacher: Any model with the embed / stages protocol and a feature map. It is changed: its parameters no
+                longer require a gradient.
+            mean: Mean, by channel, that the images were normalised with. The teacher gets them with its own.
+            std: Standard deviation likewise.
+            img_size: Image (height, width) in pixels, to which images are resized for the teacher. With 14 pixels to a
+                patch of the teacher and 16 to one of the student, 196 for images of 224. None for the size they have.
+
+        Raises:
+            MIMUnsupportedError: The teacher has no protocol or no feature map.
+        """
+        super().__init__()
+        reason = unsupported_reason(teacher, ('features_to_map',))
+        if reason:
+            raise MIMUnsupportedError(f'{model_name(teacher)} cannot be a teacher: {reason}.')
+        # not a submodule: those are trained and saved
+        self.__dict__['teacher'] = teacher.requires_grad_(False).eval()
+        self.in_chans, _ = model_input(teacher)
+        self.img_size = None if img_size is None else to_pair(img_size, 'img_size')
+        self.set_image_statistics(mean, std)
+
+    def set_image_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """ Say what the images were normalised with.
+        """
+        config = getattr(self.teacher, 'pretrained_cfg', None) or {}
+        own_mean, own_std = (
+            _per_channel(config.get(name) or default, self.in_chans)
+            for name, default in (('mean', (0.,) * 3), ('std', (1.,) * 3)))
+        mean, std = _per_channel(mean, self.in_chans), _per_channel(std, self.in_chans)
+        # (x * std + mean - own_mean) / own_std
+        self.scale = [a / b for a, b in zip(std, own_std)]
+        self.shift = [(a - b) / c for a, b, c in zip(mean, own_mean, own_std)]
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scale, shift = (images.new_tensor(values).view(1, -1, 1, 1) for values in (self.scale, self.shift))
+        images = images * scale + shift
+        if self.img_size is not None:
+            images = F.interpolate(images, self.img_size, mode='bicubic', antialias=True)
+        features = feature_map(self.teacher, images)
+        return normalize_features(features.movedim(1, -1)).movedim(-1, 1)
+
+    def check(self, in_chans: int, img_size: Tuple[int, int]) -> None:
+        """ Check that the teacher takes images of a number of channels and a size.
+
+        Raises:
+            ValueError: It does not.
+        """
+        if in_chans != self.in_chans:
+            raise ValueError(
+                f'The teacher {model_name(self.teacher)} takes {self.in_chans} channels, the images have {in_chans}.')
+        dry_run(self.teacher, in_chans, self.img_size or img_size)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> 'TeacherTarget':
+        self.teacher._apply(fn)
+        return super()._apply(fn, recurse)
+
+
+class EMATeacherMethod(MIMMethod):
+    """ Base of methods whose targets are features that a moving average of the model makes of the whole image.
+
+    The target encoder starts as a copy of the model and belongs to the method; it is in eval mode always, gets no
+    gradient, and follows by `update_target`, to be called after each step of the optimizer:
+
+        output = method(images)
+        output.loss.backward()
+        optimizer.step()
+        method.update_target(step / num_steps)
+
+    Parameters alone are averaged. Buffers, such as tables of rotary embeddings, are constants of these models and stay
+    as they were copied.
+    """
+
+    def add_target_encoder(self, momentum: Tuple[float, float]) -> None:
+        """ Make the target encoder, a copy of the model as it is now.
+
+        Args:
+            momentum: Momentum of the average at the beginning and at the end of training.
+        """
+        check_momentum(momentum)
+        self.momentum = momentum
+        self.target_encoder = copy.deepcopy(self.backbone).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def encode_target(self, images: torch.Tensor) -> torch.Tensor:
+        """ Features (B, N, C) of the patches of whole images, each normalised by a layer norm without weights.
+        """
+        return normalize_features(feature_map(self.target_encoder, images).flatten(2).transpose(1, 2))
+
+    @torch.no_grad()
+    def update_target(self, progress: float) -> None:
+        """ Move the target encoder towards the encoder, after a step of the optimizer.
+
+        Args:
+            progress: Share of the training that is done, the number of the step from 0 by that of all steps.
+        """
+        if not 0 <= progress <= 1:
+            raise ValueError(f'progress must be a number from 0 to 1, got {progress}.')
+        momentum = self.momentum[0] + (self.momentum[1] - self.momentum[0]) * progress
+        targets, sources = list(self.target_encoder.parameters()), list(self.backbone.parameters())
+        torch._foreach_mul_(targets, momentum)
+        torch._foreach_add_(targets, sources, alpha=1. - momentum)
+
+    def train(self, mode: bool = True) -> 'EMATeacherMethod':
+        """Set the training mode of all but the target encoder, which has no dropout and no stochastic depth."""
+        super().train(mode)
+        self.target_encoder.eval()
+        return self
+
+
+def check_momentum(momentum: Tuple[float, float]) -> None:
+    """ Check the momentum of a moving average, see `EMATeacherMethod`.
+    """
+    valid = isinstance(momentum, (tuple, list)) and len(momentum) == 2
+    if not valid or not all(0 <= value <= 1 for value in momentum):
+        raise ValueError(
+            f'momentum must be a pair (at the beginning, at the end) of numbers up to 1, got {momentum!r}.')
+
+
+def _per_channel(values: Sequence[float], channels: int) -> Tuple[float, ...]:
+    values = tuple(values)
+    # statistics of RGB images, for others
+    return values if len(values) == channels else tuple(adapt_to_chs(sum(values) / len(values), channels))
