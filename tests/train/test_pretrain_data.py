@@ -9,16 +9,10 @@ import torch
 from PIL import Image
 from tiny_runs import write_images
 
-from timm.mim.pretrain_data import (
-    HELD_OUT_LIMIT,
-    EpochSampler,
-    create_train_loader,
-    file_names,
-    image_mode,
-    load_held_out,
-    open_data,
-)
-from timm.mim.pretrain_options import DEFAULTS, RECIPES
+from timm.mim.pretrain.datasets import HELD_OUT_LIMIT, file_names, image_mode, open_data
+from timm.mim.pretrain.loading import EpochSampler, create_train_loader, load_held_out
+from timm.mim.pretrain.options import DEFAULTS
+from timm.mim.pretrain.recipes import RECIPES
 
 CPU = torch.device('cpu')
 

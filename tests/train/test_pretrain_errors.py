@@ -5,7 +5,7 @@ import sys
 import pytest
 from tiny_runs import SCRIPT, environment, write_images
 
-from timm.mim.pretrain_options import DEFAULTS, MEANINGLESS, UNSUPPORTED
+from timm.mim.pretrain.options import DEFAULTS, MEANINGLESS, UNSUPPORTED
 
 
 @pytest.fixture(scope='module')

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from timm.mim.pretrain_options import resolve_learning_rate, resolve_options
+from timm.mim.pretrain.options import resolve_learning_rate, resolve_options
 
 RECIPES = sorted((Path(__file__).parents[2] / 'recipes').glob('*.yaml'))
 

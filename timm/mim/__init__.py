@@ -27,7 +27,7 @@ from .multi_block import (
     official_multi_block_masks as official_multi_block_masks,
 )
 from .noise import keyed_noise as keyed_noise
-from .output import MIMOutput as MIMOutput, MIMUnsupportedError as MIMUnsupportedError
+from .output import MIMOutput as MIMOutput, MIMUnsupportedError as MIMUnsupportedError, View as View
 from .positions import sincos_position_embedding as sincos_position_embedding
 from .simmim import SimMIM as SimMIM
 from .targets import (

@@ -14,7 +14,7 @@ of the encoder, D width of the predictor.
 """
 import math
 from contextlib import nullcontext
-from typing import Any, Dict, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 import torch
 import torch.nn as nn
@@ -28,7 +28,7 @@ from .decoder import MaskedDecoder
 from .factory import register_mim
 from .masking import scatter_patches
 from .multi_block import MultiBlockMasks, MultiBlockSampler, OfficialMultiBlockSampler
-from .output import MIMOutput, MIMUnsupportedError
+from .output import MIMOutput, MIMUnsupportedError, View
 from .teacher import EMATeacherMethod, check_momentum
 
 __all__ = ['IJEPA']
@@ -53,6 +53,7 @@ class IJEPA(EMATeacherMethod):
         'list_mim_models(\'ijepa\') names the models that work, vit_base_patch16_224 for example, and SimMIM needs no '
         'model that drops tokens')
     reconstructs_pixels = False
+    losses_compare = False
 
     def __init__(
             self,
@@ -160,6 +161,27 @@ class IJEPA(EMATeacherMethod):
         prediction = self._predict(context[:, self.num_prefix_tokens:], masks).float()
         loss = F.smooth_l1_loss(prediction, target)
         return MIMOutput(loss, prediction, target, unseen, _variety(target))
+
+    @property
+    def encoder(self) -> nn.Module:
+        """ The target encoder, which the paper evaluates.
+        """
+        return self.target_encoder
+
+    def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
+        """ The loss of predicting the same features everywhere, the mean of the targets.
+        """
+        mean = output.target.mean(dim=(0, 1, 2), keepdim=True)
+        return dict(loss_of_constant=F.smooth_l1_loss(mean.expand_as(output.target), output.target))
+
+    def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
+        """ The context, which the encoder sees, and the target blocks, whose features are predicted.
+        """
+        masks = self.sample_masks(noise)
+        views = [View('original', images), View('context', images, self.pixel_mask(self._unseen(masks.context)))]
+        for number, block in enumerate(self.target_mask(masks.targets).unbind(1), start=1):
+            views.append(View(f'target {number}', images, ~self.pixel_mask(block)))
+        return views
 
     def sample_masks(self, noise: torch.Tensor) -> MultiBlockMasks:
         """ The masks that `forward` makes of noise.

@@ -10,7 +10,7 @@ The formulas are those of facebookresearch/mae, `models_mae.py`.
 Shape letters: B batch, C image channels, H x W pixels, h x w patches, N = h * w, of them K visible and M masked,
 P prefix tokens, D pixels times channels of a patch.
 """
-from typing import Any, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 import torch
 import torch.nn as nn
@@ -23,7 +23,7 @@ from .decoder import MaskedDecoder, init_xavier
 from .factory import register_mim
 from .masking import block_mask, block_noise_size, random_mask, scatter_patches, split_mask, visible_count
 from .method import MIMMethod
-from .output import MIMOutput
+from .output import MIMOutput, View
 from .targets import normalize_patches, patch_statistics, patchify, unpatchify
 
 __all__ = ['MAE']
@@ -183,6 +183,23 @@ class MAE(MIMMethod):
             mean, std = patch_statistics(patchify(images, self.patch_stride))
             patches = patches * std + mean
         return unpatchify(patches, self.patch_stride, self.grid_size)
+
+    def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
+        """ The loss of predicting zeros: with `norm_pix` the mean of each patch, (D - 1) / D for D values.
+        """
+        return {'loss_of_patch_mean' if self.norm_pix else 'loss_of_zeros': output.target.square().mean()}
+
+    def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
+        """ What there is to see of a step. With `norm_pix`, predictions are no pictures, and labelled as what they are.
+        """
+        views = super().views(images, noise)
+        if self.norm_pix:
+            mask = self._make_mask(noise)
+            views += [
+                View('prediction, patches normalised', self.reconstruct(images, mask)),
+                View('true mean and variance (leaks)', self.reconstruct_with_target_statistics(images, mask)),
+            ]
+        return views
 
     def noise_shape(self, batch_size: int) -> Tuple[int, int]:
         """ Shape (B, N), and more values for blocks, of the noise that makes the masks of a batch.

@@ -2,14 +2,15 @@
 
 Shape letters: B batch, C image channels, H x W pixels, h x w patches, N = h * w.
 """
-from typing import Any, Optional, Set, Tuple, Type, Union
+import re
+from typing import Any, Dict, List, Optional, Set, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
 
 from .backbone import model_input, model_name, patch_stride, refuse_patch_drop, to_pair, unsupported_reason
 from .masking import upsample_mask
-from .output import MIMOutput, MIMUnsupportedError
+from .output import MIMOutput, MIMUnsupportedError, View
 
 __all__ = ['MIMMethod']
 
@@ -29,11 +30,13 @@ class MIMMethod(nn.Module):
         img_size: Image (height, width) in pixels.
         patch_stride: Size (height, width) in pixels of what a mask decides on, a patch.
         reconstructs_pixels: `reconstruct` gives pixels that compare with those of the images.
+        losses_compare: A lower held-out loss is a better model. It is not where targets change with the model.
     """
     protocol = ('map_tokens', 'features_to_map')  # methods that a model must not refuse
     mask_grid = 'patch_grid'  # method of a model that tells the grid of what a mask decides on
     works = ''  # what to say of the models that work
     reconstructs_pixels = True
+    losses_compare = True
 
     @classmethod
     def unsupported_reason(cls, model: Union[nn.Module, Type[nn.Module]]) -> Optional[str]:
@@ -70,6 +73,35 @@ class MIMMethod(nn.Module):
         """
         raise NotImplementedError
 
+    @property
+    def encoder(self) -> nn.Module:
+        """ The model to use after pre-training.
+        """
+        return self.backbone
+
+    def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
+        """ The loss of predictions that know nothing of the image, by name, to compare that of the method with.
+        """
+        return {}
+
+    def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
+        """ What there is to see of a step: columns of a picture.
+
+        Args:
+            images: Normalised images of shape (B, C, H, W).
+            noise: Noise to make masks of, as `noise_shape` says.
+        """
+        mask = self(images, noise=noise).mask
+        hole = self.pixel_mask(mask)
+        views = [View('original', images), View('masked input', images, hole)]
+        if self.reconstructs_pixels:
+            pixels = self.reconstruct(images, mask).to(images.dtype)
+            views += [
+                View('reconstruction', pixels),
+                View('visible + reconstruction', torch.where(hole, pixels, images)),
+            ]
+        return views
+
     def pixel_mask(self, mask: torch.Tensor) -> torch.Tensor:
         """ The pixels (B, 1, H, W) bool under a mask (B, h, w) of patches.
         """
@@ -80,6 +112,19 @@ class MIMMethod(nn.Module):
         """Set of parameters that should not use weight decay."""
         names = self.backbone.no_weight_decay() if hasattr(self.backbone, 'no_weight_decay') else ()
         return {f'backbone.{name}' for name in names}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
+        """Groups of parameters for layer decay: those of the model, with what belongs to the method on top."""
+        def below_backbone(pattern: str) -> str:
+            return 'backbone\\.(?:' + re.sub(r'(^|[|(])\^', r'\1', pattern) + ')'
+
+        def moved(spec: Any) -> Any:
+            if isinstance(spec, (list, tuple)):
+                return [(below_backbone(pattern), suffix) for pattern, suffix in spec]
+            return None if spec is None else below_backbone(spec)
+        matcher = self.backbone.group_matcher(coarse=coarse)
+        return {name: moved(spec) for name, spec in matcher.items()}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

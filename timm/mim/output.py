@@ -4,7 +4,7 @@ from typing import Dict, NamedTuple, Optional
 
 import torch
 
-__all__ = ['MIMOutput', 'MIMUnsupportedError']
+__all__ = ['MIMOutput', 'MIMUnsupportedError', 'View']
 
 
 class MIMOutput(NamedTuple):
@@ -23,6 +23,19 @@ class MIMOutput(NamedTuple):
     target: torch.Tensor
     mask: torch.Tensor
     logs: Optional[Dict[str, torch.Tensor]] = None
+
+
+class View(NamedTuple):
+    """ One column of a picture of what a method does.
+
+    Attributes:
+        label: What is shown.
+        images: Images (B, C, H, W), normalised as the method takes them.
+        hole: Pixels (B, 1, H, W) bool that are not shown, True is hidden.
+    """
+    label: str
+    images: torch.Tensor
+    hole: Optional[torch.Tensor] = None
 
 
 class MIMUnsupportedError(ValueError):

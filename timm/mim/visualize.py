@@ -1,13 +1,15 @@
-"""Pictures of reconstructions."""
+"""Pictures of what a method sees and predicts."""
 from pathlib import Path
 from typing import Sequence, Union
 
 import torch
 from PIL import Image, ImageDraw
 
+from .output import View
+
 _GAP = 8
 _LABEL_HEIGHT = 18
-_MASKED = (128, 128, 128)
+_HIDDEN = (128, 128, 128)
 
 
 def to_pil(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
@@ -65,32 +67,27 @@ def save_panel(
     sheet.save(path)
 
 
-def reconstruction_panel(
+def save_views(
         path: Union[str, Path],
-        images: torch.Tensor,
-        reconstructions: torch.Tensor,
-        pixel_mask: torch.Tensor,
+        views: Sequence[View],
         mean: Sequence[float],
         std: Sequence[float],
         caption: str = '',
 ) -> None:
-    """Write original, masked input, reconstruction, and reconstruction beside what was visible.
+    """Write what a method has to show, a column per view and a row per image.
 
     Args:
         path: File to write.
-        images: Normalised images [B, C, H, W].
-        reconstructions: Predicted pixels [B, C, H, W] in the space of the images.
-        pixel_mask: Bool mask [B, 1, H, W], True where masked.
+        views: What `MIMMethod.views` returned.
         mean: Mean per channel that the images were normalised with.
         std: Standard deviation per channel that the images were normalised with.
         caption: Line above the labels.
     """
-    pasted = torch.where(pixel_mask, reconstructions.to(images.dtype), images)
-    rows = []
-    for image, reconstruction, combined, masked in zip(images, reconstructions, pasted, pixel_mask):
-        original = to_pil(image, mean, std)
-        hole = Image.fromarray(masked[0].cpu().numpy())
-        masked_input = original.copy()
-        masked_input.paste(_MASKED, mask=hole)
-        rows.append([original, masked_input, to_pil(reconstruction, mean, std), to_pil(combined, mean, std)])
-    save_panel(path, rows, ['original', 'masked input', 'reconstruction', 'visible + reconstruction'], caption)
+    columns = []
+    for view in views:
+        column = [to_pil(image, mean, std) for image in view.images]
+        if view.hole is not None:
+            for picture, hole in zip(column, view.hole.cpu().numpy()):
+                picture.paste(_HIDDEN, mask=Image.fromarray(hole[0]))
+        columns.append(column)
+    save_panel(path, list(zip(*columns)), [view.label for view in views], caption)

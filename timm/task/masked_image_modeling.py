@@ -72,6 +72,16 @@ class MaskedImageModelingTask(TrainingTask):
         module = self.get_trainable_module(ema=ema)
         return None if module is None else unwrap_model(module)
 
+    def update_target(self, progress: float) -> None:
+        """Move the targets of a method that learns from a moving average of itself, after a step of the optimizer.
+
+        Args:
+            progress: Share of the training that is done, the number of the step from 0 by that of all steps.
+        """
+        method = self.get_method()
+        if hasattr(method, 'update_target'):
+            method.update_target(progress)
+
     def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:
         method = self.get_method(ema=ema) if module is None else unwrap_model(module)
         return None if method is None else method.backbone
@@ -114,7 +124,7 @@ class MaskedImageModelingTask(TrainingTask):
             target: Optional[torch.Tensor] = None,
             mask: Optional[torch.Tensor] = None,
             noise: Optional[torch.Tensor] = None,
-    ) -> Dict[str, torch.Tensor]:
+    ) -> Dict[str, Any]:
         """Forward pass of the method.
 
         Args:
@@ -128,6 +138,12 @@ class MaskedImageModelingTask(TrainingTask):
                 - 'loss': Loss on the masked patches
                 - 'output': Prediction of the method
                 - 'mask': Mask that was used
+                - 'logs': Scalars that are worth a look besides the loss, by name
         """
         result = self.trainable_module(input, mask=mask, noise=noise)
-        return {'loss': result.loss, 'output': result.prediction, 'mask': result.mask}
+        return {
+            'loss': result.loss,
+            'output': result.prediction,
+            'mask': result.mask,
+            'logs': result.logs or {},
+        }

@@ -4,14 +4,14 @@ import json
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Tuple
 
 import torch.nn as nn
 import yaml
 from safetensors.torch import save_file
 
 from timm.models import safe_model_name
-from .pretrain_options import UserError
+from .errors import UserError
 
 LAST = 'last.pth.tar'
 BEST = 'model_best.pth.tar'
@@ -19,41 +19,34 @@ ENCODER = 'encoder.safetensors'
 PICTURES = 'reconstructions'
 
 
-def find_run_folder(options: argparse.Namespace) -> Tuple[Path, Optional[Path]]:
-    """Decide on the folder of a run and the checkpoint to go on from, without writing anything.
+def find_run_folder(options: argparse.Namespace) -> Path:
+    """Decide on the folder of a run, without writing anything.
 
     Args:
         options: Options of the run.
 
-    Returns:
-        The folder, and the checkpoint or None.
-
     Raises:
         UserError: The folder holds another run or cannot be written, or there is no such checkpoint.
     """
-    root = Path(options.output or './output/pretrain')
     name = options.experiment or '-'.join([
         datetime.now().strftime('%Y%m%d-%H%M%S'),
         safe_model_name(options.model),
         options.mim,
     ])
-    folder = root / name
-    checkpoint = None
+    folder = Path(options.output or './output/pretrain') / name
     if options.resume == 'auto':
         if not options.experiment:
             raise UserError('--resume auto looks into the run folder: name it with --experiment.')
-        checkpoint = folder / LAST if (folder / LAST).is_file() else None
     elif options.resume:
-        checkpoint = Path(options.resume)
-        if not checkpoint.is_file():
-            raise UserError(f"--resume: there is no checkpoint '{checkpoint}'.")
+        if not Path(options.resume).is_file():
+            raise UserError(f"--resume: there is no checkpoint '{options.resume}'.")
         if not (options.output or options.experiment):
-            folder = checkpoint.parent
+            folder = Path(options.resume).parent
     elif (folder / 'args.yaml').exists() or (folder / LAST).exists():
         raise UserError(
             f"'{folder}' holds a run already: go on with --resume auto, or choose another --output or --experiment.")
     _check_writable(folder)
-    return folder, checkpoint
+    return folder
 
 
 def _check_writable(folder: Path) -> None:
@@ -124,3 +117,24 @@ def loading_lines(path: Path, model: str, model_args: Dict[str, Any]) -> Tuple[s
 def save_results(path: Path, results: Dict[str, Any]) -> None:
     """Write the results of a run as JSON."""
     path.write_text(json.dumps(results, indent=2) + '\n')
+
+
+def fine_tuning_command(path: Path, options: argparse.Namespace, model_args: Dict[str, Any]) -> str:
+    """Return the command that fine-tunes an encoder with labels.
+
+    Args:
+        path: File of the encoder.
+        options: Options of the run.
+        model_args: Arguments that the model was built with.
+    """
+    arguments = {name: value for name, value in model_args.items() if name not in ('img_size', 'in_chans')}
+    size = model_args.get('img_size')
+    parts = [
+        f'python train.py --data-dir LABELLED_FOLDER --model {options.model} --pretrained-path {path}',
+        f'--img-size {" ".join(map(str, size))}' if size else '',
+        f'--in-chans {model_args["in_chans"]}' if 'in_chans' in model_args else '',
+        '--model-kwargs ' + ' '.join(f'{k}={v}' for k, v in arguments.items()) if arguments else '',
+        '--num-classes N --opt adamw --lr-base 5e-4 --layer-decay 0.65 --weight-decay 0.05 --drop-path 0.1 '
+        '--epochs 100 --warmup-epochs 5 --mixup 0.8 --cutmix 1.0 --smoothing 0.1',
+    ]
+    return ' '.join(part for part in parts if part)

@@ -11,33 +11,10 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 
 from timm.optim import list_optimizers
-from timm.utils import ParseKwargs
-from .factory import list_mims
-
-
-class UserError(Exception):
-    """A mistake of the user's. The message is one line: what is wrong, what is allowed."""
-
-
-# What the method's authors train with. Lengths and sizes of a run are the user's, so they have general defaults.
-RECIPES = {
-    'simmim': dict(
-        mask_ratio=0.6,
-        mask_unit=32,
-        opt='adamw',
-        opt_betas=[0.9, 0.999],
-        weight_decay=0.05,
-        clip_grad=5.0,
-        lr_base=1e-4,
-        lr_base_size=512,
-        lr_base_scale='linear',
-        scale=[0.67, 1.0],
-        ratio=[3 / 4, 4 / 3],
-        hflip=0.5,
-        color_jitter=0.0,
-        train_interpolation='bicubic',
-    ),
-}
+from ..factory import list_mims
+from .errors import UserError, flag_name
+from .recipes import RECIPES
+from .refused_flags import MEANINGLESS, UNSUPPORTED
 
 DEFAULTS = dict(
     # dataset
@@ -53,7 +30,8 @@ DEFAULTS = dict(
     # batches
     batch_size=128, validation_batch_size=None, grad_accum_steps=1, epoch_repeats=0.0, workers=4, pin_mem=False,
     # optimizer
-    opt='adamw', opt_eps=None, opt_betas=None, momentum=0.9, weight_decay=0.05, clip_grad=None, clip_mode='norm',
+    opt='adamw', opt_eps=None, opt_betas=None, momentum=0.9, weight_decay=0.05, weight_decay_end=None,
+    clip_grad=None, clip_mode='norm', layer_decay=None, layer_decay_min_scale=0.0, layer_decay_no_opt_scale=None,
     opt_kwargs={},
     # schedule
     lr=None, lr_base=None, lr_base_size=256, lr_base_scale='linear', sched='cosine', sched_on_updates=True, epochs=300,
@@ -66,94 +44,11 @@ DEFAULTS = dict(
     # exponential moving average
     model_ema=False, model_ema_decay=0.9998, model_ema_warmup=False,
     # miscellaneous
-    seed=42, log_interval=50, val_interval=1, checkpoint_hist=10, output='', experiment='', resume='',
-    no_resume_opt=False,
+    seed=42, log_interval=50, val_interval=1, recovery_interval=0, checkpoint_hist=10, output='', experiment='',
+    resume='', no_resume_opt=False,
     # masked image modeling
     mim=None, mim_kwargs={}, mask_ratio=None, mask_unit=None,
 )
-
-_LABELS = 'it works on class labels, and pre-training has none'
-_HEAD = "it acts on the classifier head, which a pre-trained encoder does not have"
-_MIXING = 'it mixes images and their labels'
-_ERASING = 'it erases pixels, which masking already does'
-_SPLITS = 'it compares augmented copies of an image by their predicted classes'
-_DISTILLATION = 'there is no teacher'
-_RESOLUTION = 'the image size of a pre-training run is fixed'
-_NAFLEX = 'pre-training uses a fixed patch grid'
-
-# Flags without meaning under --mim.
-MEANINGLESS = {
-    name: reason
-    for reason, names in {
-        _LABELS:
-            'class_map num_classes smoothing bce_loss bce_sum bce_target_thresh bce_pos_weight loss task '
-            'multilabel_threshold target_format eval_metric tta',
-        _HEAD: 'gp head_init_scale head_init_bias drop drop_block drop_connect',
-        _MIXING: 'mixup cutmix cutmix_minmax mixup_prob mixup_switch_prob mixup_mode mixup_off_epoch',
-        _ERASING: 'reprob remode recount resplit',
-        _SPLITS: 'aug_splits jsd_loss split_bn',
-        _DISTILLATION:
-            'kd_model_name kd_distill_type kd_loss_type distill_loss_weight task_loss_weight kd_temperature '
-            'kd_student_feature_dim kd_teacher_feature_dim kd_token_distill_type',
-        _RESOLUTION:
-            'train_img_sizes train_batch_sizes train_size_probs train_size_schedule train_size_schedule_spread '
-            'train_size_random_mix train_batches_per_epoch variable_batch_loss_scale',
-        _NAFLEX:
-            'naflex_loader naflex_train_seq_lens naflex_max_seq_len naflex_patch_sizes naflex_patch_size_probs '
-            'naflex_loss_scale naflex_patchify_channels_first',
-    }.items()
-    for name in names.split()
-}
-
-# Flags that pre-training could have and does not, with what to do instead.
-UNSUPPORTED = dict(
-    torchscript='use --torchcompile',
-    fuser='use --torchcompile',
-    model_dtype='use --amp',
-    local_rank='start the script with torchrun',
-    aug_repeats='use --epoch-repeats',
-    bn_momentum='set it in --model-kwargs',
-    bn_eps='set it in --model-kwargs',
-    sync_bn='batch statistics stay those of each process',
-    dist_bn='batch statistics stay those of each process',
-    layer_decay='it is a recipe of fine-tuning',
-    layer_decay_min_scale='it is a recipe of fine-tuning',
-    layer_decay_no_opt_scale='it is a recipe of fine-tuning',
-    model_ema_force_cpu='the average stays on the device of the model',
-    patience_epochs='take another --sched than plateau',
-    worker_seeding='every image has a seed of its own, made from --seed',
-    use_multi_epochs_loader='workers live as long as the run does',
-    no_prefetcher='images are always normalised on the device',
-    recovery_interval='checkpoints are written every --val-interval epochs',
-    save_images='the run folder gets pictures of held-out images',
-    log_wandb='read summary.csv in the run folder',
-    wandb_project='read summary.csv in the run folder',
-    wandb_tags='read summary.csv in the run folder',
-    wandb_resume_id='read summary.csv in the run folder',
-)
-
-
-def flag_name(name: str) -> str:
-    """Spell an argument as the user types it."""
-    return '--' + name.replace('_', '-')
-
-
-def add_mim_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of masked image modeling to a training script's parser."""
-    group = parser.add_argument_group('Masked image modeling')
-    group.add_argument(
-        '--mim', metavar='METHOD',
-        help=f'pre-train with this method: {", ".join(RECIPES)}')
-    group.add_argument(
-        '--mask-ratio', type=float, metavar='RATIO',
-        help='share of the image that is masked (default: from the recipe of the method)')
-    group.add_argument(
-        '--mask-unit', type=int, nargs='+', metavar='N',
-        help='side of a masked square in pixels, or its height and width (default: from the recipe of the method)')
-    group.add_argument(
-        '--mim-kwargs', nargs='*', action=ParseKwargs, metavar='KEY=VALUE',
-        help='any option of the method')
-
 
 def resolve_options(given: argparse.Namespace) -> Tuple[argparse.Namespace, List[str]]:
     """Complete what the user gave with the recipe of the method and the general defaults.
@@ -208,9 +103,8 @@ def resolve_learning_rate(options: argparse.Namespace, global_batch_size: int) -
 
 
 def _check_method(method: Optional[str]) -> None:
-    if method not in RECIPES:
-        known = 'is not trained by this script yet' if method in list_mims() else 'is no method'
-        raise UserError(f"--mim: '{method}' {known}; choose {' or '.join(RECIPES)}.")
+    if method not in list_mims():
+        raise UserError(f"--mim: '{method}' is no method; choose {' or '.join(list_mims())}.")
 
 
 def _refuse(chosen: Dict[str, Any]) -> None:
@@ -219,7 +113,7 @@ def _refuse(chosen: Dict[str, Any]) -> None:
             raise UserError(f'{flag_name(name)} has no meaning with --mim: {MEANINGLESS[name]}.')
         if name in UNSUPPORTED:
             raise UserError(f'{flag_name(name)} is not supported with --mim: {UNSUPPORTED[name]}.')
-        if name not in DEFAULTS and name != 'data':
+        if name not in DEFAULTS and name not in ('data', 'config'):
             raise UserError(f'{flag_name(name)} is not an option of pre-training.')
     if 'data' in chosen and 'data_dir' in chosen:
         raise UserError('the image folder is given twice: as --data-dir and by position.')
@@ -262,7 +156,8 @@ def _check_values(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f'{flag_name(name)} {value} must be 1 or more.')
-    for name in ('workers', 'epoch_repeats', 'warmup_epochs', 'weight_decay', 'clip_grad', 'start_epoch'):
+    for name in ('workers', 'epoch_repeats', 'warmup_epochs', 'weight_decay', 'weight_decay_end', 'clip_grad',
+                 'start_epoch', 'recovery_interval'):
         value = getattr(options, name)
         if value is not None and value < 0:
             raise UserError(f'{flag_name(name)} {value:g} must be 0 or more.')

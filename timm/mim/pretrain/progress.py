@@ -39,6 +39,7 @@ class Progress:
         self.last_update = first_update
         self.last_time = time.perf_counter()
         self.seconds_per_update: Optional[float] = None
+        self.images_per_second = 0.0
 
     def advance(self) -> None:
         """Count an update."""
@@ -60,9 +61,10 @@ class Progress:
         # Averaged, so that the time left does not jump.
         previous = self.seconds_per_update
         self.seconds_per_update = seconds if previous is None else 0.7 * previous + 0.3 * seconds
+        self.images_per_second = self.images_per_update / max(seconds, 1e-9)
         if self.quiet:
             return
-        rate = self.images_per_update / max(seconds, 1e-9)
+        rate = self.images_per_second
         if self.bar is not None:
             self.bar.set_postfix_str(f'epoch {epoch}, loss {loss:.4f}, {rate:.1f} images/s')
             return

@@ -1,0 +1,15 @@
+"""Pre-training by masked image modeling, as a training script runs it.
+
+A script needs two calls: `add_arguments(parser)` for the flags, and `run(args)` with the arguments that the user gave.
+Models, optimizers, schedules, checkpoints and readers are timm's, the task is in `timm.task`. In the order of a run:
+
+- `flags`, `options`, `recipes`, `refused_flags`: what the user asks for
+- `datasets`, `loading`, `sample_photographs`: the images, their order and augmentation
+- `build_method`: the model and the method around it
+- `trainer`, `step_guard`, `stop_signal`: the updates, and when they end
+- `held_out`, `baselines`: what was learned
+- `checkpoints`, `records`, `run_folder`, `progress`: what a run leaves behind
+- `main`: all of it
+"""
+from .flags import add_arguments as add_arguments
+from .main import run as run

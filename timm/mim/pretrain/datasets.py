@@ -1,0 +1,224 @@
+"""Which images to train on, and which to hold out."""
+import argparse
+import copy
+import logging
+import os
+from pathlib import Path
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset, Subset
+
+from timm.data import create_dataset
+from timm.data.readers.img_extensions import get_img_extensions
+from .errors import UserError
+from .options import DEFAULTS
+from .sample_photographs import sample_photographs
+
+_logger = logging.getLogger(__name__)
+
+HELD_OUT_SHARE = 0.05  # of a folder without a validation split
+HELD_OUT_LIMIT = 256  # images that the masked error is measured on
+HELD_OUT_SEED = 0  # whatever the seed of the run, so that runs can be compared
+
+_VALIDATION_FOLDERS = ('validation', 'val', 'valid', 'eval', 'evaluation')
+_MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
+
+
+class PretrainData(NamedTuple):
+    """Datasets of a run, and one line that says where the images come from."""
+    train: Dataset
+    held_out: Dataset
+    description: str
+
+
+class DecodedImages(Dataset):
+    """A few image files, decoded once: cropping a photograph takes a fraction of the time of decoding it.
+
+    Args:
+        paths: Image files.
+        mode: PIL mode to convert images to.
+    """
+
+    def __init__(self, paths: Sequence[Path], mode: str):
+        self.names = [path.name for path in paths]
+        self.images = [Image.open(path).convert(mode) for path in paths]
+        self.transform = None
+
+    def __getitem__(self, index: int):
+        return self.transform(self.images[index]), 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def image_mode(in_chans: int, mode: Optional[str] = None) -> str:
+    """Return the PIL mode that has as many bands as the model has input channels."""
+    if mode is None:
+        if in_chans not in _MODES:
+            raise UserError(
+                f'--in-chans {in_chans}: images can be read with 1 (L), 2 (LA), 3 (RGB) or 4 (RGBA) channels.')
+        return _MODES[in_chans]
+    try:
+        bands = len(Image.new(mode, (1, 1)).getbands())
+    except ValueError:
+        raise UserError(f"--input-img-mode: PIL has no mode '{mode}'; L, RGB or RGBA, for example.") from None
+    if bands != in_chans:
+        raise UserError(f'--input-img-mode {mode} has {bands} channel(s), the model takes {in_chans}.')
+    return mode
+
+
+def open_data(options: argparse.Namespace, mode: str) -> PretrainData:
+    """Find the images to train on and those to hold out.
+
+    Args:
+        options: Options of the run.
+        mode: PIL mode to convert images to.
+
+    Raises:
+        UserError: There are no images, or too few to hold any out.
+    """
+    if not options.data_dir and not options.dataset:
+        return _open_sample_photographs(mode)
+    folder = not options.dataset
+    if options.data_dir and folder:
+        _check_folder(options.data_dir)
+        _check_split(options)
+    train = _create_dataset(options, options.train_split, mode, is_training=True)
+    if folder:
+        return _open_folder(options, train, mode)
+    held_out = _create_dataset(options, options.val_split or 'validation', mode, is_training=False)
+    return PretrainData(
+        train, held_out, f'{options.dataset}: {options.train_split} to train on, '
+        f'{options.val_split or "validation"} held out')
+
+
+def _open_sample_photographs(mode: str) -> PretrainData:
+    try:
+        train, held_out = sample_photographs()
+    except FileNotFoundError as e:
+        raise UserError(
+            f'no data is named (--data-dir), and there are no sample photographs: {e}; '
+            "pip install scikit-image scikit-learn, or the extra 'samples'.") from None
+    names = ' and '.join(path.stem for path in held_out)
+    return PretrainData(
+        DecodedImages(train, mode),
+        DecodedImages(held_out, mode),
+        f'no data named: {len(train)} photographs that ship with scikit-image and scikit-learn, '
+        f'and two more held out ({names})')
+
+
+def _check_folder(path: str) -> None:
+    if not os.path.exists(path):
+        raise UserError(f"--data-dir: '{path}' does not exist.")
+    if not os.path.isdir(path) and not path.endswith('.tar'):
+        raise UserError(f"--data-dir: '{path}' is neither a folder nor a .tar file.")
+
+
+def _check_split(options: argparse.Namespace) -> None:
+    # timm reads the whole folder where a split does not exist, which is right for the default name only
+    split = options.train_split
+    if split != DEFAULTS['train_split'] and not (Path(options.data_dir) / split).is_dir():
+        raise UserError(f"--train-split: there is no folder '{split}' in '{options.data_dir}'.")
+
+
+def _create_dataset(options: argparse.Namespace, split: str, mode: str, is_training: bool) -> Dataset:
+    flag = '--train-split' if is_training else '--val-split'
+    num_samples = options.train_num_samples if is_training else options.val_num_samples
+    try:
+        return create_dataset(
+            options.dataset,
+            root=options.data_dir,
+            split=split,
+            is_training=is_training,
+            download=options.dataset_download,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            repeats=options.epoch_repeats,
+            input_img_mode=mode,
+            input_key=options.input_key,
+            target_key=options.target_key,
+            num_samples=num_samples,
+            trust_remote_code=options.dataset_trust_remote_code,
+        )
+    except RuntimeError as e:
+        if not options.dataset and 'Found 0 images' in str(e):
+            raise UserError(
+                f"--data-dir: no image in '{options.data_dir}', which was searched for "
+                f'{", ".join(get_img_extensions())}.') from None
+        raise _dataset_error(options, flag, split, e) from e
+    except (AssertionError, ImportError, KeyError, OSError, TypeError, ValueError) as e:
+        raise _dataset_error(options, flag, split, e) from e
+
+
+def _dataset_error(options: argparse.Namespace, flag: str, split: str, error: Exception) -> UserError:
+    reason = ' '.join(str(error).split()) or type(error).__name__
+    return UserError(f"--dataset {options.dataset or 'folder'} with {flag} '{split}' cannot be read: {reason}")
+
+
+def _open_folder(options: argparse.Namespace, train: Dataset, mode: str) -> PretrainData:
+    """Hold out the validation split of a folder, or a share of the images if it has none."""
+    samples = getattr(train.reader, 'samples', None)
+    folder = _validation_folder(options)
+    if folder is None:
+        train_indices, held_out_indices = _draw_held_out(len(train))
+        share = f'{len(held_out_indices)} of its {len(train)} images held out'
+        if len(held_out_indices) == 0:
+            raise UserError(f"--data-dir: '{options.data_dir}' has one image, and one has to be held out: add more.")
+        return PretrainData(
+            _select(train, train_indices), _select(train, held_out_indices), f'{options.data_dir}: {share}')
+
+    held_out = _create_dataset(
+        argparse.Namespace(**{**vars(options), 'data_dir': str(folder)}), '', mode, is_training=False)
+    # Without a folder for training, the whole data folder is read, validation images included.
+    inside = os.path.join(os.path.realpath(folder), '')
+    kept = [i for i, sample in enumerate(samples) if not os.path.realpath(sample[0]).startswith(inside)]
+    if not kept:
+        raise UserError(f"--data-dir: '{options.data_dir}' has no images outside '{folder}', which is held out.")
+    return PretrainData(
+        _select(train, kept), held_out,
+        f'{options.data_dir}: {len(kept)} images to train on, {len(held_out)} in {folder.name}/ held out')
+
+
+def _validation_folder(options: argparse.Namespace) -> Optional[Path]:
+    root = Path(options.data_dir)
+    if not root.is_dir():
+        return None
+    if options.val_split:
+        folder = root / options.val_split
+        if not folder.is_dir():
+            raise UserError(f"--val-split: there is no folder '{options.val_split}' in '{root}'.")
+        return folder
+    return next((root / name for name in _VALIDATION_FOLDERS if (root / name).is_dir()), None)
+
+
+def _draw_held_out(num_images: int) -> Tuple[List[int], List[int]]:
+    count = min(max(1, round(num_images * HELD_OUT_SHARE)), HELD_OUT_LIMIT, num_images - 1)
+    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(HELD_OUT_SEED)).tolist()
+    return sorted(order[count:]), sorted(order[:count])
+
+
+def _select(dataset: Dataset, indices: Sequence[int]) -> Dataset:
+    """Restrict a dataset to some of its images.
+
+    A folder's file list is cut itself: timm replaces an unreadable image by the next one in that list, which must not
+    be an image of the other part.
+    """
+    samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
+    if samples is None or len(samples) != len(dataset) or not isinstance(samples[0], tuple):
+        return Subset(copy.copy(dataset), indices)  # a copy, each part has a transform of its own
+    dataset = copy.copy(dataset)
+    dataset.reader = copy.copy(dataset.reader)
+    dataset.reader.samples = [samples[i] for i in indices]
+    return dataset
+
+
+def file_names(dataset: Dataset, limit: int = HELD_OUT_LIMIT) -> List[str]:
+    """Return the names of a dataset's images, as far as it knows them."""
+    if isinstance(dataset, DecodedImages):
+        return dataset.names
+    reader = getattr(dataset, 'reader', None)
+    if isinstance(dataset, IterableDataset) or not hasattr(reader, 'filename'):
+        return []
+    return [reader.filename(i) for i in range(min(len(dataset), limit))]

@@ -1,0 +1,25 @@
+"""The flags of masked image modeling."""
+import argparse
+
+from timm.utils import ParseKwargs
+from .recipes import RECIPES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of masked image modeling to a training script's parser."""
+    group = parser.add_argument_group('Masked image modeling')
+    group.add_argument(
+        '--mim', metavar='METHOD',
+        help=f'pre-train with this method: {", ".join(RECIPES)}')
+    group.add_argument(
+        '--mask-ratio', type=float, metavar='RATIO',
+        help='share of the image that is masked (default: from the recipe of the method)')
+    group.add_argument(
+        '--mask-unit', type=int, nargs='+', metavar='N',
+        help='side of a masked square in pixels, or its height and width (default: from the recipe of the method)')
+    group.add_argument(
+        '--mim-kwargs', nargs='*', action=ParseKwargs, metavar='KEY=VALUE',
+        help='any option of the method')
+    group.add_argument(
+        '--weight-decay-end', type=float, metavar='X',
+        help='weight decay at the end of training, reached along a cosine (default: --weight-decay)')

@@ -1,0 +1,126 @@
+"""How well a method reconstructs images that it was not trained on."""
+from contextlib import contextmanager
+from typing import Callable, Dict, Iterator, List, Tuple
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+
+from ..noise import keyed_noise
+from ..output import View
+from ..targets import masked_l1_loss
+from .baselines import diffusion_fill, mean_of_visible
+
+MASK_SEED = 0  # whatever the seed of the run, so that runs can be compared
+FILLS = dict(mean_of_visible=mean_of_visible, diffusion_fill=diffusion_fill)
+MIN_MASKS = 32  # few images get several masks each, until there are this many
+
+
+class HeldOutImages:
+    """Held-out images with fixed masks, on which reconstructions are compared.
+
+    The masked L1 is the mean absolute difference over all masked pixels and channels, of normalised images: the formula
+    of SimMIM's loss. Every process holds a share of the images; results are over all of them.
+
+    Args:
+        images: Normalised images [N, C, H, W] of this process.
+        numbers: Their numbers [N] over all processes, which decide their masks.
+        num_images: Number of images over all processes.
+        device: Device to reconstruct on.
+        batch_size: Number of images to reconstruct at a time.
+    """
+
+    def __init__(
+            self,
+            images: torch.Tensor,
+            numbers: torch.Tensor,
+            num_images: int,
+            device: torch.device,
+            batch_size: int = 64,
+    ):
+        self.device = device
+        self.batch_size = batch_size
+        self.num_images = num_images
+        self.num_masks = -(-MIN_MASKS // num_images)
+        self.images = images
+        self.mask_numbers = (numbers.view(-1, 1) * self.num_masks + torch.arange(self.num_masks)).flatten()
+
+    def batches(self, method: nn.Module) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+        """Yield images and the noise that makes their masks, image by image with each of its masks."""
+        size = method.noise_shape(1)[1]
+        for start in range(0, len(self.mask_numbers), self.batch_size):
+            numbers = self.mask_numbers[start:start + self.batch_size]
+            images = self.images[torch.arange(start, start + len(numbers)) // self.num_masks]
+            yield images.to(self.device), keyed_noise(MASK_SEED, 0, numbers.to(self.device), size)
+
+    @torch.no_grad()
+    def measure(self, method: nn.Module, autocast: Callable) -> Dict[str, float]:
+        """Return how well a method predicts, by name; the first is what epochs are compared by.
+
+        A method that reconstructs pixels has its masked L1, any other its own loss, what it logs, and the loss of
+        predictions that know nothing.
+
+        Args:
+            method: Masked image modeling method.
+            autocast: Context of mixed precision.
+        """
+        def values(images: torch.Tensor, noise: torch.Tensor) -> Dict[str, torch.Tensor]:
+            with autocast():
+                output = method(images, noise=noise)
+                if not method.reconstructs_pixels:
+                    return dict(loss=output.loss, **(output.logs or {}), **method.uninformed_losses(output))
+                pixels = method.reconstruct(images, output.mask)
+            return dict(masked_l1=masked_l1_loss(pixels, images, method.pixel_mask(output.mask)))
+        return self._mean(method, values)
+
+    @torch.no_grad()
+    def baselines(self, method: nn.Module, autocast: Callable) -> Dict[str, float]:
+        """Return the masked L1 of the fills that learn nothing, empty for a method that reconstructs no pixels."""
+        if not method.reconstructs_pixels:
+            return {}
+
+        def values(images: torch.Tensor, noise: torch.Tensor) -> Dict[str, torch.Tensor]:
+            with autocast():
+                mask = method.pixel_mask(method(images, noise=noise).mask)
+            return {name: masked_l1_loss(fill(images, mask), images, mask) for name, fill in FILLS.items()}
+        return self._mean(method, values)
+
+    @torch.no_grad()
+    def views(self, method: nn.Module, autocast: Callable, count: int) -> List[View]:
+        """Return what a method has to show of the first images of this process, with their first masks.
+
+        Args:
+            method: Masked image modeling method.
+            autocast: Context of mixed precision.
+            count: Number of images at most.
+        """
+        numbers = self.mask_numbers[::self.num_masks][:count].to(self.device)
+        noise = keyed_noise(MASK_SEED, 0, numbers, method.noise_shape(1)[1])
+        if len(numbers) == 0:
+            return []
+        with _evaluating(method), autocast():
+            return method.views(self.images[:count].to(self.device), noise)
+
+    def _mean(self, method: nn.Module, values: Callable) -> Dict[str, float]:
+        """Mean over all images and masks of all processes."""
+        sums, count = {}, 0
+        with _evaluating(method):
+            for images, noise in self.batches(method):
+                for name, value in values(images, noise).items():
+                    sums[name] = sums.get(name, 0) + value.double() * len(images)
+                count += len(images)
+        shares = [({name: value.item() for name, value in sums.items()}, count)]
+        if dist.is_initialized():
+            gathered = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, shares[0])
+            shares = [share for share in gathered if share[1]]  # a process may have no image
+        total = sum(count for _, count in shares)
+        return {name: sum(values[name] for values, _ in shares) / total for name in shares[0][0]}
+
+
+@contextmanager
+def _evaluating(method: nn.Module) -> Iterator[None]:
+    training = method.training
+    method.eval()
+    yield
+    method.train(training)

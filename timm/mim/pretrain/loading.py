@@ -1,0 +1,275 @@
+"""In what order and with what augmentation images are loaded.
+
+Both depend on the seed, the epoch and the position in the epoch alone: one process or several, with few workers or
+many, fresh or resumed, see the same images.
+"""
+import argparse
+import random
+from itertools import islice
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Sequence, Tuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
+
+from timm.data import create_loader, create_transform
+from timm.data.loader import PrefetchLoader, fast_collate
+from .datasets import HELD_OUT_LIMIT
+from .errors import UserError
+
+
+class ImageKey(NamedTuple):
+    """An image to load: the epoch, its position in the epoch over all processes, and its index in the dataset."""
+    epoch: int
+    position: int
+    index: int
+
+
+class EpochSampler(Sampler):
+    """Shuffles, repeats and distributes the images of an epoch in whole global batches.
+
+    Yields an `ImageKey` per image. Positions run over all processes: a batch of two processes
+    holds the images that one process has in a batch of twice the size. An epoch that is too short for one batch is
+    repeated until it fills one.
+
+    Args:
+        num_images: Number of images in the dataset.
+        batch_size: Batch size of one process.
+        steps_per_update: Batches that make one update.
+        repeats: How often the images are repeated in an epoch, at least once.
+        seed: Seed of the order.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+            self,
+            num_images: int,
+            batch_size: int,
+            steps_per_update: int = 1,
+            repeats: float = 1.0,
+            seed: int = 0,
+            rank: int = 0,
+            world_size: int = 1,
+    ):
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = self.first_batch = 0
+        update_size = batch_size * world_size * steps_per_update
+        num_updates = max(1, int(num_images * max(1.0, repeats)) // update_size)
+        self.num_samples = num_updates * update_size
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Go to an epoch, and into it where a run goes on that was interrupted."""
+        self.epoch = epoch
+        self.first_batch = first_batch
+
+    def __len__(self) -> int:
+        return self.num_samples // self.world_size
+
+    def __iter__(self) -> Iterator[ImageKey]:
+        generator = torch.Generator().manual_seed(sample_seed(self.seed, self.epoch, -1))
+        passes = -(-self.num_samples // self.num_images)
+        order = torch.cat([torch.randperm(self.num_images, generator=generator) for _ in range(passes)])
+        positions = torch.arange(self.num_samples).view(-1, self.world_size, self.batch_size)
+        positions = positions[self.first_batch:, self.rank].flatten()
+        return iter([ImageKey(self.epoch, p, i) for p, i in zip(positions.tolist(), order[positions].tolist())])
+
+
+def sample_seed(seed: int, epoch: int, position: int) -> int:
+    """Return a seed for one image of one epoch."""
+    return int(np.random.SeedSequence((seed, epoch, position + 1)).generate_state(1)[0])
+
+
+class KeyedImages(Dataset):
+    """Seeds the random augmentation of every image with its key, and converts images of any dataset to one mode.
+
+    Args:
+        dataset: Dataset with a `transform`.
+        transform: Transform of a PIL image.
+        mode: PIL mode to convert images to.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, dataset: Dataset, transform, mode: str, seed: int):
+        self.dataset = dataset
+        self.seed = seed
+        (dataset.dataset if isinstance(dataset, Subset) else dataset).transform = ConvertThen(mode, transform)
+
+    def __getitem__(self, key: ImageKey) -> Tuple[torch.Tensor, int]:
+        seed = sample_seed(self.seed, key.epoch, key.position)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would queue a call for CUDA each time
+        return self.dataset[key.index][0], key.index
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+class ConvertThen:
+    """Transform that converts a PIL image to a mode before another transform.
+
+    Args:
+        mode: PIL mode.
+        transform: Transform of a PIL image.
+    """
+
+    def __init__(self, mode: str, transform):
+        self.mode = mode
+        self.transform = transform
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self.transform(image if image.mode == self.mode else image.convert(self.mode))
+
+
+def create_train_loader(
+        dataset: Dataset,
+        options: argparse.Namespace,
+        data_config: Dict[str, Any],
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+) -> PrefetchLoader:
+    """Create the loader of the training images, in whole global batches.
+
+    Args:
+        dataset: Training images.
+        options: Options of the run.
+        data_config: Input size, mean, standard deviation, interpolation and mode of the images.
+        device: Device that images are brought to and normalised on.
+        rank: This process.
+        world_size: Number of processes.
+    """
+    augmentation = dict(
+        no_aug=options.no_aug,
+        train_crop_mode=options.train_crop_mode,
+        scale=options.scale,
+        ratio=options.ratio,
+        hflip=options.hflip,
+        vflip=options.vflip,
+        color_jitter=options.color_jitter or None,
+        color_jitter_prob=options.color_jitter_prob,
+        grayscale_prob=options.grayscale_prob,
+        gaussian_blur_prob=options.gaussian_blur_prob,
+        auto_augment=options.aa,
+        interpolation=options.train_interpolation,
+    )
+    if isinstance(dataset, IterableDataset):
+        return create_loader(
+            dataset,
+            input_size=data_config['input_size'],
+            batch_size=options.batch_size,
+            is_training=True,
+            mean=data_config['mean'],
+            std=data_config['std'],
+            num_workers=options.workers,
+            distributed=world_size > 1,
+            pin_memory=options.pin_mem,
+            device=device,
+            **augmentation,
+        )
+    sampler = EpochSampler(
+        len(dataset),
+        batch_size=options.batch_size,
+        steps_per_update=options.grad_accum_steps,
+        repeats=options.epoch_repeats,
+        seed=options.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    try:
+        transform = create_transform(
+            data_config['input_size'],
+            is_training=True,
+            mean=data_config['mean'],
+            std=data_config['std'],
+            use_prefetcher=True,
+            **augmentation,
+        )
+    except (AssertionError, ValueError) as e:
+        raise UserError(f'--aa, --color-jitter or another augmentation: {e}') from e
+    return _create_loader(dataset, sampler, transform, options.batch_size, options, data_config, device)
+
+
+def load_held_out(
+        dataset: Dataset,
+        options: argparse.Namespace,
+        data_config: Dict[str, Any],
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Load this process's share of the held-out images, normalised, and their numbers over all processes.
+
+    Args:
+        dataset: Held-out images. Of more than `HELD_OUT_LIMIT` as many are taken, evenly spread.
+        options: Options of the run.
+        data_config: Input size, mean, standard deviation, interpolation, crop and mode of the images.
+        device: Device to normalise images on; they are kept in main memory.
+        rank: This process.
+        world_size: Number of processes.
+    """
+    batch_size = options.validation_batch_size or options.batch_size
+    preprocessing = dict(
+        mean=data_config['mean'],
+        std=data_config['std'],
+        interpolation=data_config['interpolation'],
+        crop_pct=data_config['crop_pct'],
+    )
+    if isinstance(dataset, IterableDataset):
+        loader = create_loader(
+            dataset,
+            input_size=data_config['input_size'],
+            batch_size=batch_size,
+            num_workers=min(1, options.workers),
+            persistent_workers=False,
+            device=device,
+            **preprocessing,
+        )
+        share = -(-HELD_OUT_LIMIT // world_size)
+        images = torch.cat([batch.cpu() for batch, _ in islice(loader, -(-share // batch_size))])[:share]
+        return images, torch.arange(len(images)) * world_size + rank
+
+    spacing = -(-len(dataset) // HELD_OUT_LIMIT)
+    indices = range(0, len(dataset), spacing)
+    numbers = range(rank, len(indices), world_size)
+    transform = create_transform(data_config['input_size'], use_prefetcher=True, **preprocessing)
+    sampler = [ImageKey(0, indices[n], indices[n]) for n in numbers]
+    loader = _create_loader(
+        dataset, sampler, transform, batch_size, options, data_config, device, persistent_workers=False)
+    images = [batch.cpu() for batch, _ in loader]
+    return torch.cat(images) if images else torch.empty(0, *data_config['input_size']), torch.tensor(list(numbers))
+
+
+def _create_loader(
+        dataset: Dataset,
+        sampler: Sequence[ImageKey],
+        transform: Callable,
+        batch_size: int,
+        options: argparse.Namespace,
+        data_config: Dict[str, Any],
+        device: torch.device,
+        persistent_workers: bool = True,
+) -> PrefetchLoader:
+    """Create timm's loader with an order of our own, which `timm.data.create_loader` does not take."""
+    loader = DataLoader(
+        KeyedImages(dataset, transform, data_config['mode'], options.seed),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=options.workers,
+        collate_fn=fast_collate,
+        pin_memory=options.pin_mem,
+        persistent_workers=persistent_workers and options.workers > 0,
+    )
+    return PrefetchLoader(
+        loader,
+        mean=data_config['mean'],
+        std=data_config['std'],
+        channels=data_config['input_size'][0],
+        device=device,
+    )

@@ -1,0 +1,150 @@
+"""A whole run, from the arguments of a script to the encoder."""
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import torch
+import torch.nn as nn
+
+from timm.data import resolve_data_config
+from timm.data.loader import adapt_to_chs
+from timm.utils import init_distributed_device, is_primary, random_seed, reduce_tensor
+from .build_method import create_method
+from .checkpoints import check_same_run, load_checkpoint, newest_checkpoint
+from .datasets import PretrainData, file_names, image_mode, open_data
+from .errors import RunStopped, UserError, one_line
+from .held_out import HeldOutImages
+from .loading import create_train_loader, load_held_out
+from .options import resolve_options
+from .progress import lines_above_bar, wants_bar
+from .records import Records
+from .run_folder import create_run_folder, find_run_folder
+from .run_loop import RunLoop
+from .stop_signal import StopSignal
+from .summary import conclude, describe
+from .trainer import Trainer
+
+EXIT_MISTAKE = 2
+EXIT_FAILED = 1
+EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command with --resume auto goes on
+
+
+def run(args: argparse.Namespace) -> None:
+    """Pre-train as the arguments say.
+
+    Ends the program with one line and an exit code where it cannot go on: 2 for a user's mistake, before anything is
+    written; 1 for a loss that is not finite, data that cannot be read or a disk that is full; 75 after SIGTERM or
+    Ctrl-C, when the run was saved and can go on.
+
+    Args:
+        args: The arguments that the user gave; what was not given is absent or None.
+    """
+    try:
+        _run(args)
+    except UserError as e:
+        _exit(e, EXIT_MISTAKE)
+    except (FloatingPointError, OSError) as e:
+        _exit(e, EXIT_FAILED)
+    except RunStopped as e:
+        _exit(e, EXIT_STOPPED)
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _exit(error: Exception, code: int) -> None:
+    if int(os.environ.get('RANK', 0)) == 0:
+        print(f'{os.path.basename(sys.argv[0])}: error: {one_line(error)}', file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _run(args: argparse.Namespace) -> None:
+    options, from_recipe = resolve_options(args)
+    _import_device_modules(options)
+    folder = find_run_folder(options)
+    checkpoint = _find_checkpoint(options, folder)
+    mode = image_mode(options.in_chans, options.input_img_mode)
+    data = open_data(options, mode)
+    random_seed(options.seed)
+    method, model_args = create_method(options)
+    place = _find_place(options)
+    data_config = _data_config(options, method, mode)
+    device = torch.device(place.device)
+    train_loader = create_train_loader(data.train, options, data_config, device, place.rank, place.world_size)
+    held_out = _hold_out(data, options, data_config, place)
+
+    with StopSignal() as stop:
+        trainer = Trainer(options, method.to(device), train_loader, place, stop, checkpoint)
+        records = None
+        if is_primary(place):
+            create_run_folder(folder, options)
+            describe(options, from_recipe, data.description, data_config, trainer, held_out, folder)
+            records = Records(folder, options, data_config, trainer.update, trainer.updates_per_epoch)
+        bar = wants_bar(place.distributed)
+        with lines_above_bar(bar):
+            results = RunLoop(trainer, held_out, folder, records, checkpoint).train(bar)
+    if is_primary(place):
+        conclude(options, folder, trainer, results, model_args, file_names(data.held_out))
+
+
+def _import_device_modules(options: argparse.Namespace) -> None:
+    for module in options.device_modules or []:
+        try:
+            importlib.import_module(module)
+        except ImportError as e:
+            raise UserError(f'--device-modules {module}: {one_line(e)}') from e
+
+
+def _find_checkpoint(options: argparse.Namespace, folder: Path) -> Optional[Path]:
+    """Find the checkpoint to go on from, and check that it is one of such a run."""
+    path = newest_checkpoint(folder) if options.resume == 'auto' else options.resume and Path(options.resume)
+    if not path:
+        return None
+    check_same_run(load_checkpoint(path), path, options)
+    return path
+
+
+def _find_place(options: argparse.Namespace) -> argparse.Namespace:
+    """Find the device and the rank of this process, in a namespace of its own: args.yaml says what the user gave."""
+    place = argparse.Namespace(device=options.device)
+    if init_distributed_device(place).type == 'cuda':
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    return place
+
+
+def _data_config(options: argparse.Namespace, method: nn.Module, mode: str) -> Dict[str, Any]:
+    config = resolve_data_config(
+        dict(
+            input_size=(options.in_chans, *method.img_size),
+            mean=options.mean,
+            std=options.std,
+            interpolation=options.interpolation,
+            crop_pct=options.crop_pct,
+        ),
+        model=method.backbone,
+    )
+    for name in ('mean', 'std'):
+        values = config[name]
+        if len(values) != options.in_chans:  # the model's statistics are of RGB images
+            config[name] = adapt_to_chs(sum(values) / len(values), options.in_chans)
+    return {**config, 'mode': mode}
+
+
+def _hold_out(
+        data: PretrainData,
+        options: argparse.Namespace,
+        data_config: Dict[str, Any],
+        place: argparse.Namespace,
+) -> HeldOutImages:
+    device = torch.device(place.device)
+    images, numbers = load_held_out(data.held_out, options, data_config, device, place.rank, place.world_size)
+    count = torch.tensor(float(len(images)), device=device)
+    if place.distributed:
+        count = reduce_tensor(count, 1)
+    if not count:
+        raise UserError('--val-split: there is no image to hold out.')
+    return HeldOutImages(images, numbers, int(count), device, options.validation_batch_size or options.batch_size)

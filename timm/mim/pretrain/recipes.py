@@ -1,0 +1,57 @@
+"""What the authors of each method train with.
+
+Lengths and sizes of a run are the user's, so they have general defaults (`options`); `recipes/` in the repository has
+the papers' runs whole.
+"""
+
+RECIPES = {
+    # SimMIM, section 4 and the configuration of ViT-B in microsoft/SimMIM
+    'simmim': dict(
+        mask_ratio=0.6,
+        mask_unit=32,
+        opt='adamw',
+        opt_betas=[0.9, 0.999],
+        weight_decay=0.05,
+        clip_grad=5.0,
+        lr_base=1e-4,
+        lr_base_size=512,
+        lr_base_scale='linear',
+        scale=[0.67, 1.0],
+        ratio=[3 / 4, 4 / 3],
+        hflip=0.5,
+        color_jitter=0.0,
+        train_interpolation='bicubic',
+    ),
+    # MAE, table 8
+    'mae': dict(
+        mask_ratio=0.75,
+        opt='adamw',
+        opt_betas=[0.9, 0.95],
+        weight_decay=0.05,
+        clip_grad=0.0,
+        lr_base=1.5e-4,
+        lr_base_size=256,
+        lr_base_scale='linear',
+        scale=[0.2, 1.0],
+        ratio=[3 / 4, 4 / 3],
+        hflip=0.5,
+        color_jitter=0.0,
+        train_interpolation='bicubic',
+    ),
+    # I-JEPA, appendix A.1: 1e-3 for 2048 images
+    'ijepa': dict(
+        opt='adamw',
+        opt_betas=[0.9, 0.999],
+        weight_decay=0.04,
+        weight_decay_end=0.4,
+        clip_grad=0.0,
+        lr_base=1e-3,
+        lr_base_size=2048,
+        lr_base_scale='linear',
+        scale=[0.3, 1.0],
+        ratio=[3 / 4, 4 / 3],
+        hflip=0.0,
+        color_jitter=0.0,
+        train_interpolation='bilinear',
+    ),
+}

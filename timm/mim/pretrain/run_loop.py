@@ -1,0 +1,161 @@
+"""The loop over epochs: train, report, evaluate, save."""
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+from timm.utils import is_primary
+from .checkpoints import RunSaver, load_checkpoint
+from .errors import RunStopped
+from .held_out import HeldOutImages
+from .progress import Progress
+from .records import Records
+from .run_folder import BEST, ENCODER, save_encoder
+from .trainer import Trainer
+
+_PICTURE_ROWS = 4
+
+
+class RunLoop:
+    """Runs a trainer to the end of its schedule. Every process has one, the first one writes.
+
+    Args:
+        trainer: What is run.
+        held_out: Held-out images.
+        folder: Folder of the run.
+        records: Records of the run, None on all processes but the first.
+        checkpoint: Checkpoint that the trainer went on from.
+    """
+
+    def __init__(
+            self,
+            trainer: Trainer,
+            held_out: HeldOutImages,
+            folder: Path,
+            records: Optional[Records],
+            checkpoint: Optional[Path] = None,
+    ):
+        self.trainer = trainer
+        self.options = trainer.options
+        self.held_out = held_out
+        self.folder = folder
+        self.records = records
+        self.saver = None
+        self.results: Dict[str, Any] = {}
+        if is_primary(trainer.place):
+            self.saver = RunSaver(folder, self.options, trainer.task, trainer.optimizer, trainer.scaler)
+            if checkpoint is not None and checkpoint.parent.absolute() == folder.absolute():
+                self._take_up(checkpoint)
+
+    def _take_up(self, path: Path) -> None:
+        """Go on with the history of checkpoints, and complete what was written after the last one of them."""
+        self.saver.load_state_dict(load_checkpoint(path).get('saver', {}))
+        best = self.saver.best_epoch
+        if best is not None and self.saver._checkpoint_path(best) in [path for path, _ in self.saver.checkpoint_files]:
+            self.saver._duplicate(self.saver._checkpoint_path(best), str(self.folder / BEST))
+
+    def train(self, bar: bool = False) -> Dict[str, Any]:
+        """Train to the last epoch.
+
+        Args:
+            bar: Show a progress bar.
+
+        Returns:
+            What came out, empty if all epochs were done before.
+
+        Raises:
+            RunStopped: The run was asked to stop, and was saved.
+        """
+        trainer = self.trainer
+        first_epoch = trainer.update // trainer.updates_per_epoch
+        if first_epoch >= trainer.last_epoch:
+            return {}
+        self.results = dict(baselines=self.held_out.baselines(trainer.trained_method, trainer.autocast))
+        progress = Progress(
+            trainer.update,
+            trainer.last_epoch * trainer.updates_per_epoch,
+            trainer.images_per_update,
+            bar=bar,
+            quiet=self.saver is None,
+        )
+        try:
+            for epoch in range(first_epoch, trainer.last_epoch):
+                self._run_epoch(epoch, progress)
+        finally:
+            progress.close()
+        return self.results
+
+    def _run_epoch(self, epoch: int, progress: Progress) -> None:
+        stopped = self._train_epoch(epoch, progress)
+        completed = self.trainer.update == (epoch + 1) * self.trainer.updates_per_epoch
+        if completed and self._is_due(epoch + 1):
+            self.evaluate(epoch)
+            progress.pause()
+        elif stopped:
+            self._save_within(epoch)
+        if stopped:
+            last = self.trainer.last_epoch * self.trainer.updates_per_epoch
+            raise RunStopped(f'stopped and saved after step {self.trainer.update} of {last}: --resume auto goes on.')
+
+    def _train_epoch(self, epoch: int, progress: Progress) -> bool:
+        """Train for an epoch, and return whether the run was asked to stop."""
+        options = self.options
+        try:
+            for update in self.trainer.updates():
+                progress.advance()
+                number = update - epoch * self.trainer.updates_per_epoch
+                last = number == self.trainer.updates_per_epoch
+                if number % options.log_interval == 0 or last:
+                    means = self.trainer.means.report()
+                    learning_rate = self.trainer.optimizer.param_groups[0]['lr']
+                    progress.report(epoch, update, means['loss'], learning_rate)
+                    if self.records is not None:
+                        self.records.add_step(epoch, update, dict(
+                            means, lr=learning_rate, images_per_second=progress.images_per_second))
+                if options.recovery_interval and number % options.recovery_interval == 0 and not last:
+                    self._save_within(epoch)
+                    progress.pause()
+        except RunStopped:
+            return True
+        return False
+
+    def _is_due(self, completed: int) -> bool:
+        options = self.options
+        return completed % options.val_interval == 0 or completed in (self.trainer.last_epoch, *options.save_epochs)
+
+    def _save_within(self, epoch: int) -> None:
+        run = self.trainer.state_dict()
+        if self.saver is not None:
+            self.saver.save_within_epoch(epoch, run['update'] - epoch * run['updates_per_epoch'], run)
+
+    def evaluate(self, epoch: int) -> None:
+        """Measure the held-out error, and write records, checkpoint, encoder and picture.
+
+        Args:
+            epoch: Number of the epoch, which was completed.
+        """
+        trainer = self.trainer
+        method = trainer.trained_method
+        means = trainer.means.of_epoch()
+        measured = self.held_out.measure(method, trainer.autocast)
+        views = self.held_out.views(method, trainer.autocast, _PICTURE_ROWS)
+        run = trainer.state_dict()
+        if self.saver is None:
+            return
+        name, error = next(iter(measured.items()))
+        best_epoch = self.saver.save_epoch(
+            epoch, error if method.losses_compare else None, run, milestone=epoch + 1 in self.options.save_epochs)
+        if best_epoch in (epoch, None):
+            save_encoder(self.folder / ENCODER, method.encoder)
+        self.results.update(
+            metric=name, last_epoch=epoch, last=measured, best_epoch=best_epoch, best=self.saver.best_metric)
+        self.records.add_epoch(
+            epoch,
+            trainer.update,
+            train=means,
+            held_out={**measured, **self.results['baselines']},
+            learning_rate=trainer.optimizer.param_groups[0]['lr'],
+        )
+        self.records.add_picture(
+            epoch,
+            views,
+            caption=f'epoch {epoch}, held-out images ({name} over all of them: {error:.3f})',
+        )

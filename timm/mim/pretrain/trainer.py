@@ -1,0 +1,288 @@
+"""Training: batches to losses to updates, alike on one process and many, fresh and resumed.
+
+Masks, augmentation and the random numbers of the model are keyed by the seed and the number of the update, so that a
+run needs no random state to go on with: weights, optimizer and the number of updates are all.
+"""
+import argparse
+from contextlib import nullcontext
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+
+import torch
+import torch.nn as nn
+
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.task import MaskedImageModelingTask
+from timm.utils import NativeScaler, dispatch_clip_grad, is_primary
+from ..noise import keyed_noise
+from .checkpoints import load_checkpoint, restore
+from .errors import RunStopped, UserError, one_line
+from .loading import sample_seed
+from .means import RunningMeans
+from .optimizer import WeightDecaySchedule, create_optimizer
+from .options import resolve_learning_rate
+from .step_guard import StepGuard, Verdict
+from .stop_signal import StopSignal
+
+
+class Trainer:
+    """Trains a method.
+
+    Attributes:
+        task: The task, with the method in it.
+        update: Number of updates done in the whole run.
+        updates_per_epoch: Number of updates of an epoch.
+        num_epochs: Number of epochs of the schedule.
+        means: Means of the present epoch.
+
+    Args:
+        options: Options of the run.
+        method: Masked image modeling method, on its device.
+        train_loader: Loader of normalised training images.
+        place: Device and rank of this process, as `init_distributed_device` sets them.
+        stop: Signal to stop.
+        checkpoint: Checkpoint to go on from.
+
+    Raises:
+        UserError: An option has an impossible value, or the checkpoint does not fit.
+    """
+
+    def __init__(
+            self,
+            options: argparse.Namespace,
+            method: nn.Module,
+            train_loader,
+            place: argparse.Namespace,
+            stop: StopSignal,
+            checkpoint: Optional[Path] = None,
+    ):
+        self.options = options
+        self.place = place
+        self.stop = stop
+        self.train_loader = train_loader
+        self.device = torch.device(place.device)
+        self.noise_size = method.noise_shape(1)[1]
+
+        self.updates_per_epoch = len(train_loader) // options.grad_accum_steps
+        if self.updates_per_epoch == 0:
+            raise UserError(
+                f'--grad-accum-steps {options.grad_accum_steps}: the dataset has {len(train_loader)} batches an epoch.')
+        self.images_per_update = options.batch_size * place.world_size * options.grad_accum_steps
+        self.learning_rate = resolve_learning_rate(options, self.images_per_update)
+
+        if options.channels_last:
+            method = method.to(memory_format=torch.channels_last)
+        self.autocast, self.scaler = self._mixed_precision()
+        self.task = MaskedImageModelingTask(method, device=self.device, verbose=is_primary(place))
+        self.optimizer = create_optimizer(method, options, self.learning_rate, self.device)
+        self.means = RunningMeans(self.device)
+        self.update = 0
+        self._resume(checkpoint)
+        self._compile()
+        if place.distributed:
+            self.task.prepare_distributed(
+                device_ids=None if self.device.type == 'cpu' else [self.device],
+                broadcast_buffers=not options.no_ddp_bb,
+            )
+        self.scheduler, self.num_epochs = self._create_scheduler()
+        self.weight_decay = WeightDecaySchedule(
+            self.optimizer, options.weight_decay_end, self.num_epochs * self.updates_per_epoch)
+        self._step_schedules()
+        self.guard = StepGuard(self.optimizer, self.device, place.distributed, self.scaler is not None)
+
+    def _mixed_precision(self) -> Tuple[Callable, Optional[NativeScaler]]:
+        if not self.options.amp:
+            return nullcontext, None
+        dtype = getattr(torch, self.options.amp_dtype)
+        # bfloat16 has the range of float32 and needs no scaler
+        scaler = NativeScaler(device=self.device.type) if dtype == torch.float16 else None
+        return partial(torch.autocast, device_type=self.device.type, dtype=dtype), scaler
+
+    def _resume(self, path: Optional[Path]) -> None:
+        """Load a checkpoint, and set up the moving average."""
+        options = self.options
+        checkpoint = None if path is None else load_checkpoint(path)
+        if checkpoint is not None:
+            restore(checkpoint, path, self.task, *(() if options.no_resume_opt else (self.optimizer, self.scaler)))
+            self.load_state_dict(checkpoint.get('run'), checkpoint.get('epoch', -1))
+        if options.model_ema:
+            self.task.setup_ema(decay=options.model_ema_decay, use_warmup=options.model_ema_warmup)
+            if checkpoint is not None:
+                ema = 'state_dict_ema' in checkpoint
+                self.task.load_checkpoint_state(
+                    checkpoint['state_dict_ema' if ema else 'state_dict'],
+                    checkpoint.get('task_state_ema' if ema else 'task_state'),
+                    ema=True,
+                )
+        if options.start_epoch is not None:
+            self.update = options.start_epoch * self.updates_per_epoch
+            self.means.reset()
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Where in the run this is, for a checkpoint. All processes have to ask together.
+
+        Raises:
+            FloatingPointError: The last loss of a process is not finite, and nothing should be saved.
+        """
+        self._judge(self.guard.finish(), self.update - 1)
+        return dict(update=self.update, updates_per_epoch=self.updates_per_epoch, means=self.means.state_dict())
+
+    def load_state_dict(self, state: Optional[Dict[str, Any]], epoch: int) -> None:
+        """Go to a place in the run.
+
+        Args:
+            state: What `state_dict` returned, None in a checkpoint of another program.
+            epoch: Last epoch that was completed, if there is no state.
+        """
+        if state is None:
+            self.update = (epoch + 1) * self.updates_per_epoch
+        elif state['updates_per_epoch'] == self.updates_per_epoch:
+            self.update = state['update']
+            self.means.load_state_dict(state['means'])
+        elif state['update'] % state['updates_per_epoch']:
+            raise UserError(
+                f"--resume: the checkpoint was written in the middle of an epoch of {state['updates_per_epoch']} "
+                f'updates, which has {self.updates_per_epoch} now: go on with as many images and the same batch.')
+        else:
+            self.update = state['update'] // state['updates_per_epoch'] * self.updates_per_epoch
+
+    def _compile(self) -> None:
+        if not self.options.torchcompile:
+            if self.options.torchcompile_mode:
+                raise UserError('--torchcompile-mode is for --torchcompile, which is not given.')
+            return
+        try:
+            self.task.compile(backend=self.options.torchcompile, mode=self.options.torchcompile_mode)
+        except RuntimeError as e:
+            raise UserError(f'--torchcompile {self.options.torchcompile}: {one_line(e)}') from e
+
+    def _create_scheduler(self):
+        try:
+            return create_scheduler_v2(
+                self.optimizer,
+                **scheduler_kwargs(self.options, decreasing_metric=True),
+                updates_per_epoch=self.updates_per_epoch,
+            )
+        except (AssertionError, ValueError) as e:
+            raise UserError(f'--sched {self.options.sched}: {one_line(e)}') from e
+
+    @property
+    def trained_method(self) -> nn.Module:
+        """The method that counts: its moving average where there is one."""
+        return self.task.get_method(ema=self.task.has_ema())
+
+    @property
+    def last_epoch(self) -> int:
+        """Number of epochs after which the run ends."""
+        return min(self.options.stop_epoch or self.num_epochs, self.num_epochs)
+
+    def updates(self) -> Iterator[int]:
+        """Train until the end of the present epoch, yield the number of updates done after each.
+
+        Raises:
+            FloatingPointError: The loss of a process is not finite; no step was taken with it.
+            RunStopped: The processes were asked to stop. The last update is complete.
+        """
+        accumulation = self.options.grad_accum_steps
+        epoch, done = divmod(self.update, self.updates_per_epoch)
+        if done == 0:
+            self.means.reset()
+        self.task.train()
+        batches = self._batches(epoch, done * accumulation)
+        for _ in range(done, self.updates_per_epoch):
+            stop = self._train_update(batches)
+            yield self.update
+            if stop:
+                raise RunStopped
+        self._judge(self.guard.finish(), self.update - 1)
+
+    def _batches(self, epoch: int, first: int) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of an epoch from a number on."""
+        loader = self.train_loader
+        if hasattr(loader.sampler, 'set_epoch'):
+            loader.sampler.set_epoch(epoch, first)
+            return iter(loader)
+        if hasattr(loader.dataset, 'set_epoch'):
+            loader.dataset.set_epoch(epoch)
+        return islice(loader, first, None)  # a stream can only be read again
+
+    def _train_update(self, batches: Iterator[Tuple[torch.Tensor, torch.Tensor]]) -> bool:
+        """Do an update, and return whether to stop after it."""
+        parts = self.options.grad_accum_steps
+        total = None
+        for part in range(parts):
+            images, _ = next(batches)
+            last = part + 1 == parts
+            with nullcontext() if last else self.task.no_sync():
+                output = self._forward(images, part)
+                loss = output['loss'] / parts
+                total = loss.detach() if total is None else total + loss.detach()
+                if last:
+                    stop = self._judge(self.guard.check(total, bool(self.stop)), self.update - self.guard.deferred)
+                self._backward(loss, last)
+        self.means.add(loss=total, **(output.get('logs') or {}))
+        self._after_step()
+        return stop
+
+    def _forward(self, images: torch.Tensor, part: int) -> Dict[str, torch.Tensor]:
+        """Mask the images of a part of the update, and predict."""
+        options = self.options
+        if options.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        # Masks depend on the place of an image in the global batch, whatever process it is on. Dropout need not: its
+        # seed only has to be the same when a run is resumed.
+        first = (part * self.place.world_size + self.place.rank) * options.batch_size
+        positions = torch.arange(first, first + len(images), device=self.device)
+        noise = keyed_noise(options.seed, self.update, positions, self.noise_size)
+        torch.manual_seed(sample_seed(options.seed, self.update, first))
+        with self.autocast():
+            return self.task(images, noise=noise)
+
+    def _backward(self, loss: torch.Tensor, need_update: bool) -> None:
+        clip = self.options.clip_grad or None
+        parameters = self.task.get_clip_parameters() if clip else None
+        if self.scaler is not None:
+            self.scaler(
+                loss,
+                self.optimizer,
+                clip_grad=clip,
+                clip_mode=self.options.clip_mode,
+                parameters=parameters,
+                need_update=need_update,
+            )
+            return
+        loss.backward()
+        if need_update:
+            if clip:
+                dispatch_clip_grad(parameters, clip, mode=self.options.clip_mode)
+            self.optimizer.step()
+
+    def _after_step(self) -> None:
+        self.optimizer.zero_grad()
+        self.task.update_target(self.update / (self.num_epochs * self.updates_per_epoch))
+        self.update += 1
+        self.task.update_ema(step=self.update)
+        self._step_schedules()
+        if self.options.synchronize_step and self.device.type == 'cuda':
+            torch.cuda.synchronize()
+
+    def _step_schedules(self) -> None:
+        if self.scheduler is not None:
+            self.scheduler.step_update(self.update)
+        self.weight_decay.step(self.update)
+
+    def _judge(self, verdict: Verdict, update: int) -> bool:
+        """Return whether to stop.
+
+        Raises:
+            FloatingPointError: The loss of some process is not finite.
+        """
+        if verdict.finite:
+            return verdict.stop
+        group = self.optimizer.param_groups[0]
+        raise FloatingPointError(
+            f'the loss is not finite at update {update}, with a learning rate of {group["lr"]:.3g}: no step was taken '
+            'with it. Lower --lr or lengthen --warmup-epochs, or use --amp-dtype bfloat16 if it is float16; --resume '
+            'auto goes on from the last checkpoint.')
