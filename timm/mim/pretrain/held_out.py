@@ -95,9 +95,9 @@ class HeldOutImages:
             count: Number of images at most.
         """
         numbers = self.mask_numbers[::self.num_masks][:count].to(self.device)
-        noise = keyed_noise(MASK_SEED, 0, numbers, method.noise_shape(1)[1])
         if len(numbers) == 0:
             return []
+        noise = keyed_noise(MASK_SEED, 0, numbers, method.noise_shape(1)[1])
         with _evaluating(method), autocast():
             return method.views(self.images[:count].to(self.device), noise)
 

@@ -81,7 +81,7 @@ def conclude(
             ('summary.csv, metrics.jsonl', 'numbers of every evaluation, and of every report'),
             ('args.yaml, summary.json', 'options and results of the run'),
     ):
-        _logger.info(f'  {name:<34}{content}')
+        _logger.info(f'  {name:<38}{content}')
     _logger.info('\nload the encoder:\n  ' + '\n  '.join(lines))
     _logger.info(f'\nfine-tune it:\n  {command}')
 
@@ -105,4 +105,4 @@ def _say_error(results: Dict[str, Any]) -> None:
     what = 'masked L1, normalised pixels' if name == 'masked_l1' else name
     _logger.info(f'\nheld-out {what}, same masks for all (lower is better)')
     for label, value in rows:
-        _logger.info(f'  {label:<34}{value:.4f}')
+        _logger.info(f'  {label:<38}{value:.4f}')
