@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Dict, Iterator
+from typing import Dict, Iterator, Optional
 
 try:
     import fcntl
@@ -74,3 +74,37 @@ def remove_others(folder: Path, keep: set) -> None:
             path.rmdir()
         elif not path.is_dir() and path not in keep and path.parent.name != '__pycache__':
             path.unlink()
+
+
+def replace_files(files: Dict[Path, bytes], folder: Path) -> None:
+    """Write all files or none, each with the permissions that it had.
+
+    Args:
+        files: Contents by path, in the folder.
+        folder: On the files' device, for what is written before it takes its place.
+    """
+    before = {target: target.read_bytes() if target.exists() else None for target in files}
+    with tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as staging:
+        staged = []
+        for target, data in files.items():
+            source = stage(Path(staging, str(len(staged))), data, target)
+            if before[target] is not None:
+                shutil.copymode(target, source)
+            staged.append((source, target))
+        done = []
+        try:
+            for source, target in staged:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(source, target)
+                done.append(target)
+        except BaseException:
+            restore({target: before[target] for target in done})
+            raise
+
+
+def restore(files: Dict[Path, Optional[bytes]]) -> None:
+    for target, data in files.items():
+        if data is None:
+            target.unlink()
+        else:
+            target.write_bytes(data)
