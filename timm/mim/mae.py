@@ -21,6 +21,7 @@ from timm.models._embed_stages import gather_patches
 from .backbone import dry_run_visible, encode_visible, num_prefix_tokens, remove_unused
 from .decoder import MaskedDecoder, init_xavier
 from .factory import register_mim
+from .lean import decode_masked, embed_visible, embeds_patches, select_patches
 from .masking import block_mask, block_noise_size, random_mask, scatter_patches, split_mask, visible_count
 from .method import MIMMethod
 from .output import MIMOutput, View
@@ -141,9 +142,13 @@ class MAE(MIMMethod):
             if num_visible == self.num_patches:
                 raise ValueError('mask masks no patch, there is nothing to predict.')
         visible, masked = split_mask(mask.flatten(1), num_visible)
-        decoded = self._decode(images, mask, visible)
-        prediction = self.decoder_pred(gather_patches(decoded, masked)).float()
-        target = gather_patches(patchify(images.float(), self.patch_stride), masked)
+        patches = patchify(images, self.patch_stride)
+        if self.lean:
+            decoded = self._decode_masked(images, patches, mask, visible, masked)
+        else:
+            decoded = gather_patches(self._decode(images, mask, visible), masked)
+        prediction = self.decoder_pred(decoded).float()
+        target = select_patches(patches, masked).float()
         if self.norm_pix:
             target = normalize_patches(target)
         # as many patches are masked in each sample: the mean over them is the reference's sum over the mask by its sum
@@ -236,6 +241,23 @@ class MAE(MIMMethod):
         features = encode_visible(self.backbone, images, self.pixel_mask(mask), visible)
         tokens = scatter_patches(self.decoder_embed(features), visible, self.num_patches, self.num_prefix_tokens)
         return self.decoder(tokens, mask=mask.flatten(1))[:, self.num_prefix_tokens:]
+
+    def _decode_masked(
+            self,
+            images: torch.Tensor,
+            patches: torch.Tensor,
+            mask: torch.Tensor,
+            visible: torch.Tensor,
+            masked: torch.Tensor,
+    ) -> torch.Tensor:
+        """ What `_decode` makes of the masked patches (B, M, width of the decoder), by less work.
+        """
+        if embeds_patches(self.backbone):
+            tokens = embed_visible(self.backbone, patches, visible, self.grid_size)
+            features = self.backbone.forward_stages(tokens)
+        else:
+            features = encode_visible(self.backbone, images, self.pixel_mask(mask), visible)
+        return decode_masked(self.decoder, self.decoder_embed(features), visible, masked)
 
     def _count_visible(self, mask: torch.Tensor) -> int:
         """ Number of visible patches of a caller's mask, which the host has to know.

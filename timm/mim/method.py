@@ -31,12 +31,14 @@ class MIMMethod(nn.Module):
         patch_stride: Size (height, width) in pixels of what a mask decides on, a patch.
         reconstructs_pixels: `reconstruct` gives pixels that compare with those of the images.
         losses_compare: A lower held-out loss is a better model. It is not where targets change with the model.
+        lean: Take the shortcuts of `timm.mim.lean`, which leave the loss as it is.
     """
     protocol = ('map_tokens', 'features_to_map')  # methods that a model must not refuse
     mask_grid = 'patch_grid'  # method of a model that tells the grid of what a mask decides on
     works = ''  # what to say of the models that work
     reconstructs_pixels = True
     losses_compare = True
+    lean = True
 
     @classmethod
     def unsupported_reason(cls, model: Union[nn.Module, Type[nn.Module]]) -> Optional[str]:
