@@ -68,6 +68,15 @@ class PixelDecoder(nn.Module):
         """
         return pixel_shuffle(self.proj(features), self.stride)
 
+    def forward_tokens(self, features: torch.Tensor) -> torch.Tensor:
+        """ Predict the pixels of single cells (B, N, feature_dim), each flattened in the order (row, column, channel).
+        """
+        # the channels of the layer are in the order (channel, row, column)
+        def pixels_first(parameter: torch.Tensor) -> torch.Tensor:
+            return parameter.unflatten(0, (-1, *self.stride)).movedim(0, 2).flatten(0, 2)
+
+        return F.linear(features, pixels_first(self.proj.weight.flatten(1)), pixels_first(self.proj.bias))
+
 
 def init_xavier(module: nn.Module) -> None:
     """ Initialise a linear layer as MAE does: uniform Xavier weight, zero bias. Other modules are left alone.

@@ -26,9 +26,11 @@ from timm.models._embed_stages import gather_patches
 from .backbone import dry_run, dry_run_visible, encode_visible, num_prefix_tokens, remove_unused
 from .decoder import MaskedDecoder
 from .factory import register_mim
+from .lean import decode_masked, embed_visible, embeds_patches
 from .masking import scatter_patches
 from .multi_block import MultiBlockMasks, MultiBlockSampler, OfficialMultiBlockSampler
 from .output import MIMOutput, MIMUnsupportedError, View
+from .targets import patchify
 from .teacher import EMATeacherMethod, check_momentum
 
 __all__ = ['IJEPA']
@@ -157,8 +159,9 @@ class IJEPA(EMATeacherMethod):
         target = gather_patches(self.encode_target(images), masks.targets.flatten(1))  # (B, T * M, C)
         target = target.unflatten(1, masks.targets.shape[1:])
         unseen = self._unseen(masks.context)
-        context = encode_visible(self.backbone, images, self.pixel_mask(unseen), masks.context)
-        prediction = self._predict(context[:, self.num_prefix_tokens:], masks).float()
+        context = self._encode_context(images, unseen, masks.context)
+        predict = self._predict_masked if self.lean else self._predict
+        prediction = predict(context[:, self.num_prefix_tokens:], masks).float()
         loss = F.smooth_l1_loss(prediction, target)
         return MIMOutput(loss, prediction, target, unseen, _variety(target))
 
@@ -210,6 +213,12 @@ class IJEPA(EMATeacherMethod):
         super().set_grad_checkpointing(enable)
         self.predictor.set_grad_checkpointing(enable)
 
+    def _encode_context(self, images: torch.Tensor, unseen: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        if not self.lean or not embeds_patches(self.backbone):
+            return encode_visible(self.backbone, images, self.pixel_mask(unseen), context)
+        patches = patchify(images, self.patch_stride)
+        return self.backbone.forward_stages(embed_visible(self.backbone, patches, context, self.grid_size))
+
     def _predict(self, context: torch.Tensor, masks: MultiBlockMasks) -> torch.Tensor:
         """ Predict the features (B, T, M, C) of each target block by itself, from the context (B, K, C).
         """
@@ -223,6 +232,16 @@ class IJEPA(EMATeacherMethod):
         context_and_target = torch.cat([per_target(masks.context), targets], dim=1)
         decoded = self.predictor(per_target(tokens), idx_keep=context_and_target, idx_mask=targets)
         return self.predictor_proj(decoded[:, -length:]).unflatten(0, (batch_size, num_targets))
+
+    def _predict_masked(self, context: torch.Tensor, masks: MultiBlockMasks) -> torch.Tensor:
+        """ What `_predict` makes of the context (B, K, C), by less work.
+        """
+        batch_size, num_targets, _ = masks.targets.shape
+        tokens, places = (
+            x.unsqueeze(1).expand(-1, num_targets, *x.shape[1:]).flatten(0, 1)
+            for x in (self.predictor_embed(context), masks.context))
+        decoded = decode_masked(self.predictor, tokens, places, masks.targets.flatten(0, 1))
+        return self.predictor_proj(decoded).unflatten(0, (batch_size, num_targets))
 
     def _unseen(self, context: torch.Tensor) -> torch.Tensor:
         """ The patches (B, h, w) bool that are not part of the context.

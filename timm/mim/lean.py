@@ -25,8 +25,8 @@ from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block, VisionTransformer
 
 __all__ = [
-    'decode_masked', 'embed_patches', 'embed_visible', 'embeds_patches', 'position_table', 'run_blocks',
-    'select_patches',
+    'decode_masked', 'embed_patches', 'embed_visible', 'embeds_patches', 'encode_masked', 'position_table',
+    'run_blocks', 'select_patches',
 ]
 
 
@@ -84,6 +84,37 @@ def embed_visible(
     prefix, positions = position_table(backbone, grid_size)
     tokens = embed_patches(backbone, select_patches(patches, visible)) + F.embedding(visible, positions)
     return torch.cat([prefix.expand(len(tokens), -1, -1), tokens], dim=1)
+
+
+def encode_masked(
+        backbone: nn.Module,
+        patches: torch.Tensor,
+        mask_token: torch.Tensor,
+        visible: torch.Tensor,
+        masked: torch.Tensor,
+        grid_size: Tuple[int, int],
+) -> torch.Tensor:
+    """ Features of masked patches, in whose place a model sees a mask token.
+
+    Args:
+        backbone: Model that `embeds_patches`.
+        patches: All patches of shape (B, N, D), see `embed_patches`.
+        mask_token: Token of shape (1, 1, C).
+        visible: Indices of the visible patches of shape (B, K).
+        masked: Indices of the masked patches of shape (B, M).
+        grid_size: Grid (h, w) of the patches.
+
+    Returns:
+        Features of shape (B, M, C).
+    """
+    prefix, positions = position_table(backbone, grid_size)
+    tokens = embed_patches(backbone, select_patches(patches, visible))
+    x = torch.cat([
+        prefix.expand(len(tokens), -1, -1),
+        tokens + F.embedding(visible, positions),
+        mask_token.to(tokens.dtype) + F.embedding(masked, positions),
+    ], dim=1)
+    return backbone.norm(run_blocks(backbone.blocks, x, masked.shape[1], backbone.grad_checkpointing))
 
 
 def decode_masked(

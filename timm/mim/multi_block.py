@@ -170,6 +170,7 @@ class OfficialMultiBlockSampler(nn.Module):
         )
         official_multi_block_masks(grid_size, 1, 0, torch.Generator('cpu').manual_seed(0), **self.options)
 
+    @torch.compiler.disable  # lists and a generator; what follows is compiled for each length of masks
     def forward(self, noise: torch.Tensor) -> MultiBlockMasks:
         """ Make masks.
 

@@ -22,11 +22,12 @@ from timm.layers import trunc_normal_
 from .backbone import dry_run, model_name, patch_stride, remove_unused, to_pair
 from .decoder import PixelDecoder
 from .factory import register_mim
-from .masking import block_mask, block_noise_size, masked_count, random_mask, unit_grid, upsample_mask
+from .lean import embeds_patches, encode_masked, select_patches
+from .masking import block_mask, block_noise_size, masked_count, random_mask, split_mask, unit_grid, upsample_mask
 from .method import MIMMethod
 from .output import MIMOutput
 from .target_factory import Target, create_target, target_shape
-from .targets import masked_loss
+from .targets import masked_loss, patchify
 from .teacher import TeacherTarget
 
 __all__ = ['SimMIM']
@@ -37,7 +38,10 @@ _DISTANCES = dict(l1=F.l1_loss, l2=F.mse_loss, smooth_l1=F.smooth_l1_loss)
 @register_mim('simmim')
 class SimMIM(MIMMethod):
     """ SimMIM on any model with the embed / stages protocol and a feature map, plain or hierarchical.
+
+    Set `lean` where the loss is all that is wanted, as pre-training does: visible pixels are then not predicted.
     """
+    lean = False
     works = (
         'list_mim_models(\'simmim\') names the models that work, vit_base_patch16_224 or '
         'swin_base_patch4_window7_224 for example')
@@ -109,6 +113,11 @@ class SimMIM(MIMMethod):
             noise: Noise as `noise_shape` says, the units of smallest noise are masked.
             generator: Generator on the device of the images, the default one if None.
 
+        Returns:
+            Prediction and target are pixels of shape (B, C, H, W), or have the shape of another target. With `lean`,
+            and no mask of the caller's, they are those of the M masked cells of the feature map alone, each flattened
+            in the order (row, column, channel), of shape (B, M, D), if a mask unit is made of whole cells.
+
         Raises:
             ValueError: An argument of wrong shape or type, or an image size that the model does not take.
         """
@@ -116,6 +125,8 @@ class SimMIM(MIMMethod):
         self._check_one_source(mask, noise, generator)
         if mask is None:
             mask = self._sample_mask(images, noise, generator)
+            if self.lean and all(unit % stride == 0 for unit, stride in zip(self.mask_unit, self.encoder_stride)):
+                return self._predict_masked(images, mask, img_size)
         else:
             mask = self._check_mask(mask, images)
         prediction = self._predict(images, mask, img_size)
@@ -149,6 +160,9 @@ class SimMIM(MIMMethod):
             self.target.set_image_statistics(mean, std)
 
     def _predict(self, images: torch.Tensor, mask: torch.Tensor, img_size: Tuple[int, int]) -> torch.Tensor:
+        return self.decoder(self._encode(images, mask, img_size)).float()
+
+    def _encode(self, images: torch.Tensor, mask: torch.Tensor, img_size: Tuple[int, int]) -> torch.Tensor:
         masked = mask.flatten(1).unsqueeze(-1)  # (B, N, 1)
 
         def insert_mask_token(tokens: torch.Tensor) -> torch.Tensor:  # (B, N, D)
@@ -156,8 +170,26 @@ class SimMIM(MIMMethod):
 
         patches = self.backbone.map_tokens(self.backbone.embed_patches(images), insert_mask_token)
         features = self.backbone.forward_stages(self.backbone.embed_positions(patches))
-        feature_map = self.backbone.features_to_map(features, self._patch_grid(img_size))
-        return self.decoder(feature_map).float()
+        return self.backbone.features_to_map(features, self._patch_grid(img_size))
+
+    def _predict_masked(self, images: torch.Tensor, mask: torch.Tensor, img_size: Tuple[int, int]) -> MIMOutput:
+        """ The same loss from the masked cells of the feature map alone, whose number does not depend on the sample.
+        """
+        rows, columns = (cell // patch for cell, patch in zip(self.encoder_stride, self.patch_stride))
+        cells = mask[:, ::rows, ::columns].flatten(1)  # all patches of a cell are masked, or none
+        units = math.prod(self._unit_grid(img_size))
+        num_visible = cells.shape[1] // units * (units - masked_count(units, self.mask_ratio))
+        visible, masked = split_mask(cells, num_visible)
+        if embeds_patches(self.backbone):
+            patches, grid = patchify(images, self.patch_stride), self._patch_grid(img_size)
+            features = encode_masked(self.backbone, patches, self.mask_token, visible, masked, grid)
+        else:
+            features = select_patches(self._encode(images, mask, img_size).flatten(2).transpose(1, 2), masked)
+        prediction = self.decoder.forward_tokens(features).float()
+        target = select_patches(patchify(self.target(images), self._target_shape[1]), masked)
+        num_cells = masked.numel() * math.prod(self._target_shape[1])  # the denominator is that of `masked_loss`
+        loss = self.distance(prediction, target, reduction='none').sum() / (num_cells + 1e-5) / self._target_shape[0]
+        return MIMOutput(loss, prediction, target, mask)
 
     def _sample_mask(
             self,

@@ -1,0 +1,49 @@
+"""A compiled step has one graph: no graph break, and after the first step no compilation."""
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from timm.mim import IJEPA, MAE, SimMIM
+from tiny_models import build, images_for
+
+
+def train_compiled(method, steps):
+    """Train with other masks in each step. Number of graphs after each step."""
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(method, backend='eager', dynamic=False)
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], fused=True)
+    graphs = []
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        noise = torch.rand(method.noise_shape(2), generator=generator)
+        compiled(images_for(method, seed=step), noise=noise).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        graphs.append(counters['stats']['unique_graphs'])
+    return graphs
+
+
+@pytest.mark.parametrize('lean, create', [
+    (True, lambda: MAE(build('vit', depth=1), decoder_dim=24, decoder_depth=1, decoder_heads=2)),
+    (True, lambda: SimMIM(build('vit', depth=1))),
+    (False, lambda: SimMIM(build('swin', depths=(1, 1)))),
+    (True, lambda: IJEPA(build('vit', depth=1), predictor_dim=24, predictor_depth=1)),
+], ids=['mae', 'simmim', 'simmim_swin', 'ijepa'])
+def test_one_graph(create, lean):
+    method = create()
+    method.lean = lean
+    assert train_compiled(method, 3) == [1, 1, 1]
+    assert not counters['graph_break']
+
+
+def test_official_masks_have_a_graph_for_each_length():
+    method = IJEPA(
+        build('vit', patch_size=8, depth=1), img_size=(64, 96), predictor_dim=24, predictor_depth=1, sampler='official')
+    lengths, expected = set(), []
+    for step in range(3):
+        noise = torch.rand(method.noise_shape(2), generator=torch.Generator().manual_seed(step))
+        masks = method.sample_masks(noise)
+        lengths.add((masks.context.shape, masks.targets.shape))
+        expected.append(len(lengths))
+    assert train_compiled(method, 3) == expected
