@@ -61,6 +61,7 @@ def create_method(options: argparse.Namespace) -> Tuple[nn.Module, Dict[str, Any
         method = create_mim(options.mim, backbone, img_size=options.img_size, **mim_options)
     except (AssertionError, RuntimeError, ValueError) as e:
         raise UserError(one_line(e)) from e
+    method.lean = True  # nobody looks at predictions of visible patches here
     if options.grad_checkpointing:
         method.set_grad_checkpointing(True)
     rebuild_args = {k: v for k, v in model_args.items() if k not in ('model_name', 'pretrained_cfg')}
