@@ -1,0 +1,231 @@
+""" Geometry of Models, Read off Their Tensors
+
+Depths, widths, patch and image sizes are the shapes of tensors. The number of attention heads is not, but for models
+with a relative position bias: it is taken from what is known besides, or from the published models, whose width tells.
+"""
+import math
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
+
+import torch
+
+from .checkpoint import BACKBONE, ConversionError, Hints, Recipe
+
+__all__ = ['FAMILY_CLASSES', 'MissingTensor', 'derive_recipe', 'family_of']
+
+FAMILY_CLASSES = {'VisionTransformer': 'vit', 'Beit': 'beit', 'SwinTransformer': 'swin'}
+
+# Attention heads by width, as published: ViT-Ti, S, B, L, H and g; the decoder of MAE.
+_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
+_DECODER_HEADS = {512: 16}
+
+# (width, depth, heads, hidden width, patch size, class token) of models that timm has by name
+_VIT_NAMES = {
+    (192, 12, 3, 768, 16, True): 'vit_tiny_patch16_224',
+    (384, 12, 6, 1536, 16, True): 'vit_small_patch16_224',
+    (768, 12, 12, 3072, 16, True): 'vit_base_patch16_224',
+    (1024, 24, 16, 4096, 16, True): 'vit_large_patch16_224',
+    (1280, 32, 16, 5120, 14, True): 'vit_huge_patch14_224',
+    (1280, 32, 16, 5120, 14, False): 'vit_huge_patch14_gap_224',
+    (1280, 32, 16, 5120, 16, False): 'vit_huge_patch16_gap_448',
+    (1408, 40, 16, 6144, 16, False): 'vit_giant_patch16_gap_224',
+}
+_NO_CLASS_TOKEN = dict(class_token=False, global_pool='avg', fc_norm=False)
+# (width, depths) of Swin models that timm has by name
+_SWIN_NAMES = {
+    (96, (2, 2, 6, 2)): 'swin_tiny_patch4_window7_224',
+    (96, (2, 2, 18, 2)): 'swin_small_patch4_window7_224',
+    (128, (2, 2, 18, 2)): 'swin_base_patch4_window7_224',
+    (192, (2, 2, 18, 2)): 'swin_large_patch4_window7_224',
+}
+
+
+class MissingTensor(Exception):
+    """ A tensor is missing without which a model has no size. The argument is our name of it."""
+
+
+class _Model(NamedTuple):
+    name: str
+    img_size: Tuple[int, int]
+    kwargs: Dict[str, Any]
+    stride: Tuple[int, int]  # of a patch
+
+
+def family_of(tensors: Mapping[str, Any]) -> Optional[str]:
+    """ Family of a backbone, 'vit', 'beit' or 'swin', by our names of its tensors. None if it looks like another.
+    """
+    if BACKBONE + 'layers.0.blocks.0.attn.relative_position_bias_table' in tensors:
+        return 'swin'
+    if any(name.endswith(('.q_bias', '.gamma_1', '.relative_position_bias_table')) for name in tensors):
+        return 'beit'
+    return 'vit' if BACKBONE + 'blocks.0.mlp.fc1.weight' in tensors else None
+
+
+def derive_recipe(
+        tensors: Mapping[str, torch.Tensor],
+        method: Optional[str],
+        family: str,
+        hints: Hints,
+        class_token: bool,
+) -> Recipe:
+    """ Find how to build the module of tensors.
+
+    Args:
+        tensors: Tensors by our names.
+        method: Name of the method, None for a backbone alone.
+        family: Family of the backbone, see `family_of`.
+        hints: What is known besides.
+        class_token: The backbone is one with a class token, if its family has both kinds.
+
+    Raises:
+        MissingTensor: A tensor that tells a size is missing.
+        ConversionError: Something cannot be read off the tensors, and is not known.
+    """
+    if hints.model is not None:
+        return Recipe(method, hints.model, hints.img_size, hints.model_kwargs, _options(tensors, method, hints))
+    if family == 'vit':
+        model = _vit(tensors, hints, class_token)
+    else:
+        model = (_beit if family == 'beit' else _swin)(tensors, hints)
+    options = _options(tensors, method, hints)
+    if method == 'simmim' and 'mask_unit' not in options and not _takes_unit(model, 32):
+        options['mask_unit'] = model.stride[0] if model.stride[0] == model.stride[1] else model.stride
+    return Recipe(method, model.name, model.img_size, {**model.kwargs, **hints.model_kwargs}, options)
+
+
+def _options(tensors: Mapping[str, torch.Tensor], method: Optional[str], hints: Hints) -> Dict[str, Any]:
+    options = {}
+    if method == 'mae':
+        width = _need(tensors, 'decoder.mask_token').shape[-1]
+        options.update(decoder_dim=width, decoder_depth=_count(tensors, 'decoder.blocks.'))
+        if 'decoder_heads' not in hints.options and width not in _DECODER_HEADS:
+            raise _unknown_heads('decoder', width, '--mim-kwargs decoder_heads=NUMBER')
+        options['decoder_heads'] = _DECODER_HEADS.get(width)
+    if method == 'ijepa':
+        options.update(
+            predictor_dim=_need(tensors, 'predictor.mask_token').shape[-1],
+            predictor_depth=_count(tensors, 'predictor.blocks.'),
+        )
+    return {**options, **hints.options}
+
+
+def _vit(tensors: Mapping[str, torch.Tensor], hints: Hints, class_token: bool) -> _Model:
+    width, in_chans, *patch_size = _need(tensors, BACKBONE + 'patch_embed.proj.weight').shape
+    depth, hidden = _count(tensors, BACKBONE + 'blocks.'), _hidden(tensors)
+    heads = hints.model_kwargs.get('num_heads', _HEADS.get(width))
+    if heads is None:
+        raise _unknown_heads('encoder', width, '--model-kwargs num_heads=NUMBER, or name the model, --model NAME')
+    kwargs = {} if in_chans == 3 else dict(in_chans=in_chans)
+    if BACKBONE + 'blocks.0.attn.qkv.bias' not in tensors:
+        kwargs['qkv_bias'] = False
+    name = _VIT_NAMES.get((width, depth, heads, hidden, _one_or_pair(patch_size), class_token))
+    if name is None:
+        name = 'vit_base_patch16_224'
+        kwargs.update(_size_kwargs(width, depth, heads, hidden, patch_size))
+        kwargs.update({} if class_token else _NO_CLASS_TOKEN)
+    num_patches = _need(tensors, BACKBONE + 'pos_embed').shape[1] - class_token
+    return _Model(name, hints.img_size or _square(num_patches, patch_size), kwargs, tuple(patch_size))
+
+
+def _beit(tensors: Mapping[str, torch.Tensor], hints: Hints) -> _Model:
+    width, in_chans, *patch_size = _need(tensors, BACKBONE + 'patch_embed.proj.weight').shape
+    depth, hidden = _count(tensors, BACKBONE + 'blocks.'), _hidden(tensors)
+    shared = tensors.get(BACKBONE + 'rel_pos_bias.relative_position_bias_table')
+    own = tensors.get(BACKBONE + 'blocks.0.attn.relative_position_bias_table')
+    table = own if shared is None else shared
+    heads = hints.model_kwargs.get('num_heads', _HEADS.get(width)) if table is None else table.shape[1]
+    if heads is None:
+        raise _unknown_heads('encoder', width, '--model-kwargs num_heads=NUMBER, or name the model, --model NAME')
+    if table is not None:
+        # (2 h - 1) (2 w - 1) distances between patches, and three to, from and of the class token
+        num_patches = ((math.isqrt(table.shape[0] - 3) + 1) // 2) ** 2
+    else:
+        num_patches = _need(tensors, BACKBONE + 'pos_embed').shape[1] - 1
+    kwargs = dict(
+        use_abs_pos_emb=BACKBONE + 'pos_embed' in tensors,
+        use_rel_pos_bias=own is not None,
+        use_shared_rel_pos_bias=shared is not None,
+        init_values=0.1 if BACKBONE + 'blocks.0.gamma_1' in tensors else 0.,  # timm drops an argument that is None
+        qkv_bias=BACKBONE + 'blocks.0.attn.q_bias' in tensors,
+        use_fc_norm=BACKBONE + 'fc_norm.weight' in tensors,
+    )
+    kwargs.update(_size_kwargs(width, depth, heads, hidden, patch_size))
+    kwargs.update({} if in_chans == 3 else dict(in_chans=in_chans))
+    img_size = hints.img_size or _square(num_patches, patch_size)
+    return _Model('beit_base_patch16_224', img_size, kwargs, tuple(patch_size))
+
+
+def _swin(tensors: Mapping[str, torch.Tensor], hints: Hints) -> _Model:
+    width, in_chans, *patch_size = _need(tensors, BACKBONE + 'patch_embed.proj.weight').shape
+    stages = [f'{BACKBONE}layers.{stage}.blocks.' for stage in range(_count(tensors, BACKBONE + 'layers.'))]
+    depths = tuple(_count(tensors, stage) for stage in stages)
+    tables = [_need(tensors, stage + '0.attn.relative_position_bias_table').shape for stage in stages]
+    hidden = _need(tensors, stages[0] + '0.mlp.fc1.weight').shape[0]
+    # stages of small maps have one window of the size of the map
+    kwargs = dict(window_size=max((math.isqrt(size) + 1) // 2 for size, _ in tables))
+    heads = tuple(heads for _, heads in tables)
+    name = _SWIN_NAMES.get((width, depths))
+    if name is None or _one_or_pair(patch_size) != 4 or hidden != 4 * width or heads[0] != width // 32:
+        name = 'swin_tiny_patch4_window7_224'
+        kwargs.update(
+            embed_dim=width, depths=depths, num_heads=heads, patch_size=_one_or_pair(patch_size),
+            mlp_ratio=_ratio(hidden, width))
+    kwargs.update({} if in_chans == 3 else dict(in_chans=in_chans))
+    if stages[0] + '0.attn.qkv.bias' not in tensors:
+        kwargs['qkv_bias'] = False
+    if hints.img_size is None:
+        raise ConversionError('The image size cannot be read off the tensors of a Swin model: give it, --img-size.')
+    return _Model(name, hints.img_size, kwargs, tuple(patch_size))
+
+
+def _size_kwargs(width: int, depth: int, heads: int, hidden: int, patch_size: Tuple[int, int]) -> Dict[str, Any]:
+    kwargs = dict(patch_size=_one_or_pair(patch_size), embed_dim=width, depth=depth, num_heads=heads)
+    return kwargs if hidden == 4 * width else dict(kwargs, mlp_ratio=_ratio(hidden, width))
+
+
+def _hidden(tensors: Mapping[str, torch.Tensor]) -> int:
+    return _need(tensors, BACKBONE + 'blocks.0.mlp.fc1.weight').shape[0]
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """ The ratio of which timm makes the hidden width again, int(width * ratio).
+    """
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _square(num_patches: int, patch_size: Tuple[int, int]) -> Tuple[int, int]:
+    side = math.isqrt(num_patches)
+    if side * side != num_patches:
+        raise ConversionError(
+            f'{num_patches} patches are no square, the size of their image cannot be read off the tensors: give it, '
+            f'--img-size HEIGHT WIDTH.')
+    return side * patch_size[0], side * patch_size[1]
+
+
+def _takes_unit(model: _Model, unit: int) -> bool:
+    """ The images are made of mask units, enough of them that not all are masked.
+    """
+    fits = not any(size % unit or unit % stride for size, stride in zip(model.img_size, model.stride))
+    return fits and math.prod(size // unit for size in model.img_size) > 2
+
+
+def _one_or_pair(size: Tuple[int, int]) -> Any:
+    return size[0] if size[0] == size[1] else tuple(size)
+
+
+def _count(tensors: Mapping[str, Any], prefix: str) -> int:
+    """ Number of members of a list of modules, by the highest index.
+    """
+    indices = {name[len(prefix):].split('.')[0] for name in tensors if name.startswith(prefix)}
+    return 1 + max((int(index) for index in indices if index.isdigit()), default=-1)
+
+
+def _need(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    if name not in tensors:
+        raise MissingTensor(name)
+    return tensors[name]
+
+
+def _unknown_heads(of: str, width: int, flag: str) -> ConversionError:
+    return ConversionError(
+        f'The number of attention heads of the {of} of width {width} cannot be read off its tensors: give it, {flag}.')

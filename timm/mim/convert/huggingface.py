@@ -1,0 +1,233 @@
+""" Formats of Hugging Face's transformers: ViTMAE, and ViT and Swin for Masked Image Modeling
+
+The names are those in files, which every release reads; from release 5 on, modules in memory have others, and these are
+read as well. A checkpoint is a folder with `config.json` and `model.safetensors`, as `from_pretrained` takes it.
+
+Its layer norms have an epsilon of their own (1e-12 by default, timm's 1e-6). No tensor holds it: what is written here
+gets that of timm's model, what is read loses its own, which changes features by a millionth.
+"""
+import math
+from pathlib import Path
+from typing import Any, Dict, Mapping
+
+import torch.nn as nn
+
+from .checkpoint import Checkpoint, ConversionError, Hints, Recipe, Tensors
+from .files import Source, write_file, write_json, write_safetensors
+from .foreign import ForeignFormat
+from .huggingface_names import SWIN_BLOCK, SWIN_IN_MEMORY, SWIN_NAMES, VIT_BLOCK, VIT_IN_MEMORY, VIT_NAMES
+from .microsoft import swin_position_indices
+from .names import Names, join_qkv, move_downsampling, split_qkv
+
+__all__ = ['HuggingFaceSwinMIM', 'HuggingFaceViTMAE', 'HuggingFaceViTMIM']
+
+
+class _HuggingFace(ForeignFormat):
+    suffixes = ()
+    square = False
+    model_type = ''
+    architecture = ''
+    in_memory = VIT_IN_MEMORY
+
+    def canonical(self, tensors: Tensors) -> Tensors:
+        renamed = {}
+        for name, tensor in tensors.items():
+            for in_memory, in_file in self.in_memory:
+                name = name.replace(in_memory, in_file)
+            renamed[name] = tensor
+        return renamed
+
+    def to_ours(self, tensors: Tensors) -> Tensors:
+        return join_qkv(super().to_ours(tensors))
+
+    def from_ours(self, tensors: Tensors) -> Tensors:
+        return super().from_ours(split_qkv(tensors))
+
+    def hints(self, source: Source) -> Hints:
+        config = source.metadata.get('config') or {}
+        if config.get('hidden_act', 'gelu') != 'gelu':
+            raise ConversionError(f'{self.name}: config.json has hidden_act {config["hidden_act"]}, timm\'s is gelu.')
+        size = config.get('image_size')
+        if size is not None:
+            size = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+        heads = config.get('num_attention_heads')
+        return Hints(img_size=size, model_kwargs={} if heads is None else dict(num_heads=heads))
+
+    def save(self, tensors: Tensors, recipe: Recipe, path: Path, force: bool) -> None:
+        files = {'config.json': write_json(self.config(recipe)), 'model.safetensors': write_safetensors(tensors, {})}
+        for name in files:
+            if (path / name).exists() and not force:
+                raise ConversionError(f"'{path / name}' exists, --force replaces it.")
+        for name, write in files.items():
+            write_file(path / name, force, write)
+
+    def config(self, recipe: Recipe) -> Dict[str, Any]:
+        """ What `config.json` holds.
+        """
+        model = recipe.backbone
+        return dict(
+            architectures=[self.architecture],
+            model_type=self.model_type,
+            image_size=_one_or_pair(recipe.img_size),
+            patch_size=_one_or_pair(model.patch_embed.patch_size),
+            num_channels=model.patch_embed.proj.in_channels,
+            hidden_act='gelu',
+            layer_norm_eps=model.norm.eps,
+        )
+
+
+class HuggingFaceViTMAE(_HuggingFace):
+    """ ViTMAEForPreTraining, and ViTMAEModel, which is the encoder alone."""
+    name = 'huggingface-vitmae'
+    holds = 'plain vision transformers with a class token'
+    method = 'mae'
+    encoder_alone = True
+    model_type = 'vit_mae'
+    architecture = 'ViTMAEForPreTraining'
+    names = Names([
+        *VIT_NAMES,
+        ('decoder.decoder_embed.', 'decoder_embed.'),
+        ('decoder.decoder_pred.', 'decoder_pred.'),
+        ('decoder.decoder_pos_embed', 'decoder.pos_embed'),
+        ('decoder.mask_token', 'decoder.mask_token'),
+        ('decoder.decoder_norm.', 'decoder.norm.'),
+        ('decoder.decoder_layers', 'decoder.blocks'),
+    ], VIT_BLOCK)
+
+    def recognises(self, source: Source) -> bool:
+        names = source.tensors
+        encoder = any(name.startswith(('vit.', 'embeddings.')) for name in names)
+        decoder = any(name.startswith('decoder.decoder_') for name in names)
+        return decoder or (encoder and 'vit.embeddings.mask_token' not in names)
+
+    def canonical(self, tensors: Tensors) -> Tensors:
+        if any(name.startswith('embeddings.') for name in tensors):  # ViTMAEModel
+            tensors = {f'vit.{name}': tensor for name, tensor in tensors.items()}
+        return super().canonical(tensors)
+
+    def hints(self, source: Source) -> Hints:
+        config = source.metadata.get('config') or {}
+        options = dict(
+            decoder_heads=config.get('decoder_num_attention_heads'),
+            norm_pix=config.get('norm_pix_loss'),
+            mask_ratio=config.get('mask_ratio'),
+        )
+        options = {name: value for name, value in options.items() if value is not None}
+        return super().hints(source)._replace(options=options)
+
+    def recipe_to_write(self, checkpoint: Checkpoint, hints: Hints) -> Recipe:
+        recipe = super().recipe_to_write(checkpoint, hints)
+        num_patches = recipe.backbone.patch_embed.num_patches
+        if math.isqrt(num_patches) ** 2 != num_patches:
+            raise ConversionError(
+                f'{self.name} cannot hold this model: it counts patches as a square, not {num_patches}.')
+        return recipe
+
+    def save(self, tensors: Tensors, recipe: Recipe, path: Path, force: bool) -> None:
+        if recipe.method is None:
+            tensors = {name[len('vit.'):]: tensor for name, tensor in tensors.items()}
+        super().save(tensors, recipe, path, force)
+
+    def config(self, recipe: Recipe) -> Dict[str, Any]:
+        config = {**super().config(recipe), **_vit_config(recipe.backbone)}
+        if recipe.method is None:
+            return dict(config, architectures=['ViTMAEModel'])
+        module = recipe.module
+        block = module.decoder.blocks[0]
+        return dict(
+            config,
+            decoder_hidden_size=module.decoder.mask_token.shape[-1],
+            decoder_num_hidden_layers=len(module.decoder.blocks),
+            decoder_num_attention_heads=block.attn.num_heads,
+            decoder_intermediate_size=block.mlp.fc1.out_features,
+            norm_pix_loss=module.norm_pix,
+            mask_ratio=module.mask_ratio,
+        )
+
+
+class HuggingFaceViTMIM(_HuggingFace):
+    """ ViTForMaskedImageModeling."""
+    name = 'huggingface-vit-mim'
+    holds = 'plain vision transformers with a class token'
+    method = 'simmim'
+    model_type = 'vit'
+    architecture = 'ViTForMaskedImageModeling'
+    names = Names([
+        ('vit.embeddings.mask_token', 'mask_token'),
+        *VIT_NAMES,
+        ('decoder.0.', 'decoder.proj.'),
+    ], VIT_BLOCK)
+
+    def recognises(self, source: Source) -> bool:
+        return 'vit.embeddings.mask_token' in source.tensors
+
+    def config(self, recipe: Recipe) -> Dict[str, Any]:
+        stride = _one_or_pair(recipe.module.encoder_stride)
+        return {**super().config(recipe), **_vit_config(recipe.backbone), 'encoder_stride': stride}
+
+
+class HuggingFaceSwinMIM(_HuggingFace):
+    """ SwinForMaskedImageModeling. Older files have an index of positions, a constant."""
+    name = 'huggingface-swin-mim'
+    holds = 'Swin models'
+    method = 'simmim'
+    families = ('swin',)
+    model_type = 'swin'
+    architecture = 'SwinForMaskedImageModeling'
+    writes_constants = False
+    in_memory = SWIN_IN_MEMORY
+    names = Names([*SWIN_NAMES, ('decoder.0.', 'decoder.proj.')], SWIN_BLOCK)
+
+    def recognises(self, source: Source) -> bool:
+        return any(name.startswith('swin.') for name in source.tensors)
+
+    def to_ours(self, tensors: Tensors) -> Tensors:
+        return move_downsampling(super().to_ours(tensors), 1)
+
+    def from_ours(self, tensors: Tensors) -> Tensors:
+        return super().from_ours(move_downsampling(tensors, -1))
+
+    def hints(self, source: Source) -> Hints:
+        return super().hints(source)._replace(model_kwargs={})  # tensors tell the number of heads
+
+    def recipe_to_write(self, checkpoint: Checkpoint, hints: Hints) -> Recipe:
+        recipe = super().recipe_to_write(checkpoint, hints)
+        sizes = {block.window_size for layer in recipe.backbone.layers for block in layer.blocks}
+        if len(sizes) > 1:
+            raise ConversionError(
+                f'{self.name} cannot hold this model: its windows have one size, here are {len(sizes)} because a map '
+                f'is smaller than the window.')
+        return recipe
+
+    def config(self, recipe: Recipe) -> Dict[str, Any]:
+        model = recipe.backbone
+        blocks = [layer.blocks[0] for layer in model.layers]
+        return dict(
+            super().config(recipe),
+            embed_dim=model.patch_dim,
+            depths=[len(layer.blocks) for layer in model.layers],
+            num_heads=[block.attn.num_heads for block in blocks],
+            window_size=recipe.model_kwargs['window_size'],
+            mlp_ratio=blocks[0].mlp.fc1.out_features / model.patch_dim,
+            qkv_bias=blocks[0].attn.qkv.bias is not None,
+            encoder_stride=_one_or_pair(recipe.module.encoder_stride),
+        )
+
+    def constants(self, recipe: Recipe) -> Tensors:
+        return swin_position_indices(
+            recipe.backbone, 'swin.encoder.', '.attention.self.relative_position_index')
+
+
+def _vit_config(model: nn.Module) -> Mapping[str, Any]:
+    block = model.blocks[0]
+    return dict(
+        hidden_size=model.embed_dim,
+        num_hidden_layers=len(model.blocks),
+        num_attention_heads=block.attn.num_heads,
+        intermediate_size=block.mlp.fc1.out_features,
+        qkv_bias=block.attn.qkv.bias is not None,
+    )
+
+
+def _one_or_pair(size: Any) -> Any:
+    return size[0] if size[0] == size[1] else list(size)

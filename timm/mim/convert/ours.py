@@ -1,0 +1,174 @@
+""" Our Own Formats: a Method, a Training Checkpoint, an Encoder
+"""
+from pathlib import Path
+from typing import Any, Mapping, Optional, Tuple
+
+from .checkpoint import BACKBONE, Checkpoint, ConversionError, Hints, Recipe, Tensors, check_tensors, method_options
+from .files import Source, write_file, write_pickle, write_safetensors
+from .foreign import PICKLE_SUFFIXES
+from .geometry import MissingTensor, derive_recipe, family_of
+
+__all__ = ['Encoder', 'Method', 'TargetEncoder', 'TrainingCheckpoint']
+
+# a tensor that each method alone has
+_METHODS = {'decoder.proj.weight': 'simmim', 'decoder.mask_token': 'mae', 'predictor.mask_token': 'ijepa'}
+
+
+class Method:
+    """ A method, as `create_mim(...).state_dict()` has it."""
+    name = 'mim'
+    holds = 'a method'
+    suffixes: Tuple[str, ...] = ('.safetensors',)
+
+    def recognises(self, source: Source) -> bool:
+        names = source.tensors
+        return source.layout != 'task' and any(name.startswith(BACKBONE) for name in names)
+
+    def read(self, source: Source, hints: Hints) -> Checkpoint:
+        """ Read what a file holds. Its tensors are compared with a model when they are written.
+        """
+        known, method = _known(source)
+        hints = hints.over(known)
+        method = method or next((m for name, m in _METHODS.items() if name in source.tensors), None)
+        if method is None:
+            raise ConversionError(f'{self.name}: the method cannot be read off the tensors, there is no mask token.')
+        recipe = None
+        if hints.model is not None:
+            recipe = Recipe(method, hints.model, hints.img_size, hints.model_kwargs, hints.options)
+        return Checkpoint(source.tensors, method, recipe)
+
+    def write(self, checkpoint: Checkpoint, hints: Hints, path: Path, force: bool) -> Recipe:
+        """ Write a checkpoint, see `ForeignFormat.write`.
+        """
+        recipe = self._checked_recipe(checkpoint, hints)
+        write_file(path, force, write_safetensors(checkpoint.tensors, dict(mim=recipe.as_dict())))
+        return recipe
+
+    def _checked_recipe(self, checkpoint: Checkpoint, hints: Hints) -> Recipe:
+        if checkpoint.method is None:
+            raise ConversionError(f'{self.name} holds a method with its decoder, not an encoder alone: --to encoder.')
+        return _checked_recipe(checkpoint, hints)
+
+
+class TrainingCheckpoint(Method):
+    """ What train.py saves: the encoder as `state_dict`, the rest of the method as state of the task."""
+    name = 'task'
+    holds = 'a checkpoint of train.py'
+    suffixes = PICKLE_SUFFIXES
+
+    def recognises(self, source: Source) -> bool:
+        return source.layout == 'task'
+
+    def write(self, checkpoint: Checkpoint, hints: Hints, path: Path, force: bool) -> Recipe:
+        recipe = self._checked_recipe(checkpoint, hints)
+        rest = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(BACKBONE)}
+        content = dict(
+            arch=recipe.model,
+            state_dict=_part(checkpoint.tensors, BACKBONE),
+            task_state=dict(method=rest),
+            mim=recipe.as_dict(),
+        )
+        write_file(path, force, write_pickle(content))
+        return recipe
+
+
+class Encoder:
+    """ A plain timm model without a classifier."""
+    name = 'encoder'
+    holds = 'a plain timm model'
+    suffixes: Tuple[str, ...] = ('.safetensors',)
+    part = BACKBONE
+
+    def recognises(self, source: Source) -> bool:
+        beginnings = ('patch_embed.', 'blocks.', 'layers.', 'stages.', 'embeds.')
+        return source.layout in ('flat', 'state_dict') and any(name.startswith(beginnings) for name in source.tensors)
+
+    def read(self, source: Source, hints: Hints) -> Checkpoint:
+        """ Read what a file holds. Its tensors are compared with a model when they are written.
+        """
+        tensors = {BACKBONE + name: tensor for name, tensor in source.tensors.items()}
+        hints = hints.over(_known(source)[0])
+        recipe = None
+        if hints.model is not None:
+            recipe = Recipe(None, hints.model, hints.img_size, hints.model_kwargs, {})
+        return Checkpoint(tensors, None, recipe)
+
+    def write(self, checkpoint: Checkpoint, hints: Hints, path: Path, force: bool) -> Recipe:
+        """ Write a checkpoint, see `ForeignFormat.write`.
+        """
+        tensors = _part(checkpoint.tensors, self.part)
+        if not tensors:
+            raise ConversionError(f'{self.name}: there is none in a checkpoint of {checkpoint.method or "an encoder"}.')
+        encoder = Checkpoint(
+            {BACKBONE + name: tensor for name, tensor in tensors.items()},
+            None,
+            None if checkpoint.recipe is None else checkpoint.recipe.encoder(),
+        )
+        recipe = _checked_recipe(encoder, hints)
+        write_file(path, force, write_safetensors(tensors, dict(mim=recipe.as_dict())))
+        return recipe
+
+
+class TargetEncoder(Encoder):
+    """ The target encoder of I-JEPA, the one that the paper evaluates, as a plain timm model."""
+    name = 'target-encoder'
+    holds = 'a plain timm model, the target encoder of I-JEPA'
+    part = 'target_encoder.'
+
+    def recognises(self, source: Source) -> bool:
+        return False  # as a file it is an encoder like others
+
+
+def _checked_recipe(checkpoint: Checkpoint, hints: Hints) -> Recipe:
+    """ How to build the module of a checkpoint, whose tensors it has.
+    """
+    tensors, recipe = checkpoint.tensors, checkpoint.recipe
+    if recipe is None:
+        family = family_of(tensors)
+        if family is None or checkpoint.method not in (None, *_METHODS.values()):
+            raise ConversionError('The model cannot be read off the tensors: name it, --model NAME.')
+        try:
+            recipe = derive_recipe(tensors, checkpoint.method, family, hints, BACKBONE + 'cls_token' in tensors)
+        except MissingTensor as error:
+            raise ConversionError(f'missing: {error.args[0]}; or is it another model? Name it, --model NAME.') from None
+        subject = f'The tensors are not those of {recipe.call()}; if it is another model, name it (--model NAME)'
+    else:
+        subject = f'The tensors are not those of {recipe.call()}'
+    check_tensors(recipe.tensors(), tensors, subject)
+    return recipe
+
+
+def _known(source: Source) -> Tuple[Hints, Optional[str]]:
+    """ What a file of ours tells of its model, and the name of its method.
+    """
+    saved = source.metadata.get('mim')
+    if isinstance(saved, dict) and saved.get('model'):
+        hints = Hints(
+            saved['model'], _pair(saved.get('img_size')), saved.get('model_kwargs') or {}, saved.get('options') or {})
+        return hints, saved.get('method')
+    args = source.metadata.get('args')
+    if getattr(args, 'mim', None) and getattr(args, 'model', None):
+        return _hints_of_arguments(vars(args)), args.mim
+    return Hints(), None
+
+
+def _hints_of_arguments(args: Mapping[str, Any]) -> Hints:
+    """ What the arguments of train.py tell.
+    """
+    model_kwargs = dict(args.get('model_kwargs') or {})
+    if args.get('in_chans') not in (None, 3):
+        model_kwargs['in_chans'] = args['in_chans']
+    options = {name: args[name] for name in ('mask_ratio', 'mask_unit') if args.get(name) is not None}
+    options = {**method_options(args['mim'], options), **(args.get('mim_kwargs') or {})}
+    return Hints(args['model'], _pair(args.get('img_size')), model_kwargs, options)
+
+
+def _pair(size: Any) -> Optional[Tuple[int, int]]:
+    if size is None or size == []:
+        return None
+    size = list(size) if isinstance(size, (list, tuple)) else [size]
+    return size[0], size[-1]
+
+
+def _part(tensors: Tensors, prefix: str) -> Tensors:
+    return {name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
