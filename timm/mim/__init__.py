@@ -1,3 +1,4 @@
+from .backbone import FeatureMap as FeatureMap, dry_run as dry_run, remove_unused as remove_unused
 from .decoder import MaskedDecoder as MaskedDecoder, PixelDecoder as PixelDecoder
 from .factory import (
     create_mim as create_mim,

@@ -153,7 +153,7 @@ class IJEPA(EMATeacherMethod):
         self._check_built_size(images)
         self._check_one_source(mask, noise, generator)
         if mask is None:
-            masks = self.sample_masks(self._get_noise(self.noise_shape(len(images)), images, noise, generator))
+            masks = self.sample_masks(self.get_noise(self.noise_shape(len(images)), images, noise, generator))
         else:
             masks = self._check_masks(mask, images)
         target = gather_patches(self.encode_target(images), masks.targets.flatten(1))  # (B, T * M, C)

@@ -134,7 +134,7 @@ class MAE(MIMMethod):
         self._check_built_size(images)
         self._check_one_source(mask, noise, generator)
         if mask is None:
-            noise = self._get_noise(self.noise_shape(len(images)), images, noise, generator)
+            noise = self.get_noise(self.noise_shape(len(images)), images, noise, generator)
             mask, num_visible = self._make_mask(noise), self.num_visible
         else:
             mask = self._check_mask(mask, images)

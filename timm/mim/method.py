@@ -3,7 +3,7 @@
 Shape letters: B batch, C image channels, H x W pixels, h x w patches, N = h * w.
 """
 import re
-from typing import Any, Dict, List, Optional, Set, Tuple, Type, Union
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
@@ -35,7 +35,7 @@ class MIMMethod(nn.Module):
     """
     protocol = ('map_tokens', 'features_to_map')  # methods that a model must not refuse
     mask_grid = 'patch_grid'  # method of a model that tells the grid of what a mask decides on
-    works = ''  # what to say of the models that work
+    works = 'timm.mim.list_mim_models names the models that work'
     reconstructs_pixels = True
     losses_compare = True
     lean = True
@@ -109,6 +109,35 @@ class MIMMethod(nn.Module):
         """
         return upsample_mask(mask, self.patch_stride).unsqueeze(1)
 
+    @staticmethod
+    def get_noise(
+            shape: Tuple[int, int],
+            images: torch.Tensor,
+            noise: Optional[torch.Tensor],
+            generator: Optional[torch.Generator],
+    ) -> torch.Tensor:
+        """ Draw noise where none is given, check it where some is.
+
+        Args:
+            shape: What `noise_shape` says.
+            images: Images that the masks are for.
+            noise: Noise that the caller of `forward` gave.
+            generator: Generator that the caller of `forward` gave.
+
+        Raises:
+            ValueError: The noise has another shape, or is on another device than the images.
+        """
+        if noise is None:
+            return torch.rand(shape, generator=generator, device=images.device)
+        if noise.shape != shape or noise.device != images.device:
+            raise ValueError(
+                f'noise must have shape {shape} on {images.device}, got {tuple(noise.shape)} on {noise.device}.')
+        return noise
+
+    def set_image_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """ Say what images are normalised with, for a method that has to know.
+        """
+
     @torch.jit.ignore
     def no_weight_decay(self) -> Set[str]:
         """Set of parameters that should not use weight decay."""
@@ -180,19 +209,3 @@ class MIMMethod(nn.Module):
     ) -> None:
         if mask is not None and (noise is not None or generator is not None):
             raise ValueError('Give a mask, or the noise or generator to make one, not both.')
-
-    @staticmethod
-    def _get_noise(
-            shape: Tuple[int, int],
-            images: torch.Tensor,
-            noise: Optional[torch.Tensor],
-            generator: Optional[torch.Generator],
-    ) -> torch.Tensor:
-        """ Draw noise where none is given, check it where some is.
-        """
-        if noise is None:
-            return torch.rand(shape, generator=generator, device=images.device)
-        if noise.shape != shape or noise.device != images.device:
-            raise ValueError(
-                f'noise must have shape {shape} on {images.device}, got {tuple(noise.shape)} on {noise.device}.')
-        return noise

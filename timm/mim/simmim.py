@@ -154,7 +154,7 @@ class SimMIM(MIMMethod):
         return batch_size, block_noise_size(grid) if self.masking == 'block' else math.prod(grid)
 
     def set_image_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """ Say what the images are normalised with, which a teacher has to know. That of the model if it is not said.
+        """ Say what images are normalised with, which a teacher has to know. As the model says if it is not said.
         """
         if isinstance(self.target, TeacherTarget):
             self.target.set_image_statistics(mean, std)
@@ -198,7 +198,7 @@ class SimMIM(MIMMethod):
             generator: Optional[torch.Generator],
     ) -> torch.Tensor:
         batch_size, img_size = images.shape[0], (images.shape[-2], images.shape[-1])
-        noise = self._get_noise(self.noise_shape(batch_size, img_size), images, noise, generator)
+        noise = self.get_noise(self.noise_shape(batch_size, img_size), images, noise, generator)
         grid = self._unit_grid(img_size)
         count = masked_count(math.prod(grid), self.mask_ratio)
         mask = block_mask(noise, grid, count) if self.masking == 'block' else random_mask(noise, count)
