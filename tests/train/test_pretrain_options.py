@@ -1,12 +1,9 @@
 """What flags, recipes and defaults come to."""
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 
 from timm.mim.pretrain.options import resolve_learning_rate, resolve_options
-
-RECIPES = sorted((Path(__file__).parents[2] / 'recipes').glob('*.yaml'))
 
 
 def resolve(**given):
@@ -69,10 +66,3 @@ def test_values_of_the_file_are_checked(text, script, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         script._parse_args(['-c', str(tmp_path / 'c.yaml')])
     assert stopped.value.code == 2
-
-
-@pytest.mark.parametrize('path', RECIPES, ids=[path.stem for path in RECIPES])
-def test_recipe_files(path, script):
-    args, _ = script._parse_args(['-c', str(path)])
-    options, _ = resolve_options(args)
-    assert options.mim in path.stem

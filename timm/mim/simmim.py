@@ -11,7 +11,7 @@ The formulas are those of microsoft/SimMIM, `models/simmim.py` (model and loss) 
 Shape letters: B batch, C image channels, H x W pixels, h x w patches, N = h * w, D width of a patch token.
 """
 import math
-from typing import Any, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -152,6 +152,14 @@ class SimMIM(MIMMethod):
         """
         grid = self._unit_grid(self.img_size if img_size is None else to_pair(img_size, 'img_size'))
         return batch_size, block_noise_size(grid) if self.masking == 'block' else math.prod(grid)
+
+    def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
+        """ The loss of predicting the mean of a target other than pixels, see `MIMMethod.uninformed_losses`.
+        """
+        if self.reconstructs_pixels:
+            return {}
+        constant = output.target.mean(dim=(0, 2, 3), keepdim=True).expand_as(output.target)
+        return dict(loss_of_constant=masked_loss(constant, output.target, self.pixel_mask(output.mask), self.distance))
 
     def set_image_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """ Say what images are normalised with, which a teacher has to know. As the model says if it is not said.

@@ -59,7 +59,7 @@ def create_method(options: argparse.Namespace) -> Tuple[nn.Module, Dict[str, Any
             mim_options.setdefault(name, getattr(options, name))
     try:
         method = create_mim(options.mim, backbone, img_size=options.img_size, **mim_options)
-    except (AssertionError, RuntimeError, ValueError) as e:
+    except (AssertionError, OSError, RuntimeError, ValueError) as e:  # OSError: a teacher that cannot be loaded
         raise UserError(one_line(e)) from e
     method.lean = True  # nobody looks at predictions of visible patches here
     if options.grad_checkpointing:

@@ -10,7 +10,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Masked image modeling')
     group.add_argument(
         '--mim', metavar='METHOD',
-        help=f'pre-train with this method: {", ".join(RECIPES)}')
+        help=f'pre-train with this method: {", ".join(RECIPES)}, or one of --mim-module')
+    group.add_argument(
+        '--mim-module', metavar='FILE',
+        help='Python file, or name of a module, that registers a method or model of your own')
     group.add_argument(
         '--mask-ratio', type=float, metavar='RATIO',
         help='share of the image that is masked (default: from the recipe of the method)')

@@ -12,6 +12,7 @@ import torch.nn as nn
 from timm.data import resolve_data_config
 from timm.data.loader import adapt_to_chs
 from timm.utils import init_distributed_device, is_primary, random_seed, reduce_tensor
+from ..user_module import import_user_module
 from .build_method import create_method
 from .checkpoints import check_same_run, load_checkpoint, newest_checkpoint
 from .datasets import PretrainData, file_names, image_mode, open_data
@@ -62,6 +63,7 @@ def _exit(error: Exception, code: int) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    _import_mim_module(args)
     options, from_recipe = resolve_options(args)
     _import_device_modules(options)
     folder = find_run_folder(options)
@@ -72,6 +74,7 @@ def _run(args: argparse.Namespace) -> None:
     method, model_args = create_method(options)
     place = _find_place(options)
     data_config = _data_config(options, method, mode)
+    method.set_image_statistics(data_config['mean'], data_config['std'])
     device = torch.device(place.device)
     train_loader = create_train_loader(data.train, options, data_config, device, place.rank, place.world_size)
     held_out = _hold_out(data, options, data_config, place)
@@ -88,6 +91,15 @@ def _run(args: argparse.Namespace) -> None:
             results = RunLoop(trainer, held_out, folder, records, checkpoint).train(bar)
     if is_primary(place):
         conclude(options, folder, trainer, results, model_args, file_names(data.held_out))
+
+
+def _import_mim_module(args: argparse.Namespace) -> None:
+    name = getattr(args, 'mim_module', None)
+    try:
+        if name:
+            import_user_module(name)
+    except ImportError as e:
+        raise UserError(f'--mim-module {name}: {one_line(e)}') from e
 
 
 def _import_device_modules(options: argparse.Namespace) -> None:

@@ -34,10 +34,11 @@ DEFAULTS = dict(
     clip_grad=None, clip_mode='norm', layer_decay=None, layer_decay_min_scale=0.0, layer_decay_no_opt_scale=None,
     opt_kwargs={},
     # schedule
-    lr=None, lr_base=None, lr_base_size=256, lr_base_scale='linear', sched='cosine', sched_on_updates=True, epochs=300,
-    start_epoch=None, stop_epoch=None, save_epochs=[], warmup_epochs=None, warmup_lr=0.0, warmup_prefix=False,
-    min_lr=0.0, cooldown_epochs=0, decay_milestones=[90, 180, 270], decay_epochs=None, decay_rate=0.1, lr_noise=None,
-    lr_noise_pct=0.67, lr_noise_std=1.0, lr_cycle_mul=1.0, lr_cycle_decay=0.5, lr_cycle_limit=1, lr_k_decay=1.0,
+    lr=None, lr_base=1.5e-4, lr_base_size=256, lr_base_scale='linear', sched='cosine', sched_on_updates=True,
+    epochs=300, start_epoch=None, stop_epoch=None, save_epochs=[], warmup_epochs=None, warmup_lr=0.0,
+    warmup_prefix=False, min_lr=0.0, cooldown_epochs=0, decay_milestones=[90, 180, 270], decay_epochs=None,
+    decay_rate=0.1, lr_noise=None, lr_noise_pct=0.67, lr_noise_std=1.0, lr_cycle_mul=1.0, lr_cycle_decay=0.5,
+    lr_cycle_limit=1, lr_k_decay=1.0,
     # augmentation
     no_aug=False, train_crop_mode=None, scale=None, ratio=None, hflip=0.5, vflip=0.0, color_jitter=0.0,
     color_jitter_prob=None, grayscale_prob=0.0, gaussian_blur_prob=0.0, aa=None, train_interpolation='bicubic',
@@ -47,7 +48,7 @@ DEFAULTS = dict(
     seed=42, log_interval=50, val_interval=1, recovery_interval=0, checkpoint_hist=10, output='', experiment='',
     resume='', no_resume_opt=False,
     # masked image modeling
-    mim=None, mim_kwargs={}, mask_ratio=None, mask_unit=None,
+    mim=None, mim_module=None, mim_kwargs={}, mask_ratio=None, mask_unit=None,
 )
 
 def resolve_options(given: argparse.Namespace) -> Tuple[argparse.Namespace, List[str]]:
