@@ -7,12 +7,12 @@ from timm.models.gemma4_vit import Gemma4VitClassifier
 from timm.models.naflexvit import NaFlexVit, batch_patchify
 from timm.models.volo import VOLO
 
-from probe import find_class
+from probe import build
 
 
 def headless(class_path, prune=None, input_size=None, **kwargs):
     """A model whose head is not used: an encoder, one that is pruned to blocks, or resized after it was built."""
-    model = find_class(class_path)(**kwargs)
+    model = build(class_path, kwargs)
     if input_size is not None:
         model.set_input_size(img_size=input_size)
     if prune is not None:

@@ -84,6 +84,7 @@ CASES = [
     vit('checkpointing', {'checkpointing': True}),
     deit('distilled'),
     deit('distilled-dynamic', WIDE, dynamic_img_size=True),
+    deit('checkpointing', {'checkpointing': True}),
     eva('absolute'),
     eva('no-positions', use_abs_pos_emb=False, num_reg_tokens=2),
     eva('rope', **ROPE),

@@ -115,6 +115,7 @@ CASES = [
     case('levit', 'checkpointing', CHECKPOINTING),
     case('levit-distilled', 'linear', drop_rate=0.1),
     case('levit-distilled', 'convolutional', use_conv=True),
+    case('levit-distilled', 'checkpointing', CHECKPOINTING),
     case('davit', 'norm-after-pool', drop_path_rate=0.2),
     case('davit', 'norm-first', head_norm_first=True),
     case('davit', 'padded', UNEVEN, down_kernel_size=3),
@@ -170,4 +171,5 @@ CASES = [
     case('efficientvim', 'no-pool', {'img_size': [128, 128]}, global_pool='', num_classes=0),
     case('efficientvim', 'checkpointing', {'img_size': [128, 128], 'checkpointing': True}),
     case('efficientvim-distilled', 'stages', {'img_size': [128, 96]}),
+    case('efficientvim-distilled', 'checkpointing', {'img_size': [128, 128], 'checkpointing': True}),
 ]

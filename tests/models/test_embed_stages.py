@@ -234,17 +234,6 @@ def test_who_has_the_protocol():
 
 
 @torch.no_grad()
-def test_script_trace_and_compile(model):
-    image = image_for(model)
-    expected = model(image)
-    torch.testing.assert_close(torch.jit.script(model)(image), expected)
-    torch.testing.assert_close(torch.jit.trace(model, image)(image), expected)
-    compiled = torch.compile(lambda x: model.forward_stages(model.embed(x)), fullgraph=True, backend='eager')
-    torch.testing.assert_close(compiled(image), model.forward_features(image))
-    torch._dynamo.reset()
-
-
-@torch.no_grad()
 def test_fx_features(model):
     image = image_for(model)
     last = 'norm'

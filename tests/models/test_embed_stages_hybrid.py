@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from timm.models import create_feature_extractor, has_embed_stages
+from timm.models import has_embed_stages
 from timm.utils.model import reparameterize_model
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'equivalence'))
@@ -24,11 +24,6 @@ MODELS = [
     'metaformer-pooling', 'mobilenetv3-attention', 'mobilenetv3-same-padding', 'mobilenetv5-fused-scales',
     'mobilenetv5-fused-stem', 'mobilenetv5-one-scale', 'mobilenetv5-encoder-fused-stem', 'nextvit-attention',
     'shvit-attention', 'swiftformer-attention', 'tinyvit-padded-windows']
-SAME_STAGES = [
-    'byobnet-conv-quad-stem', 'byobnet-conv-tiered-stem', 'byobnet-conv-deep-stem', 'byobnet-conv-resnet-stem',
-    'byobnet-conv-final-convolution', 'cpubone-fused', 'edgenext-overlapping-patches', 'efficientvit-large-stages',
-    'lowformer-no-attention', 'coatnet-non-square-same-padding', 'metaformer-pooling', 'mobilenetv3-same-padding']
-ONE_OF_EACH = [name for name in MODELS if name not in SAME_STAGES]  # for what takes seconds
 REPARAMETERIZED = ['byobnet-conv-rep', 'byobnet-conv-one', 'fastvit-positions', 'iformer-attention', 'shvit-attention']
 BY_NAME = {case.name: case for case in CASES}
 
@@ -229,30 +224,3 @@ def test_list_of_feature_maps_is_refused():
     assert [f.shape[-1] for f in features] == [16, 8, 4, 2]
     with pytest.raises(NotImplementedError, match='fork_feat has a list of feature maps'):
         model.features_to_map(features, model.patch_grid((64, 64)))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize('name', ONE_OF_EACH)
-def test_script_trace_and_compile(name):
-    model = build(name)
-    image = image_for(name, model)
-    expected = model(image)
-    torch.testing.assert_close(torch.jit.script(model)(image), expected)
-    torch.testing.assert_close(torch.jit.trace(model, image)(image), expected)
-    compiled = torch.compile(lambda x: model.forward_stages(model.embed(x)), fullgraph=True, backend='eager')
-    torch.testing.assert_close(compiled(image), model.forward_features(image))
-    torch._dynamo.reset()
-
-
-@torch.no_grad()
-@pytest.mark.filterwarnings('ignore:.*nodes obtained by tracing')
-@pytest.mark.parametrize('name', ONE_OF_EACH)
-def test_fx_features(name):
-    model = build(name)
-    image = image_for(name, model)
-    last = model.feature_info[-1]['module']
-    features = create_feature_extractor(model, [last])(image)[last]
-    seen = []
-    model.get_submodule(last).register_forward_hook(lambda module, args, output: seen.append(output))
-    model.forward_features(image)
-    torch.testing.assert_close(features, seen[0])

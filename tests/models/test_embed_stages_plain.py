@@ -4,7 +4,7 @@ import copy
 import pytest
 import torch
 
-from timm.models import create_feature_extractor, has_embed_stages
+from timm.models import has_embed_stages
 from timm.models.beit import Beit
 from timm.models.cait import Cait
 from timm.models.coat import CoaT
@@ -91,9 +91,6 @@ KEEPS = [
     *NAFLEX_BRANCHES, 'naflex_convolution', 'gemma4_encoder', 'gemma4', 'qwen3_encoder', 'qwen3',
     'deepseek_encoder', 'deepseek', 'cait', 'tnt', 'tnt_legacy',
 ]
-# first parts of names, as in stock
-NO_SCRIPT = ('beit_', 'naflex', 'gemma4')
-NO_FX = ('gemma4', 'naflex_axial', 'naflex_mixed', 'naflex_dinov3')
 
 
 def build(name):
@@ -418,35 +415,3 @@ def test_feature_map_of_a_pruned_model(name):
     norm = name in ('cait', 'xcit', 'convit')
     expected, = model.forward_intermediates(image, indices=[0], intermediates_only=True, norm=norm)
     torch.testing.assert_close(feature_map, expected, rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize('name', [*MODELS, 'crossvit'])
-def test_script_trace_and_compile(name):
-    model, image = build(name)
-    expected = model(image)
-    if not name.startswith(NO_SCRIPT):
-        torch.testing.assert_close(torch.jit.script(model)(image), expected)
-    torch.testing.assert_close(torch.jit.trace(model, image)(image), expected)
-    torch._dynamo.reset()
-    compiled = torch.compile(lambda x: model.forward_stages(model.embed(x)), fullgraph=True, backend='eager')
-    torch.testing.assert_close(compiled(image), model.forward_features(image))
-    torch._dynamo.reset()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize('name', [*MODELS, 'crossvit'])
-def test_fx_features(name):
-    if name.startswith(NO_FX):
-        pytest.skip('upstream does not trace either: control flow on its input, or on the grid')
-    model, image = build(name)
-    encoder = 'encoder.' if hasattr(model, 'encoder') else ''
-    last = {
-        'sam': 'neck', 'volo': 'norm', 'coat': 'norm4', 'coat_parallel': 'norm4', 'crossvit': 'norm.1'}.get(
-        name, f'{encoder}blocks.1' if 'qwen3' in name else f'{encoder}norm')
-    features = create_feature_extractor(model, [last])(image)[last]
-    expected = []
-    hook = model.get_submodule(last).register_forward_hook(lambda module, args, output: expected.append(output))
-    model.forward_features(image)
-    hook.remove()
-    torch.testing.assert_close(features, expected[-1])

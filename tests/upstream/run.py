@@ -1,14 +1,16 @@
 """Upstream's own tests against the fork. What fails is run again with stock timm: only a difference counts.
 
-    python tests/upstream/run.py [arguments of pytest, such as -k forward_features]
+    python tests/upstream/run.py [arguments of pytest, such as -m torchscript]
+
+Every outcome is written to build/upstream/fork.txt as soon as it is known, those of the second run to stock.txt.
 """
 import os
 import subprocess
 import sys
 import tarfile
-import xml.etree.ElementTree
+from collections import Counter
 from pathlib import Path
-from typing import List, Optional, Set
+from typing import Dict, List, Optional
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -17,10 +19,13 @@ FILES = [
     'test_models.py', 'test_model_input.py', 'test_layers.py', 'test_layers_drop.py', 'test_layers_pool.py',
     'test_layers_pos_embed.py', 'test_prune.py', 'test_task.py',
 ]
+PARALLEL = ['--numprocesses=auto', '--dist=worksteal']
 
 
 def fetch() -> None:
     """Unpack the tests of the pinned release's source distribution, by name and hash."""
+    if list(FOLDER.glob('timm-*.tar.gz')) and (FOLDER / 'tests').is_dir():
+        return
     subprocess.run([
         sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--no-binary', 'timm', '--require-hashes',
         '--requirement', HERE / 'sdist.txt', '--dest', FOLDER], check=True)
@@ -32,33 +37,43 @@ def fetch() -> None:
                 archive.extract(member, FOLDER, filter='data')
 
 
-def run(arguments: List[str], report: Path, package: Optional[Path] = None) -> Set[str]:
-    """Run pytest with the installed timm, or another package first on the path. Returns the tests that failed."""
-    path = [str(HERE), *([str(package)] if package else [])]
-    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(path)}
-    subprocess.run(
-        [sys.executable, '-m', 'pytest', '-p', 'served_models', '-p', 'no:cacheprovider', '--quiet', '--tb=line',
-         '--numprocesses=auto', f'--junitxml={report}', *arguments], cwd=FOLDER, env=environment)
-    failed = set()
-    for case in xml.etree.ElementTree.parse(report).iter('testcase'):
-        if case.find('failure') is not None or case.find('error') is not None:
-            failed.add('{}.py::{}'.format(case.get('classname').replace('.', '/'), case.get('name')))
-    return failed
+def run(arguments: List[str], results: Path, package: Optional[Path] = None) -> Dict[str, str]:
+    """Run pytest with the installed timm, or another package first on the path.
+
+    Args:
+        arguments: Of pytest.
+        results: File for one line per test.
+        package: Folder that holds another timm.
+
+    Returns:
+        Outcome of each test: passed, failed or skipped.
+    """
+    path = [str(HERE), *([str(package)] if package else []), *filter(None, [os.environ.get('PYTHONPATH')])]
+    environment = {
+        'OMP_NUM_THREADS': '1', **os.environ, 'PYTHONPATH': os.pathsep.join(path), 'RESULTS': str(results)}
+    results.unlink(missing_ok=True)
+    command = [
+        sys.executable, '-m', 'pytest', f'--rootdir={FOLDER}', '-p', 'served_models', '-p', 'no:cacheprovider',
+        '--quiet', '--tb=line', '--disable-warnings', *arguments]
+    code = subprocess.run(command, cwd=FOLDER, env=environment).returncode
+    if code not in (0, 1):  # all passed, some failed
+        raise SystemExit(f'pytest did not run to its end (exit code {code}); what it found until then is in {results}')
+    return dict(reversed(line.split(' ', 1)) for line in results.read_text().splitlines())
 
 
-def main() -> int:
+def main(arguments: List[str]) -> int:
     fetch()
-    arguments = sys.argv[1:] or []
-    failed = run([*(f'tests/{file}' for file in FILES), *arguments], FOLDER / 'fork.xml')
-    if not failed:
-        return 0
-    in_stock = run(sorted(failed), FOLDER / 'stock.xml', ROOT / 'build' / 'stock')
-    for name in sorted(in_stock):
-        print(f'fails with stock timm too: {name}')
-    for name in sorted(failed - in_stock):
-        print(f'FAILS WITH THE FORK ONLY: {name}')
-    return 1 if failed - in_stock else 0
+    outcomes = run([*(f'tests/{file}' for file in FILES), *PARALLEL, *arguments], FOLDER / 'fork.txt')
+    failed = [name for name, outcome in outcomes.items() if outcome == 'failed']
+    in_stock = run([*failed, *PARALLEL], FOLDER / 'stock.txt', ROOT / 'build' / 'stock') if failed else {}
+    here_only = [name for name in failed if in_stock[name] != 'failed']
+    for name in failed:
+        print('FAILS WITH THE FORK ONLY:' if name in here_only else 'fails with stock timm too:', name)
+    count = Counter(outcomes.values())
+    print(f'{count["passed"]} passed, {count["skipped"]} skipped, {count["failed"]} failed; '
+          f'{len(failed) - len(here_only)} of these fail with stock timm too')
+    return 1 if here_only else 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
