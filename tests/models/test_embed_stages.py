@@ -14,6 +14,7 @@ TINY = dict(img_size=(32, 48), patch_size=8, embed_dim=48, depth=2, num_heads=3,
 TINY_SWIN = dict(
     img_size=(64, 96), patch_size=4, embed_dim=24, depths=(2, 2), num_heads=(2, 4), window_size=4, num_classes=0)
 DINO = dict(use_rot_pos_emb=True, rope_type='dinov3', rope_rotate_half=True, attn_type='rope')
+MULTI_AXIS = dict(use_rot_pos_emb=True, rope_type='mrope', rope_mrope_section=(1, 4, 3), attn_type='rope')
 
 SEQUENCE_MODELS = {
     'vit': lambda **kw: VisionTransformer(**TINY, **kw),
@@ -25,6 +26,7 @@ SEQUENCE_MODELS = {
     'eva_rope': lambda **kw: Eva(**TINY, use_rot_pos_emb=True, **kw),
     'eva_rope_only': lambda **kw: Eva(**TINY, use_rot_pos_emb=True, use_abs_pos_emb=False, **kw),
     'eva_mixed_rope': lambda **kw: Eva(**TINY, use_rot_pos_emb=True, rope_type='mixed', num_reg_tokens=2, **kw),
+    'eva_multi_axis_rope': lambda **kw: Eva(**TINY, num_reg_tokens=1, **MULTI_AXIS, **kw),
     'eva_dinov3': lambda **kw: Eva(**TINY, use_abs_pos_emb=False, num_reg_tokens=4, **DINO, **kw),
 }
 MODELS = {**SEQUENCE_MODELS, 'swin': lambda **kw: SwinTransformer(**TINY_SWIN, **kw)}
@@ -102,6 +104,16 @@ def test_one_patch_changes_the_output_and_where_it_stands_matters(model):
     # a model without positions would give the same set of features for both
     assert not torch.allclose(
         first.flatten(1, -2).sort(dim=1)[0], second.flatten(1, -2).sort(dim=1)[0], atol=1e-3)
+
+
+@torch.no_grad()
+def test_nothing_but_tokens_crosses(model):
+    """With every patch replaced, the features do not depend on the image."""
+    token = torch.randn(model.patch_dim, generator=torch.Generator().manual_seed(2))
+    first, second = (
+        model.forward_stages(model.embed_positions(model.map_tokens(model.embed_patches(image), token.expand_as)))
+        for image in (image_for(model), 1 - image_for(model)))
+    assert torch.equal(first, second)
 
 
 @torch.no_grad()

@@ -106,6 +106,30 @@ def test_one_patch_changes_the_output(name):
 
 
 @torch.no_grad()
+def test_where_a_token_stands_matters(name):
+    """By positions or attention biases, else by the zero padding of convolutions.
+
+    Without positions: CPUBone, EfficientViT, LowFormer, MetaFormer, MobileNetV3 and V5, MobileViT, NextViT, SHViT,
+    SwiftFormer. In double precision, since the signal of a new model fades.
+    """
+    model = build(name).double()
+    image = image_for(name, model, 1).double()
+    height, width = model.patch_grid(image.shape[-2:])
+    token = torch.randn(model.patch_dim, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def features_with_token_at(row, column):
+        def put(tokens):
+            tokens = torch.zeros_like(tokens)
+            tokens[:, row * width + column] = token
+            return tokens
+        features = model.features_to_map(run(model, model.embed_patches(image), put), (height, width))
+        return features.flatten(2).sort(dim=2)[0]
+
+    first, second = features_with_token_at(1, 1), features_with_token_at(height // 2, width // 2)
+    assert (first - second).abs().max() > 1e-6 * first.abs().max()
+
+
+@torch.no_grad()
 def test_nothing_but_tokens_crosses(name):
     """With every patch replaced, the features do not depend on the image."""
     model = build(name)
@@ -130,8 +154,9 @@ def test_tokens_are_not_changed_in_place(name):
 def test_feature_map_keeps_places(name):
     """The lower left corner of the image changes the lower left quarter of the map most."""
     model = build(name, noise=0.)  # as initialized, blocks mix less
-    fixed_size = 'img_size' in BY_NAME[name].model_kwargs or name == 'efficientformer-tokens'
-    height, width = BY_NAME[name].probe_kwargs['img_size'] if fixed_size else (128, 192)
+    # of a fixed size, or with a map large enough as it is
+    own_size = 'img_size' in BY_NAME[name].model_kwargs or name.startswith(('efficientformer-', 'mobilenetv5-encoder-'))
+    height, width = BY_NAME[name].probe_kwargs['img_size'] if own_size else (128, 192)
     image = torch.randn(8, model.in_chans, height, width, generator=torch.Generator().manual_seed(1))
     changed = image.clone()
     changed[:, :, -height // 4:, :width // 4] = image.roll(1, dims=0)[:, :, -height // 4:, :width // 4]

@@ -31,6 +31,7 @@ NAFLEX_BRANCHES = {
     'naflex_key_mask': dict(use_key_only_attn_mask=True),
     'naflex_axial': dict(pos_embed='none', rope_type='axial', class_token=True),
     'naflex_mixed': dict(rope_type='mixed', reg_tokens=1),
+    'naflex_multi_axis': dict(rope_type='mrope', rope_mrope_section=(1, 4, 3), class_token=True),
     'naflex_dinov3': dict(rope_type='dinov3', rope_rotate_half=True),
 }
 GEMMA4 = dict(
@@ -403,6 +404,27 @@ def test_crossvit_refuses_by_name():
             lambda: model.features_to_map(features, (4, 4))):
         with pytest.raises(NotImplementedError, match='CrossVit has'):
             refused()
+
+
+@torch.no_grad()
+def test_crossvit_knows_where_something_stands():
+    """Two places, a multiple of the patch sizes of both branches apart, are told apart by the positions alone."""
+    model, _ = build('crossvit')
+    content = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(2))
+
+    def features_with_content_at(offset):
+        image = torch.zeros(1, 3, 48, 48)
+        image[0, :, offset:offset + 6, offset:offset + 6] = content
+        return [f.sort(dim=1)[0] for f in model.forward_stages(model.embed(image))]
+
+    def all_close():
+        pairs = zip(features_with_content_at(9), features_with_content_at(33), strict=True)
+        return [torch.allclose(first, second, rtol=1e-4, atol=1e-4) for first, second in pairs]
+
+    assert all_close() == [False, False]
+    model.pos_embed_0.zero_()
+    model.pos_embed_1.zero_()
+    assert all_close() == [True, True]
 
 
 @torch.no_grad()

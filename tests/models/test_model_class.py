@@ -1,10 +1,15 @@
+import copy
+
 import pytest
 import torch
 import torch.nn as nn
 
 import timm
-from timm.models import _registry
+from timm.mim import MIMUnsupportedError, create_mim, list_mim_models
+from timm.models import VisionTransformer, _registry, build_model_with_cfg, has_embed_stages, register_model
 from timm.models._model_class import get_model_class
+
+TINY = dict(img_size=(32, 48), patch_size=8, embed_dim=48, depth=2, num_heads=3)
 
 
 @pytest.mark.parametrize('name', [
@@ -62,6 +67,40 @@ def test_entrypoint_that_does_not_use_the_builder(monkeypatch, takes_kwargs):
     get_model_class.cache_clear()
     assert get_model_class('own_model') is Own
     get_model_class.cache_clear()
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """The registry, as it was before afterwards."""
+    for name in ('_model_entrypoints', '_model_to_module', '_module_to_models'):
+        monkeypatch.setattr(_registry, name, copy.deepcopy(getattr(_registry, name)))
+    get_model_class.cache_clear()
+    yield
+    get_model_class.cache_clear()
+
+
+@torch.no_grad()
+def test_model_of_a_user(registry):
+    """On a class that is served it is served too, unless it changes the features alone."""
+    class Doubled(VisionTransformer):
+        def forward_features(self, x, attn_mask=None, is_causal=False):
+            return super().forward_features(x, attn_mask, is_causal) * 2
+
+    def of_a_user(pretrained=False, **kwargs):
+        return build_model_with_cfg(VisionTransformer, 'of_a_user', pretrained, **{**TINY, **kwargs})
+
+    def doubled_of_a_user(pretrained=False, **kwargs):
+        return build_model_with_cfg(Doubled, 'doubled_of_a_user', pretrained, **{**TINY, **kwargs})
+
+    for entrypoint in (of_a_user, doubled_of_a_user):
+        register_model(entrypoint)
+    assert has_embed_stages('of_a_user') and not has_embed_stages('doubled_of_a_user')
+    assert 'of_a_user' in list_mim_models('mae') and 'doubled_of_a_user' not in list_mim_models('mae')
+
+    model, image = timm.create_model('of_a_user', num_classes=0).eval(), torch.randn(2, 3, 32, 48)
+    assert torch.equal(model.forward_stages(model.embed(image)), model.forward_features(image))
+    with pytest.raises(MIMUnsupportedError, match='forward_stages'):
+        create_mim('mae', 'doubled_of_a_user')
 
 
 def test_unknown_name():
