@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import SCRIPT, TINY, write_images
+import tiny_runs
+from tiny_runs import SCRIPT, write_images
 
 
 @pytest.fixture(autouse=True, scope='session')
@@ -30,7 +31,7 @@ def script():
 def train(script):
     """Runs the script in this process, with the flags of a tiny run and some more."""
     def run(flags: str, tiny: bool = True) -> None:
-        arguments = shlex.split(f'{TINY} {flags}' if tiny else flags)
+        arguments = shlex.split(tiny_runs.tiny(flags) if tiny else flags)
         handlers, level = list(logging.root.handlers), logging.root.level
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr('sys.argv', ['train.py', *arguments])

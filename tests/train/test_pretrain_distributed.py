@@ -1,34 +1,11 @@
 """One process and several train the same."""
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
-from tiny_runs import SCRIPT, TINY, environment
-
-
-def run_processes(world_size: int, flags: str) -> list:
-    """Run the script in processes that find each other through the environment, as under torchrun."""
-    with socket.socket() as s:
-        s.bind(('localhost', 0))
-        port = s.getsockname()[1]
-    command = [sys.executable, str(SCRIPT), *TINY.split(), *flags.split()]
-    processes = [
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR='localhost',
-                MASTER_PORT=str(port)),
-        )
-        for rank in range(world_size)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * world_size, outputs
-    return outputs
+from processes import run_processes
+from tiny_runs import SCRIPT, environment, tiny
 
 
 # With plain SGD the weights differ as the gradients do, by rounding: their sums have another order.
@@ -74,7 +51,7 @@ def test_other_masks_train_otherwise(train, single, images, tmp_path):
 
 
 def test_mistake_under_torchrun(images, tmp_path):
-    command = [sys.executable, str(SCRIPT), *TINY.split(), '--mask-ratio', '2']
+    command = [sys.executable, str(SCRIPT), *tiny('--mask-ratio 2').split()]
     outputs = [
         subprocess.run(command, capture_output=True, text=True, env=environment(RANK=str(rank), WORLD_SIZE='2'))
         for rank in range(2)

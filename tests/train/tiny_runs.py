@@ -7,7 +7,12 @@ import numpy as np
 from PIL import Image
 
 SCRIPT = Path(__file__).parents[2] / 'train.py'
-TINY = '--mim simmim --device cpu --model test_vit --img-size 64 --mask-unit 16 --workers 0 --batch-size 4'
+TINY = '--device cpu --model test_vit --img-size 64 --workers 0 --batch-size 4'
+
+
+def tiny(flags: str) -> str:
+    """Flags of a tiny run, of SimMIM if they name no method."""
+    return ' '.join([TINY, '' if '--mim ' in flags else '--mim simmim --mask-unit 16', flags])
 
 
 def environment(**more):

@@ -1,8 +1,9 @@
 """Checkpoints of a run: written by timm's saver, found and loaded here."""
 import argparse
 import logging
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 
@@ -71,30 +72,21 @@ def check_same_run(checkpoint: Dict[str, Any], path: Path, options: argparse.Nam
                 f"--resume: '{path}' was trained with {name} {getattr(saved, name, None)}, not {present[name]}.")
 
 
-def restore(
-        checkpoint: Dict[str, Any],
-        path: Path,
-        task: MaskedImageModelingTask,
-        optimizer: Optional[torch.optim.Optimizer] = None,
-        scaler: Optional[NativeScaler] = None,
-) -> None:
-    """Load weights, and the state of optimizer and scaler where they are given.
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Tell the user which checkpoint it was where loading its parts fails.
 
     Raises:
         UserError: Something in the checkpoint does not fit.
     """
     try:
-        task.load_checkpoint_state(checkpoint['state_dict'], checkpoint.get('task_state'))
-        if optimizer is not None and 'optimizer' in checkpoint:
-            optimizer.load_state_dict(checkpoint['optimizer'])
-        if scaler is not None and scaler.state_dict_key in checkpoint:
-            scaler.load_state_dict(checkpoint[scaler.state_dict_key])
+        yield
     except (KeyError, RuntimeError, ValueError) as e:
         raise UserError(f"--resume: '{path}' does not fit this run: {one_line(e)[:300]}") from e
 
 
 class RunSaver(CheckpointSaver):
-    """Timm's saver, with the place in the run in every checkpoint.
+    """Timm's saver, with what a trainer adds to every checkpoint.
 
     Args:
         folder: Folder of the run.
@@ -124,24 +116,24 @@ class RunSaver(CheckpointSaver):
             max_history=options.checkpoint_hist,
             task=task,
         )
-        self.run: Dict[str, Any] = {}
+        self.added: Dict[str, Any] = {}
 
     def _checkpoint_state(self, epoch: int, metric: Optional[float] = None) -> Dict[str, Any]:
-        return {**super()._checkpoint_state(epoch, metric), 'run': self.run}
+        return {**super()._checkpoint_state(epoch, metric), **self.added}
 
-    def save_epoch(self, epoch: int, metric: Optional[float], run: Dict[str, Any], milestone: bool) -> Optional[int]:
+    def save_epoch(self, epoch: int, metric: Optional[float], added: Dict[str, Any], milestone: bool) -> Optional[int]:
         """Save a completed epoch, and drop what was saved within it.
 
         Args:
             epoch: Number of the epoch.
             metric: Held-out error, None where epochs cannot be compared by it.
-            run: Place in the run.
+            added: What `Trainer.state_dict` returned.
             milestone: Keep this checkpoint for good.
 
         Returns:
             Number of the best epoch so far, None without a metric.
         """
-        self.run = run
+        self.added = added
         _, best_epoch = self.save_checkpoint(epoch, metric=metric)
         if milestone:
             self.save_milestone(epoch + 1)
@@ -150,7 +142,7 @@ class RunSaver(CheckpointSaver):
         self.curr_recovery_file = self.prev_recovery_file = ''
         return best_epoch
 
-    def save_within_epoch(self, epoch: int, batch: int, run: Dict[str, Any]) -> None:
+    def save_within_epoch(self, epoch: int, batch: int, added: Dict[str, Any]) -> None:
         """Save the state within an epoch, which the next one replaces."""
-        self.run = run
+        self.added = added
         self.save_recovery(epoch, batch)

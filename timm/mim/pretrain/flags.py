@@ -26,3 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--weight-decay-end', type=float, metavar='X',
         help='weight decay at the end of training, reached along a cosine (default: --weight-decay)')
+    group.add_argument(
+        '--fsdp', action='store_true',
+        help='shard parameters, gradients and optimizer state over processes, for models that outgrow one device')

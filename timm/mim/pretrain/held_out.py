@@ -28,6 +28,7 @@ class HeldOutImages:
         num_images: Number of images over all processes.
         device: Device to reconstruct on.
         batch_size: Number of images to reconstruct at a time.
+        in_step: Processes have to do as many forward passes each, as those of a sharded model have to.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class HeldOutImages:
             num_images: int,
             device: torch.device,
             batch_size: int = 64,
+            in_step: bool = False,
     ):
         self.device = device
         self.batch_size = batch_size
@@ -44,6 +46,18 @@ class HeldOutImages:
         self.num_masks = -(-MIN_MASKS // num_images)
         self.images = images
         self.mask_numbers = (numbers.view(-1, 1) * self.num_masks + torch.arange(self.num_masks)).flatten()
+
+        self.num_batches = -(-len(self.mask_numbers) // batch_size)
+        self.idle_batches = 0  # that this process does for the others' sake
+        self.in_step = in_step
+        if in_step:
+            counts = [None] * dist.get_world_size()
+            dist.all_gather_object(counts, self.num_batches)
+            self.idle_batches = max(counts) - self.num_batches
+
+    def _idle_batch(self, method: nn.Module) -> Tuple[torch.Tensor, torch.Tensor]:
+        images = torch.zeros(1, *self.images.shape[1:], device=self.device)
+        return images, torch.rand(method.noise_shape(1), device=self.device)
 
     def batches(self, method: nn.Module) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
         """Yield images and the noise that makes their masks, image by image with each of its masks."""
@@ -96,6 +110,9 @@ class HeldOutImages:
         """
         numbers = self.mask_numbers[::self.num_masks][:count].to(self.device)
         if len(numbers) == 0:
+            if self.in_step:
+                with _evaluating(method), autocast():
+                    method.views(*self._idle_batch(method))
             return []
         noise = keyed_noise(MASK_SEED, 0, numbers, method.noise_shape(1)[1])
         with _evaluating(method), autocast():
@@ -109,6 +126,8 @@ class HeldOutImages:
                 for name, value in values(images, noise).items():
                     sums[name] = sums.get(name, 0) + value.double() * len(images)
                 count += len(images)
+            for _ in range(self.idle_batches):
+                values(*self._idle_batch(method))
         shares = [({name: value.item() for name, value in sums.items()}, count)]
         if dist.is_initialized():
             gathered = [None] * dist.get_world_size()

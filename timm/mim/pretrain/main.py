@@ -80,7 +80,9 @@ def _run(args: argparse.Namespace) -> None:
     held_out = _hold_out(data, options, data_config, place)
 
     with StopSignal() as stop:
-        trainer = Trainer(options, method.to(device), train_loader, place, stop, checkpoint)
+        if not options.fsdp:  # shards are moved one by one
+            method = method.to(device)
+        trainer = Trainer(options, method, train_loader, place, stop, checkpoint)
         records = None
         if is_primary(place):
             create_run_folder(folder, options)
@@ -122,6 +124,8 @@ def _find_checkpoint(options: argparse.Namespace, folder: Path) -> Optional[Path
 def _find_place(options: argparse.Namespace) -> argparse.Namespace:
     """Find the device and the rank of this process, in a namespace of its own: args.yaml says what the user gave."""
     place = argparse.Namespace(device=options.device)
+    if options.fsdp and int(os.environ.get('WORLD_SIZE', 1)) < 2:
+        raise UserError('--fsdp shards a model over processes, and there is one: start the script with torchrun.')
     if init_distributed_device(place).type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
@@ -159,4 +163,5 @@ def _hold_out(
         count = reduce_tensor(count, 1)
     if not count:
         raise UserError('--val-split: there is no image to hold out.')
-    return HeldOutImages(images, numbers, int(count), device, options.validation_batch_size or options.batch_size)
+    return HeldOutImages(
+        images, numbers, int(count), device, options.validation_batch_size or options.batch_size, in_step=options.fsdp)

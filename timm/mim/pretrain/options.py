@@ -15,6 +15,7 @@ from ..factory import list_mims
 from .errors import UserError, flag_name
 from .recipes import RECIPES
 from .refused_flags import MEANINGLESS, UNSUPPORTED
+from .sharding import has_fsdp2
 
 DEFAULTS = dict(
     # dataset
@@ -48,7 +49,7 @@ DEFAULTS = dict(
     seed=42, log_interval=50, val_interval=1, recovery_interval=0, checkpoint_hist=10, output='', experiment='',
     resume='', no_resume_opt=False,
     # masked image modeling
-    mim=None, mim_module=None, mim_kwargs={}, mask_ratio=None, mask_unit=None,
+    mim=None, mim_module=None, mim_kwargs={}, mask_ratio=None, mask_unit=None, fsdp=False,
 )
 
 def resolve_options(given: argparse.Namespace) -> Tuple[argparse.Namespace, List[str]]:
@@ -192,6 +193,8 @@ def _check_values(options: argparse.Namespace) -> None:
     _check_choice('opt', options.opt.lower(), list_optimizers())
     _check_choice(
         'sched', options.sched, ('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none'))
+    if options.fsdp:
+        _check_sharding(options)
     _check_device(options.device)
 
 
@@ -209,3 +212,13 @@ def _check_device(device: str) -> None:
         raise UserError(f"--device: there is no '{device}'; cpu, cuda or cuda:1, for example.") from None
     if kind == 'cuda' and not torch.cuda.is_available():
         raise UserError(f'--device {device}: CUDA is not available here; use --device cpu.')
+
+
+def _check_sharding(options: argparse.Namespace) -> None:
+    if not has_fsdp2:
+        raise UserError(f'--fsdp needs PyTorch 2.6 or newer, this is {torch.__version__}.')
+    for name in ('torchcompile', 'channels_last'):
+        if getattr(options, name):
+            raise UserError(f'{flag_name(name)} does not work with --fsdp: leave one of them out.')
+    if options.clip_grad and options.clip_mode == 'agc':
+        raise UserError('--clip-mode agc looks at whole parameters, and --fsdp shards them: use norm or value.')

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
-import torch.nn as nn
+import torch
 import yaml
 from safetensors.torch import save_file
 
@@ -86,14 +86,14 @@ def plain_options(options: argparse.Namespace) -> Dict[str, Any]:
     return {name: plain(value) for name, value in vars(options).items()}
 
 
-def save_encoder(path: Path, backbone: nn.Module) -> None:
-    """Write the weights of a backbone, complete or not at all.
+def save_encoder(path: Path, weights: Dict[str, torch.Tensor]) -> None:
+    """Write the weights of an encoder, complete or not at all.
 
     Args:
         path: File to write.
-        backbone: Model without a classifier.
+        weights: Weights of a model without a classifier, by name.
     """
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in backbone.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     temporary = path.with_name(f'.{path.name}.tmp')
     save_file(state, str(temporary), metadata={'format': 'pt'})
     os.replace(temporary, path)

@@ -9,6 +9,7 @@ from .held_out import HeldOutImages
 from .progress import Progress
 from .records import Records
 from .run_folder import BEST, ENCODER, save_encoder
+from .sharding import whole
 from .trainer import Trainer
 
 _PICTURE_ROWS = 4
@@ -122,9 +123,9 @@ class RunLoop:
         return completed % options.val_interval == 0 or completed in (self.trainer.last_epoch, *options.save_epochs)
 
     def _save_within(self, epoch: int) -> None:
-        run = self.trainer.state_dict()
+        state = self.trainer.state_dict()
         if self.saver is not None:
-            self.saver.save_within_epoch(epoch, run['update'] - epoch * run['updates_per_epoch'], run)
+            self.saver.save_within_epoch(epoch, self.trainer.update - epoch * self.trainer.updates_per_epoch, state)
 
     def evaluate(self, epoch: int) -> None:
         """Measure the held-out error, and write records, checkpoint, encoder and picture.
@@ -137,14 +138,15 @@ class RunLoop:
         means = trainer.means.of_epoch()
         measured = self.held_out.measure(method, trainer.autocast)
         views = self.held_out.views(method, trainer.autocast, _PICTURE_ROWS)
-        run = trainer.state_dict()
+        state = trainer.state_dict()
+        encoder = whole(method.encoder.state_dict(), keep=self.saver is not None)
         if self.saver is None:
             return
         name, error = next(iter(measured.items()))
         best_epoch = self.saver.save_epoch(
-            epoch, error if method.losses_compare else None, run, milestone=epoch + 1 in self.options.save_epochs)
+            epoch, error if method.losses_compare else None, state, milestone=epoch + 1 in self.options.save_epochs)
         if best_epoch in (epoch, None):
-            save_encoder(self.folder / ENCODER, method.encoder)
+            save_encoder(self.folder / ENCODER, encoder)
         self.results.update(
             metric=name, last_epoch=epoch, last=measured, best_epoch=best_epoch, best=self.saver.best_metric)
         self.records.add_epoch(

@@ -4,7 +4,7 @@ Masks, augmentation and the random numbers of the model are keyed by the seed an
 run needs no random state to go on with: weights, optimizer and the number of updates are all.
 """
 import argparse
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,12 +17,13 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import MaskedImageModelingTask
 from timm.utils import NativeScaler, dispatch_clip_grad, is_primary
 from ..noise import keyed_noise
-from .checkpoints import load_checkpoint, restore
+from .checkpoints import fitting, load_checkpoint
 from .errors import RunStopped, UserError, one_line
 from .loading import sample_seed
 from .means import RunningMeans
 from .optimizer import WeightDecaySchedule, create_optimizer
 from .options import resolve_learning_rate
+from .sharding import load_whole_optimizer, shard, whole
 from .step_guard import StepGuard, Verdict
 from .stop_signal import StopSignal
 
@@ -76,12 +77,18 @@ class Trainer:
             method = method.to(memory_format=torch.channels_last)
         self.autocast, self.scaler = self._mixed_precision()
         self.task = MaskedImageModelingTask(method, device=self.device, verbose=is_primary(place))
-        self.optimizer = create_optimizer(method, options, self.learning_rate, self.device)
         self.means = RunningMeans(self.device)
         self.update = 0
-        self._resume(checkpoint)
+        saved = None if checkpoint is None else load_checkpoint(checkpoint)
+        self._restore_weights(saved, checkpoint)
+        if options.fsdp:
+            for ema in (False, True):
+                if not ema or self.task.has_ema():
+                    shard(self.task.get_method(ema=ema), self.device)
+        self.optimizer = create_optimizer(method, options, self.learning_rate, self.device)
+        self._restore_progress(saved, checkpoint)
         self._compile()
-        if place.distributed:
+        if place.distributed and not options.fsdp:
             self.task.prepare_distributed(
                 device_ids=None if self.device.type == 'cpu' else [self.device],
                 broadcast_buffers=not options.no_ddp_bb,
@@ -100,53 +107,66 @@ class Trainer:
         scaler = NativeScaler(device=self.device.type) if dtype == torch.float16 else None
         return partial(torch.autocast, device_type=self.device.type, dtype=dtype), scaler
 
-    def _resume(self, path: Optional[Path]) -> None:
-        """Load a checkpoint, and set up the moving average."""
+    def _restore_weights(self, saved: Optional[Dict[str, Any]], path: Optional[Path]) -> None:
+        """Load the weights of a checkpoint, and set up the moving average."""
         options = self.options
-        checkpoint = None if path is None else load_checkpoint(path)
-        if checkpoint is not None:
-            restore(checkpoint, path, self.task, *(() if options.no_resume_opt else (self.optimizer, self.scaler)))
-            self.load_state_dict(checkpoint.get('run'), checkpoint.get('epoch', -1))
+        if saved is not None:
+            with fitting(path):
+                self.task.load_checkpoint_state(saved['state_dict'], saved.get('task_state'))
         if options.model_ema:
-            self.task.setup_ema(decay=options.model_ema_decay, use_warmup=options.model_ema_warmup)
-            if checkpoint is not None:
-                ema = 'state_dict_ema' in checkpoint
-                self.task.load_checkpoint_state(
-                    checkpoint['state_dict_ema' if ema else 'state_dict'],
-                    checkpoint.get('task_state_ema' if ema else 'task_state'),
-                    ema=True,
-                )
+            self.task.setup_ema(
+                decay=options.model_ema_decay,
+                use_warmup=options.model_ema_warmup,
+                foreach=not options.fsdp,  # shards and buffers, which have none, do not mix in one operation
+            )
+            if saved is not None:
+                suffix = '_ema' if 'state_dict_ema' in saved else ''
+                with fitting(path):
+                    self.task.load_checkpoint_state(
+                        saved[f'state_dict{suffix}'], saved.get(f'task_state{suffix}'), ema=True)
+
+    def _restore_progress(self, saved: Optional[Dict[str, Any]], path: Optional[Path]) -> None:
+        """Load the state of optimizer and scaler, and go to the place in the run."""
+        options = self.options
+        if saved is not None:
+            with fitting(path):
+                if 'optimizer' in saved and not options.no_resume_opt:
+                    load_whole_optimizer(self.optimizer, saved['optimizer'])
+                if self.scaler is not None and self.scaler.state_dict_key in saved and not options.no_resume_opt:
+                    self.scaler.load_state_dict(saved[self.scaler.state_dict_key])
+            self._go_to(saved.get('run'), saved.get('epoch', -1))
         if options.start_epoch is not None:
             self.update = options.start_epoch * self.updates_per_epoch
             self.means.reset()
 
+    def _go_to(self, run: Optional[Dict[str, Any]], epoch: int) -> None:
+        """Go to a place in the run, or behind an epoch, in a checkpoint of another program."""
+        if run is None:
+            self.update = (epoch + 1) * self.updates_per_epoch
+        elif run['updates_per_epoch'] == self.updates_per_epoch:
+            self.update = run['update']
+            self.means.load_state_dict(run['means'])
+        elif run['update'] % run['updates_per_epoch']:
+            raise UserError(
+                f"--resume: the checkpoint was written in the middle of an epoch of {run['updates_per_epoch']} "
+                f'updates, which has {self.updates_per_epoch} now: go on with as many images and the same batch.')
+        else:
+            self.update = run['update'] // run['updates_per_epoch'] * self.updates_per_epoch
+
     def state_dict(self) -> Dict[str, Any]:
-        """Where in the run this is, for a checkpoint. All processes have to ask together.
+        """The place in the run for a checkpoint, and what has to be gathered for it. All processes ask together.
 
         Raises:
             FloatingPointError: The last loss of a process is not finite, and nothing should be saved.
         """
         self._judge(self.guard.finish(), self.update - 1)
-        return dict(update=self.update, updates_per_epoch=self.updates_per_epoch, means=self.means.state_dict())
-
-    def load_state_dict(self, state: Optional[Dict[str, Any]], epoch: int) -> None:
-        """Go to a place in the run.
-
-        Args:
-            state: What `state_dict` returned, None in a checkpoint of another program.
-            epoch: Last epoch that was completed, if there is no state.
-        """
-        if state is None:
-            self.update = (epoch + 1) * self.updates_per_epoch
-        elif state['updates_per_epoch'] == self.updates_per_epoch:
-            self.update = state['update']
-            self.means.load_state_dict(state['means'])
-        elif state['update'] % state['updates_per_epoch']:
-            raise UserError(
-                f"--resume: the checkpoint was written in the middle of an epoch of {state['updates_per_epoch']} "
-                f'updates, which has {self.updates_per_epoch} now: go on with as many images and the same batch.')
-        else:
-            self.update = state['update'] // state['updates_per_epoch'] * self.updates_per_epoch
+        run = dict(update=self.update, updates_per_epoch=self.updates_per_epoch, means=self.means.state_dict())
+        if not self.options.fsdp:
+            return dict(run=run)
+        state = dict(optimizer=self.optimizer.state_dict(), **self.task.get_checkpoint_state())
+        if self.task.has_ema():
+            state.update(self.task.get_checkpoint_state(ema=True))
+        return dict(whole(state, keep=is_primary(self.place)), run=run)
 
     def _compile(self) -> None:
         if not self.options.torchcompile:
@@ -215,7 +235,7 @@ class Trainer:
         for part in range(parts):
             images, _ = next(batches)
             last = part + 1 == parts
-            with nullcontext() if last else self.task.no_sync():
+            with nullcontext() if last else self._no_sync():
                 output = self._forward(images, part)
                 loss = output['loss'] / parts
                 total = loss.detach() if total is None else total + loss.detach()
@@ -225,6 +245,18 @@ class Trainer:
         self.means.add(loss=total, **(output.get('logs') or {}))
         self._after_step()
         return stop
+
+    @contextmanager
+    def _no_sync(self) -> Iterator[None]:
+        """Leave gradients on their process, for all parts of an update but the last."""
+        if not self.options.fsdp:
+            with self.task.no_sync():
+                yield
+            return
+        method = self.task.get_method()
+        method.set_requires_gradient_sync(False)
+        yield
+        method.set_requires_gradient_sync(True)
 
     def _forward(self, images: torch.Tensor, part: int) -> Dict[str, torch.Tensor]:
         """Mask the images of a part of the update, and predict."""

@@ -1,0 +1,80 @@
+"""Models sharded over processes (FSDP2)."""
+import pytest
+import torch
+from processes import run_processes
+
+import timm
+from timm.mim import create_mim
+from timm.mim.pretrain.sharding import repeated_blocks
+
+# Momentum, so that the state of the optimizer counts; plain sums, so that weights differ by rounding alone.
+FLAGS = (
+    '--mim ijepa --mim-kwargs predictor_depth=2 predictor_dim=48 --opt momentum --momentum 0.9 --lr 0.5 --clip-grad 1 '
+    '--model-ema --model-ema-decay 0.5 --epochs 2 --experiment run'
+)
+
+
+def state_of(folder):
+    checkpoint = torch.load(folder / 'last.pth.tar', weights_only=False)
+    parts = [checkpoint['state_dict'], checkpoint['task_state']['method'], checkpoint['state_dict_ema']]
+    momenta = {str(n): state['momentum_buffer'] for n, state in checkpoint['optimizer']['state'].items()}
+    return [*parts, momenta]
+
+
+def assert_close(folder, expected):
+    for part, expected_part in zip(state_of(folder), state_of(expected), strict=True):
+        assert part.keys() == expected_part.keys()
+        for name, value in expected_part.items():
+            assert type(part[name]) is torch.Tensor
+            torch.testing.assert_close(part[name], value, atol=3e-5, rtol=0, msg=name)
+
+
+@pytest.fixture(scope='module')
+def flags(images):
+    return f'--data-dir {images} {FLAGS}'
+
+
+@pytest.fixture(scope='module')
+def single(train, flags, tmp_path_factory):
+    output = tmp_path_factory.mktemp('single')
+    train(f'{flags} --output {output} --batch-size 8')
+    return output / 'run'
+
+
+def test_sharded_run_goes_on_without_shards(train, flags, single, tmp_path):
+    run_processes(2, f'{flags} --output {tmp_path} --fsdp --batch-size 2 --grad-accum-steps 2 --stop-epoch 1')
+    train(f'{flags} --output {tmp_path} --batch-size 8 --resume auto')
+    assert_close(tmp_path / 'run', single)
+
+
+def test_run_goes_on_with_shards(train, flags, single, tmp_path):
+    train(f'{flags} --output {tmp_path} --batch-size 8 --stop-epoch 1')
+    run_processes(2, f'{flags} --output {tmp_path} --fsdp --batch-size 4 --resume auto')
+    assert_close(tmp_path / 'run', single)
+    model = timm.create_model(
+        'test_vit', num_classes=0, img_size=64, checkpoint_path=tmp_path / 'run' / 'encoder.safetensors')
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('name, count', [
+    ('test_vit', 6), ('swin_tiny_patch4_window7_224', 12), ('hiera_tiny_224', 12), ('eva02_tiny_patch14_224', 12)])
+def test_blocks(name, count):
+    model = timm.create_model(name, num_classes=0)
+    blocks = repeated_blocks(model)
+    assert len(blocks) == count and all('Block' in type(block).__name__ for block in blocks)
+
+
+def test_blocks_of_decoder_and_target_encoder():
+    method = create_mim('ijepa', 'test_vit', img_size=64, predictor_depth=3, predictor_dim=48)
+    assert len(repeated_blocks(method)) == 2 * 6 + 3
+
+
+@pytest.mark.parametrize('flags, message', [
+    ('--fsdp', '--fsdp shards a model over processes, and there is one'),
+    ('--fsdp --torchcompile eager', '--torchcompile does not work with --fsdp'),
+    ('--fsdp --clip-mode agc --clip-grad 1', '--clip-mode agc looks at whole parameters'),
+])
+def test_mistakes(flags, message, train, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train(f'--output {tmp_path} {flags}')
+    assert stopped.value.code == 2 and message in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""Models that outgrow one device: parameters, gradients and optimizer state in shards (FSDP2, `fully_shard`).
+
+What is saved is whole, as if nothing had been sharded, and what is loaded was: runs go on with and without shards.
+"""
+from typing import Any, List
+
+import torch
+import torch.nn as nn
+
+try:
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.tensor import DTensor, distribute_tensor
+    has_fsdp2 = True
+except ImportError:
+    has_fsdp2 = False
+
+# Methods that use parameters and are called from outside of `forward`
+_FORWARD_METHODS = ('reconstruct', 'reconstruct_with_target_statistics', 'views')
+
+
+def shard(method: nn.Module, device: torch.device) -> None:
+    """Shard a method over all processes, block by block, in place.
+
+    Blocks are what stands in the innermost lists of modules of one type, as the blocks of every transformer of timm do;
+    each is gathered for its forward and backward pass. The rest is gathered for the whole step.
+
+    Args:
+        method: Masked image modeling method, with equal weights on all processes.
+        device: Device of this process.
+    """
+    mesh = torch.distributed.init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for block in repeated_blocks(method):
+        fully_shard(block, mesh=mesh)
+    fully_shard(method, mesh=mesh)
+    for name in _FORWARD_METHODS:
+        if hasattr(method, name):
+            register_fsdp_forward_method(method, name)
+
+
+def repeated_blocks(module: nn.Module) -> List[nn.Module]:
+    """The modules with parameters in the innermost lists (`ModuleList`, `Sequential`) of modules of one type."""
+    below = [block for child in module.children() for block in repeated_blocks(child)]
+    if below or not isinstance(module, (nn.ModuleList, nn.Sequential)):
+        return below
+    children = list(module.children())
+    alike = len(children) > 1 and len({type(child) for child in children}) == 1
+    return children if alike and next(children[0].parameters(), None) is not None else []
+
+
+def whole(state: Any, keep: bool = True) -> Any:
+    """Gather the shards in a state of any nesting, in main memory. All processes have to take part.
+
+    Args:
+        state: State of a model, an optimizer, or several.
+        keep: This process wants the result; others have None in place of tensors.
+    """
+    if isinstance(state, dict):
+        return {name: whole(value, keep) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(whole(value, keep) for value in state)
+    if not has_fsdp2 or not isinstance(state, DTensor):
+        return state
+    tensor = state.full_tensor()
+    return tensor.cpu() if keep else None
+
+
+def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Load the whole state of an optimizer into one whose parameters may be sharded.
+
+    Args:
+        optimizer: Optimizer, with parameters in the order of the one that was saved.
+        state: What `whole(optimizer.state_dict())` was.
+
+    Raises:
+        ValueError: The optimizer that was saved has other parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+
+    def as_parameter(number: int, value: Any) -> Any:
+        parameter = parameters[number]
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+        return value
+
+    if has_fsdp2 and any(isinstance(parameter, DTensor) for parameter in parameters):
+        if len(state['state']) > len(parameters):
+            raise ValueError(f"the optimizer has {len(parameters)} parameters, that of the checkpoint more")
+        state = {**state, 'state': {
+            number: {name: as_parameter(number, value) for name, value in values.items()}
+            for number, values in state['state'].items()
+        }}
+    optimizer.load_state_dict(state)
