@@ -1,0 +1,106 @@
+"""Arguments of supervised training: what contradicts itself, and what one flag says for another."""
+import argparse
+import logging
+
+from timm.loss import create_classification_loss
+from .errors import UserError, user_errors
+from .objective import criterion_arguments, mixes_labels
+
+_logger = logging.getLogger(__name__)
+
+
+def resolve(args: argparse.Namespace) -> None:
+    """Complete and check the arguments, in place, as far as that needs neither a model nor data.
+
+    Raises:
+        UserError: Arguments contradict each other, or ask for what there is not.
+    """
+    if args.data and not args.data_dir:
+        args.data_dir = args.data
+    if args.drop_connect is not None:
+        _logger.warning('--drop-connect is the old name of --drop-path.')
+        args.drop_path = args.drop_connect if args.drop_path is None else args.drop_path
+    _resolve_image_size(args)
+    _resolve_task(args)
+    _resolve_loss(args)
+    _check_loaders(args)
+    if args.resume == 'auto' and not args.experiment:
+        raise UserError('--resume auto goes on in the folder of a run: name it with --experiment.')
+    if args.amp and args.model_dtype not in (None, 'float32'):
+        raise UserError(f'--amp keeps its weights in float32: leave out --model-dtype {args.model_dtype}.')
+    for name, value in dict(amp_dtype=args.amp_dtype, model_dtype=args.model_dtype).items():
+        if value not in (None, 'float32', 'float16', 'bfloat16') or (name, value) == ('amp_dtype', 'float32'):
+            raise UserError(f"--{name.replace('_', '-')}: choose float16 or bfloat16, not '{value}'.")
+    if args.tta > 1:
+        raise UserError('--tta is not supported: the loaders give one view of an image.')
+
+
+def _resolve_image_size(args: argparse.Namespace) -> None:
+    """Make --img-size of two numbers an input size."""
+    if isinstance(args.img_size, list):
+        if len(args.img_size) != 2 or args.input_size is not None:
+            raise UserError('--img-size takes one size, or height and width, and none beside --input-size.')
+        args.input_size, args.img_size = [args.in_chans or 3, *args.img_size], None
+
+
+def _resolve_task(args: argparse.Namespace) -> None:
+    several = args.task == 'multilabel'
+    if args.smoothing is None:
+        args.smoothing = 0. if several else 0.1
+    if several and args.kd_model_name:
+        raise UserError('--kd-model-name compares a softmax over classes: use --task classification.')
+    if several and args.aug_splits:
+        raise UserError('--aug-splits compares a softmax over classes: use --task classification.')
+    if not several and args.target_format == 'multihot':
+        raise UserError('--target-format multihot gives several labels an image: add --task multilabel.')
+    if not 0 < args.multilabel_threshold < 1:
+        raise UserError(f'--multilabel-threshold {args.multilabel_threshold:g} must lie between 0 and 1.')
+
+
+def _resolve_loss(args: argparse.Namespace) -> None:
+    """Turn the old names of losses into the new ones, and build the loss to see whether it can be."""
+    for name in ('jsd', 'bce'):
+        if getattr(args, f'{name}_loss'):
+            if args.loss not in (None, name):
+                raise UserError(f'--{name}-loss contradicts --loss {args.loss}.')
+            args.loss = name
+    if args.bce_pos_weight is not None:
+        if args.loss_pos_weight not in (None, str(args.bce_pos_weight)):
+            raise UserError('--bce-pos-weight and --loss-pos-weight are one thing: give one of them.')
+        args.loss_pos_weight = str(args.bce_pos_weight)
+    if args.aug_splits == 1 or args.aug_splits < 0:
+        raise UserError('--aug-splits must be 0, or 2 or more.')
+    with user_errors('--loss', OSError, TypeError, ValueError):
+        create_classification_loss(multi_label=args.task == 'multilabel', **criterion_arguments(args))
+
+
+def _check_loaders(args: argparse.Namespace) -> None:
+    scheduled = args.train_img_sizes is not None
+    for alone, flag in ((args.naflex_loader, '--naflex-loader'), (scheduled, '--train-img-sizes')):
+        if alone and args.use_multi_epochs_loader:
+            raise UserError(f'--use-multi-epochs-loader does not go with {flag}.')
+        if alone and args.aug_splits:
+            raise UserError(f'--aug-splits does not go with {flag}.')
+    if args.naflex_loader:
+        _check_naflex(args, scheduled)
+    if args.split_bn and not (args.aug_splits or args.resplit):
+        raise UserError('--split-bn needs --aug-splits or --resplit.')
+    if args.split_bn and args.sync_bn:
+        raise UserError('--split-bn and --sync-bn exclude each other.')
+    if args.torchscript and args.sync_bn:
+        raise UserError('--torchscript and --sync-bn exclude each other.')
+    if mixes_labels(args) and args.aug_splits and not args.no_prefetcher:
+        raise UserError('--mixup and --cutmix go with --aug-splits only under --no-prefetcher.')
+
+
+def _check_naflex(args: argparse.Namespace, scheduled: bool) -> None:
+    if scheduled:
+        raise UserError('--naflex-loader and --train-img-sizes are two ways to vary sizes: choose one.')
+    if args.kd_model_name:
+        raise UserError('--kd-model-name does not go with --naflex-loader: teachers take images, not patches.')
+    if args.aug_repeats:
+        raise UserError('--aug-repeats does not go with --naflex-loader.')
+    if mixes_labels(args) and (args.cutmix_minmax is not None or args.mixup_mode != 'batch'):
+        raise UserError('--cutmix-minmax and --mixup-mode do not go with --naflex-loader.')
+    if args.naflex_patch_size_probs and len(args.naflex_patch_size_probs) != len(args.naflex_patch_sizes or []):
+        raise UserError('--naflex-patch-size-probs takes one probability for each of --naflex-patch-sizes.')

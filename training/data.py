@@ -1,0 +1,234 @@
+"""Datasets and loaders, with what mixes images."""
+import argparse
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, Optional
+
+import torch.nn as nn
+
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, MultiLabelTarget, NaFlexMixup, create_dataset, \
+    create_loader, create_naflex_loader
+from .device import Place
+from .errors import user_errors
+from .model import MISFITS
+from .objective import mixes_labels
+
+
+@dataclass
+class Loaders:
+    """What a run reads.
+
+    Args:
+        train: Loader of training batches.
+        validation: Loader of validation batches, None for a run without.
+        mixup: Mixes a batch on the device, where the loader does not mix.
+        average_batch_size: Images in a training batch, on average where batches differ.
+        batch_loss_scale: How a loss depends on the size of its batch: none, sqrt or linear.
+    """
+    train: Iterable
+    validation: Optional[Iterable]
+    mixup: Optional[Mixup]
+    average_batch_size: float
+    batch_loss_scale: str = 'none'
+
+    def set_epoch(self, epoch: int, mixup_off_epoch: int) -> None:
+        """Tell samplers and datasets the epoch, and stop mixing from `mixup_off_epoch` on."""
+        if hasattr(self.train.dataset, 'set_epoch'):
+            self.train.dataset.set_epoch(epoch)
+        for sampler in (self.train.batch_sampler, self.train.sampler):
+            if hasattr(sampler, 'set_epoch'):
+                sampler.set_epoch(epoch)
+                break
+        if mixup_off_epoch and epoch >= mixup_off_epoch:
+            if self.mixup is not None:
+                self.mixup.mixup_enabled = False
+            elif getattr(self.train, 'mixup_enabled', False):
+                self.train.mixup_enabled = False
+
+
+def create_loaders(args: argparse.Namespace, model: nn.Module, data_config: Dict[str, Any], place: Place) -> Loaders:
+    """Open the datasets and make their loaders.
+
+    Args:
+        args: Arguments of the run.
+        model: The model, for its patch size with --naflex-loader.
+        data_config: Size and normalisation of images, from `timm.data.resolve_data_config`.
+        place: Device and type of the images.
+
+    Raises:
+        UserError: The data cannot be opened, or a flag does not go with it.
+    """
+    mode = args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
+    train = _open(args, args.train_split, mode, is_training=True, num_samples=args.train_num_samples,
+                  repeats=args.epoch_repeats, seed=args.seed)
+    validation = None
+    if args.val_split:
+        validation = _open(args, args.val_split, mode, is_training=False, num_samples=args.val_num_samples)
+
+    common = dict(
+        mean=data_config['mean'],
+        std=data_config['std'],
+        pin_memory=args.pin_mem,
+        img_dtype=place.dtype,
+        device=place.device,
+        distributed=args.distributed,
+        use_prefetcher=args.prefetcher,
+    )
+    train_arguments = {**common, **_train_arguments(args, data_config)}
+    validation_arguments = {**common, **_validation_arguments(args, data_config)}
+    with user_errors('the training data', AssertionError, TypeError, ValueError):
+        if args.naflex_loader:
+            return _naflex_loaders(args, model, data_config, train, train_arguments, validation, validation_arguments)
+        return _image_loaders(args, data_config, train, train_arguments, validation, validation_arguments)
+
+
+def _open(args: argparse.Namespace, split: str, mode: str, **arguments):
+    if args.task == 'multilabel':
+        arguments['target_transform'] = MultiLabelTarget(args.num_classes, dense=args.target_format == 'multihot')
+        arguments['target_format'] = args.target_format
+    with user_errors(f'{args.dataset or args.data_dir}, split {split}', *MISFITS, ImportError):
+        return create_dataset(
+            args.dataset,
+            root=args.data_dir,
+            split=split,
+            class_map=args.class_map,
+            download=args.dataset_download,
+            batch_size=args.batch_size,
+            input_img_mode=mode,
+            input_key=args.input_key,
+            target_key=args.target_key,
+            trust_remote_code=args.dataset_trust_remote_code,
+            **arguments,
+        )
+
+
+def _train_arguments(args: argparse.Namespace, data_config: Dict[str, Any]) -> Dict[str, Any]:
+    interpolation = data_config['interpolation'] if args.no_aug else args.train_interpolation
+    return dict(
+        batch_size=args.batch_size,
+        is_training=True,
+        no_aug=args.no_aug,
+        re_prob=args.reprob,
+        re_mode=args.remode,
+        re_count=args.recount,
+        re_split=args.resplit,
+        train_crop_mode=args.train_crop_mode,
+        scale=args.scale,
+        ratio=args.ratio,
+        hflip=args.hflip,
+        vflip=args.vflip,
+        color_jitter=args.color_jitter,
+        color_jitter_prob=args.color_jitter_prob,
+        grayscale_prob=args.grayscale_prob,
+        gaussian_blur_prob=args.gaussian_blur_prob,
+        auto_augment=args.aa,
+        num_aug_repeats=args.aug_repeats,
+        num_aug_splits=args.aug_splits,
+        interpolation=interpolation or data_config['interpolation'],
+        num_workers=args.workers,
+        worker_seeding=args.worker_seeding,
+    )
+
+
+def _validation_arguments(args: argparse.Namespace, data_config: Dict[str, Any]) -> Dict[str, Any]:
+    streamed = 'tfds' in args.dataset or 'wds' in args.dataset
+    return dict(
+        batch_size=args.validation_batch_size or args.batch_size,
+        is_training=False,
+        interpolation=data_config['interpolation'],
+        crop_pct=data_config['crop_pct'],
+        # with fewer workers, streams of several processes differ less in length and need less padding
+        num_workers=min(2, args.workers) if args.distributed and streamed else args.workers,
+    )
+
+
+def _mixup_arguments(args: argparse.Namespace) -> Dict[str, Any]:
+    return dict(
+        mixup_alpha=args.mixup,
+        cutmix_alpha=args.cutmix,
+        prob=args.mixup_prob,
+        switch_prob=args.mixup_switch_prob,
+        label_smoothing=args.smoothing,
+        num_classes=args.num_classes,
+        multi_label=args.task == 'multilabel',
+    )
+
+
+def _image_loaders(
+        args: argparse.Namespace,
+        data_config: Dict[str, Any],
+        train,
+        train_arguments: Dict[str, Any],
+        validation,
+        validation_arguments: Dict[str, Any],
+) -> Loaders:
+    collate = mixup = None
+    if mixes_labels(args):
+        mix = FastCollateMixup if args.prefetcher else Mixup
+        mix = mix(**_mixup_arguments(args), cutmix_minmax=args.cutmix_minmax, mode=args.mixup_mode)
+        collate, mixup = (mix, None) if args.prefetcher else (None, mix)
+    if args.aug_splits:
+        train = AugMixDataset(train, num_splits=args.aug_splits)
+    progressive = args.train_size_schedule == 'progressive'
+    train = create_loader(
+        train,
+        input_size=data_config['input_size'],
+        input_size_choices=args.train_img_sizes,
+        batch_size_choices=args.train_batch_sizes,
+        batch_choice_weights=args.train_size_probs,
+        batch_choice_seed=args.seed,
+        batch_choice_schedule=args.train_size_schedule,
+        batch_schedule_epochs=args.epochs if progressive else None,
+        batch_schedule_spread=args.train_size_schedule_spread,
+        batch_schedule_random_mix=args.train_size_random_mix,
+        num_batches=args.train_batches_per_epoch,
+        collate_fn=collate,
+        use_multi_epochs_loader=args.use_multi_epochs_loader,
+        **train_arguments,
+    )
+    if validation is not None:
+        validation = create_loader(validation, input_size=data_config['input_size'], **validation_arguments)
+    if args.train_img_sizes is None:
+        return Loaders(train, validation, mixup, args.batch_size)
+    return Loaders(
+        train, validation, mixup, train.batch_sampler.average_batch_size, args.variable_batch_loss_scale)
+
+
+def _naflex_loaders(
+        args: argparse.Namespace,
+        model: nn.Module,
+        data_config: Dict[str, Any],
+        train,
+        train_arguments: Dict[str, Any],
+        validation,
+        validation_arguments: Dict[str, Any],
+) -> Loaders:
+    patch_size = model.get_patch_size() if hasattr(model, 'get_patch_size') else (16, 16)
+    mixup = None
+    if mixes_labels(args):
+        mixup = NaFlexMixup(**_mixup_arguments(args), mixup_off_epoch=args.mixup_off_epoch)
+    patches = dict(patch_size=patch_size)
+    if args.naflex_patch_sizes:
+        patches = dict(
+            patch_size_choices=args.naflex_patch_sizes, patch_size_choice_probs=args.naflex_patch_size_probs)
+    layout = dict(
+        channels=data_config['input_size'][0], patchify_channels_last=not args.naflex_patchify_channels_first)
+    train = create_naflex_loader(
+        train,
+        train_seq_lens=args.naflex_train_seq_lens,
+        mixup_fn=mixup,
+        rank=args.rank,
+        world_size=args.world_size,
+        seed=args.seed,
+        **patches,
+        **layout,
+        **train_arguments,
+    )
+    if validation is not None:
+        validation = create_naflex_loader(
+            validation,
+            patch_size=patch_size,
+            max_seq_len=args.naflex_max_seq_len,
+            **layout,
+            **validation_arguments,
+        )
+    return Loaders(train, validation, None, args.batch_size, args.naflex_loss_scale)

@@ -1,0 +1,108 @@
+"""Where and in which precision a run computes."""
+import argparse
+import importlib
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Callable, Optional, Tuple
+
+import torch
+
+from timm.layers import set_fast_norm
+from timm.utils import NativeScaler, init_distributed_device, is_primary, random_seed, set_jit_fuser
+from .errors import user_errors
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Place:
+    """The device of this process, and how it computes there.
+
+    Args:
+        device: Device of this process.
+        dtype: Type of weights and images.
+        autocast: Makes the context of a forward pass.
+        scaler: Scaler of the loss, for float16 on a GPU.
+        primary: Whether this process reports and writes.
+    """
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    autocast: Callable = nullcontext
+    scaler: Optional[NativeScaler] = None
+    primary: bool = True
+
+    def synchronize(self) -> None:
+        """Wait until the device has done its work."""
+        backend = getattr(torch, self.device.type, None)
+        if self.device.type != 'cpu' and hasattr(backend, 'synchronize'):
+            backend.synchronize()
+
+
+def speed_up_cuda() -> None:
+    """Let matrix products use TF32, and convolutions the fastest algorithm for their size."""
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+
+
+def precision(args: argparse.Namespace, device: torch.device) -> Place:
+    """Set up precision for a device, as --amp, --amp-dtype and --model-dtype say."""
+    place = Place(device)
+    if args.model_dtype:
+        place.dtype = getattr(torch, args.model_dtype)
+    if args.amp:
+        place.autocast = partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
+    return place
+
+
+def set_up(args: argparse.Namespace) -> Place:
+    """Find the device, join the other processes, and seed.
+
+    Sets `device`, `distributed`, `rank`, `local_rank` and `world_size` in the arguments.
+
+    Raises:
+        UserError: There is no such device, module or fuser.
+    """
+    for module in args.device_modules or []:
+        with user_errors(f'--device-modules {module}', ImportError):
+            importlib.import_module(module)
+    speed_up_cuda()
+    with user_errors(f'--device {args.device}', AssertionError, RuntimeError):
+        device = init_distributed_device(args)
+    place = precision(args, device)
+    place.primary = is_primary(args)
+    if args.amp and args.amp_dtype == 'float16' and device.type == 'cuda':
+        place.scaler = NativeScaler(device=device.type)
+    random_seed(args.seed, args.rank)
+    if args.fuser:
+        with user_errors(f'--fuser {args.fuser}', AssertionError):
+            set_jit_fuser(args.fuser)
+    if args.fast_norm:
+        set_fast_norm()
+    if place.primary:
+        types = f'{args.amp_dtype} where autocast allows it' if args.amp else str(place.dtype)
+        _logger.info(f'Training with {args.world_size} process(es), this one on {device}, in {types}.')
+    return place
+
+
+def to_device(args: argparse.Namespace, place: Place, images: Any, target: torch.Tensor) -> Tuple[Any, torch.Tensor]:
+    """Move a batch to the device and into the memory layout of the model, as far as the loader has not done so.
+
+    Args:
+        args: Arguments of the script: prefetcher, channels_last.
+        place: Device and type.
+        images: Images (B, C, H, W), or a dictionary of patches and what goes with them.
+        target: Labels.
+    """
+    if not args.prefetcher:
+        target = target.to(place.device)
+        if isinstance(images, dict):
+            images = {name: value.to(place.device) for name, value in images.items()}
+            images['patches'] = images['patches'].to(place.dtype)
+        else:
+            images = images.to(device=place.device, dtype=place.dtype)
+    if args.channels_last and not isinstance(images, dict):
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images, target

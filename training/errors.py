@@ -1,0 +1,22 @@
+"""Mistakes of the person who runs a script."""
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """What is wrong and what is allowed, in one line. A script that ends with it prints that line alone."""
+
+
+@contextmanager
+def user_errors(about: str, *kinds: type):
+    """Turn errors of these kinds, which timm or PyTorch raise for an impossible value, into a `UserError`.
+
+    Args:
+        about: The flag that holds the value, as the user types it.
+        *kinds: Exception types.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as e:
+        raise UserError(f"{about}: {' '.join(str(e).split()) or type(e).__name__}") from e

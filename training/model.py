@@ -1,0 +1,93 @@
+"""The model that a run trains."""
+import argparse
+import logging
+from typing import Any, Callable, Dict
+
+import torch
+import torch.nn as nn
+
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm
+from timm.models import resolve_model_input_args
+from .device import Place
+from .errors import UserError, user_errors
+
+_logger = logging.getLogger(__name__)
+
+# What timm and PyTorch raise for names, arguments and weights that do not fit.
+MISFITS = (AssertionError, AttributeError, OSError, RuntimeError, TypeError, ValueError)
+
+
+def create(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -> nn.Module:
+    """Create the model with its initial weights, and set `num_classes` in the arguments.
+
+    Args:
+        args: Arguments of the run.
+        create_model: `timm.create_model`, or what stands in for it.
+
+    Raises:
+        UserError: There is no such model, or its arguments or weights do not fit.
+    """
+    with user_errors(f'--model {args.model}', *MISFITS):
+        arguments = resolve_model_input_args(
+            args.model,
+            dict(img_size=args.img_size, in_chans=args.in_chans, input_size=args.input_size),
+            pretrained_cfg_overlay=_pretrained_cfg_overlay(args),
+            drop_rate=args.drop,
+            drop_path_rate=args.drop_path,
+            drop_block_rate=args.drop_block,
+            global_pool=args.gp,
+            bn_momentum=args.bn_momentum,
+            bn_eps=args.bn_eps,
+            **args.model_kwargs,
+        )
+        model = create_model(**{
+            'num_classes': args.num_classes,
+            **arguments,
+            'pretrained': args.pretrained or bool(args.pretrained_path),
+            'checkpoint_path': args.initial_checkpoint,
+            'scriptable': args.torchscript,
+        })
+    if args.num_classes is None:
+        if not hasattr(model, 'num_classes'):
+            raise UserError(f'--model {args.model} does not say how many classes it has: give --num-classes.')
+        args.num_classes = model.num_classes
+    _initialise_head(args, model)
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)
+    return model
+
+
+def _pretrained_cfg_overlay(args: argparse.Namespace) -> Dict[str, Any]:
+    overlay = {}
+    if args.pretrained_path:
+        overlay = dict(file=args.pretrained_path, num_classes=-1)  # -1: whatever the head there is, ours is new
+    return {**overlay, **args.pretrained_cfg_overlay}
+
+
+def _initialise_head(args: argparse.Namespace, model: nn.Module) -> None:
+    if args.head_init_scale is None and args.head_init_bias is None:
+        return
+    head = model.get_classifier()
+    with torch.no_grad():
+        if args.head_init_scale is not None:
+            head.weight.mul_(args.head_init_scale)
+            head.bias.mul_(args.head_init_scale)
+        if args.head_init_bias is not None:
+            head.bias.fill_(args.head_init_bias)
+
+
+def place(args: argparse.Namespace, model: nn.Module, place: Place) -> nn.Module:
+    """Convert the model as the arguments say, and move it to its device."""
+    if args.split_bn:
+        model = convert_splitbn_model(model, max(args.aug_splits, 2))
+    model.to(device=place.device, dtype=place.dtype)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if args.distributed and args.sync_bn:
+        args.dist_bn = ''  # the statistics are the same everywhere already
+        model = convert_sync_batchnorm(model)
+    if args.torchscript:
+        model = torch.jit.script(model)
+    if place.primary:
+        _logger.info(f'{args.model} has {sum(p.numel() for p in model.parameters()):,} parameters.')
+    return model
