@@ -1,14 +1,16 @@
 """Datasets and loaders, with what mixes images."""
 import argparse
+import os
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, Optional
 
 import torch.nn as nn
 
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, MultiLabelTarget, NaFlexMixup, create_dataset, \
-    create_loader, create_naflex_loader
+    create_loader, create_naflex_loader, resolve_data_config
+from timm.data.loader import adapt_to_chs
 from .device import Place
-from .errors import user_errors
+from .errors import UserError, user_errors
 from .model import MISFITS
 from .objective import mixes_labels
 
@@ -45,13 +47,34 @@ class Loaders:
                 self.train.mixup_enabled = False
 
 
+def resolve_image_config(args: argparse.Namespace, model: nn.Module, **options) -> Dict[str, Any]:
+    """Resolve size, crop and normalisation of images: what the arguments say, else what the model was trained with.
+
+    Args:
+        args: Arguments of the script.
+        model: The model.
+        **options: Options of `timm.data.resolve_data_config`.
+
+    Raises:
+        UserError: There are more means or deviations than channels.
+    """
+    with user_errors('--mean and --std take one number, or one per channel', AssertionError):
+        config = resolve_data_config(vars(args), model=model, **options)
+    channels = config['input_size'][0]
+    for name in ('mean', 'std'):
+        values = config[name]
+        if len(values) != channels:  # the model's are for RGB images
+            config[name] = adapt_to_chs(sum(values) / len(values), channels)
+    return config
+
+
 def create_loaders(args: argparse.Namespace, model: nn.Module, data_config: Dict[str, Any], place: Place) -> Loaders:
     """Open the datasets and make their loaders.
 
     Args:
         args: Arguments of the run.
         model: The model, for its patch size with --naflex-loader.
-        data_config: Size and normalisation of images, from `timm.data.resolve_data_config`.
+        data_config: Size and normalisation of images, from `resolve_image_config`.
         place: Device and type of the images.
 
     Raises:
@@ -85,7 +108,8 @@ def _open(args: argparse.Namespace, split: str, mode: str, **arguments):
     if args.task == 'multilabel':
         arguments['target_transform'] = MultiLabelTarget(args.num_classes, dense=args.target_format == 'multihot')
         arguments['target_format'] = args.target_format
-    with user_errors(f'{args.dataset or args.data_dir}, split {split}', *MISFITS, ImportError):
+    check_source(args.dataset, args.data_dir)
+    with user_errors(f'--dataset {args.dataset or args.data_dir}, split {split}', *MISFITS, ImportError):
         return create_dataset(
             args.dataset,
             root=args.data_dir,
@@ -99,6 +123,18 @@ def _open(args: argparse.Namespace, split: str, mode: str, **arguments):
             trust_remote_code=args.dataset_trust_remote_code,
             **arguments,
         )
+
+
+def check_source(dataset: str, folder: Optional[str]) -> None:
+    """Check that there is something to read.
+
+    Raises:
+        UserError: Neither a dataset nor a folder is named, or there is no such folder.
+    """
+    if not dataset and not folder:
+        raise UserError('--data-dir or --dataset must name the images.')
+    if not dataset and not os.path.exists(folder):
+        raise UserError(f"--data-dir: there is no '{folder}'.")
 
 
 def _train_arguments(args: argparse.Namespace, data_config: Dict[str, Any]) -> Dict[str, Any]:

@@ -99,7 +99,8 @@ def to_device(args: argparse.Namespace, place: Place, images: Any, target: torch
     if not args.prefetcher:
         target = target.to(place.device)
         if isinstance(images, dict):
-            images = {name: value.to(place.device) for name, value in images.items()}
+            images = {name: value.to(place.device) if isinstance(value, torch.Tensor) else value
+                      for name, value in images.items()}
             images['patches'] = images['patches'].to(place.dtype)
         else:
             images = images.to(device=place.device, dtype=place.dtype)

@@ -19,4 +19,7 @@ def user_errors(about: str, *kinds: type):
     except UserError:
         raise
     except kinds as e:
-        raise UserError(f"{about}: {' '.join(str(e).split()) or type(e).__name__}") from e
+        reason = ' '.join(str(e).split())
+        if isinstance(e, FileNotFoundError):
+            reason = reason or 'there is no such file'
+        raise UserError(f'{about}: {reason}' if reason else f'{about}.') from e

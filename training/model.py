@@ -27,7 +27,9 @@ def create(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -> 
     Raises:
         UserError: There is no such model, or its arguments or weights do not fit.
     """
-    with user_errors(f'--model {args.model}', *MISFITS):
+    files = [f'--{name} {getattr(args, name.replace("-", "_"))}' for name in ('pretrained-path', 'initial-checkpoint')
+             if getattr(args, name.replace('-', '_'))]
+    with user_errors(' '.join([f'--model {args.model}', *files]), *MISFITS):
         arguments = resolve_model_input_args(
             args.model,
             dict(img_size=args.img_size, in_chans=args.in_chans, input_size=args.input_size),
@@ -84,6 +86,8 @@ def place(args: argparse.Namespace, model: nn.Module, place: Place) -> nn.Module
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     if args.distributed and args.sync_bn:
+        if place.device.type == 'cpu':
+            raise UserError('--sync-bn works on GPUs only.')
         args.dist_bn = ''  # the statistics are the same everywhere already
         model = convert_sync_batchnorm(model)
     if args.torchscript:

@@ -8,13 +8,12 @@ import torch
 import torch.nn as nn
 from torch.optim import Optimizer
 
-from timm.data import resolve_data_config
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.task.evaluator import evaluation_sample_limit
 from timm.utils import distribute_bn
 from . import device, model as models
-from .data import Loaders, create_loaders
+from .data import Loaders, create_loaders, resolve_image_config
 from .device import Place
 from .epoch import Epoch
 from .errors import UserError, user_errors
@@ -56,8 +55,7 @@ def _train(
         checkpoint: str,
 ) -> None:
     model = models.create(args, create_model)
-    with user_errors('size or normalisation of images', AssertionError):
-        data_config = resolve_data_config(vars(args), model=model, verbose=place.primary)
+    data_config = resolve_image_config(args, model, verbose=place.primary)
     model = models.place(args, model, place)
     loaders = create_loaders(args, model, data_config, place)
     resolve_learning_rate(args, loaders.average_batch_size, place.primary)

@@ -11,12 +11,12 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, Union
 import torch
 import torch.nn as nn
 
-from timm.data import MultiLabelTarget, RealLabelsImagenet, create_dataset, create_loader, create_naflex_loader, \
-    resolve_data_config
+from timm.data import MultiLabelTarget, RealLabelsImagenet, create_dataset, create_loader, create_naflex_loader
 from timm.layers import apply_test_time_pool, set_fast_norm
 from timm.models import is_model, list_models, load_checkpoint, reparameterize_model, resolve_model_input_args
 from timm.task.evaluator import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from timm.utils import ParseKwargs, check_batch_size_retry, decay_batch_step, natural_key, random_seed, set_jit_fuser
+from .data import check_source, resolve_image_config
 from .device import Place, precision, speed_up_cuda
 from .errors import UserError, user_errors
 from .evaluation import describe, evaluate
@@ -133,8 +133,7 @@ def validate(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -
     place = _set_up(args)
     model = _create_model(args, create_model)
     num_parameters = sum(p.numel() for p in model.parameters())
-    with user_errors('size or normalisation of images', AssertionError):
-        data_config = resolve_data_config(vars(args), model=model, use_test_size=not args.use_train_size, verbose=True)
+    data_config = resolve_image_config(args, model, use_test_size=not args.use_train_size, verbose=True)
     if args.test_pool:
         model, pooled = apply_test_time_pool(model, data_config)
         data_config['crop_pct'] = 1. if pooled else data_config['crop_pct']
@@ -220,7 +219,8 @@ def _open(args: argparse.Namespace, data_config: Dict[str, Any]):
         arguments['target_transform'] = MultiLabelTarget(args.num_classes, dense=args.target_format == 'multihot')
         arguments['target_format'] = args.target_format
     folder = args.data or args.data_dir
-    with user_errors(f'{args.dataset or folder}, split {args.split}', *MISFITS, ImportError):
+    check_source(args.dataset, folder)
+    with user_errors(f'--dataset {args.dataset or folder}, split {args.split}', *MISFITS, ImportError):
         return create_dataset(
             args.dataset,
             root=folder,
