@@ -9,6 +9,7 @@ import yaml
 
 from timm.utils import ParseKwargs
 from .errors import UserError
+from .flags import pretraining_flags
 
 _logger = logging.getLogger(__name__)
 
@@ -53,7 +54,14 @@ def flags_of(parser: argparse.ArgumentParser) -> Dict[str, argparse.Action]:
 
 
 def with_defaults(parser: argparse.ArgumentParser, given: Dict[str, Any], others: Dict[str, Any]) -> argparse.Namespace:
-    """Complete what the user gave with the defaults of the parser, and warn of names in the file that are no flag."""
+    """Complete what the user gave with the defaults of the parser, and warn of names in the file that are no flag.
+
+    Raises:
+        UserError: A flag of pre-training was given.
+    """
+    for name in pretraining_flags() & given.keys():
+        if given[name] not in (None, {}):
+            raise UserError(f"--{name.replace('_', '-')} has a meaning with --mim only.")
     if others:
         _logger.warning(f"--config: ignored what is no flag: {', '.join(others)}")
     defaults = {name: copy.deepcopy(action.default) for name, action in flags_of(parser).items()}

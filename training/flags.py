@@ -4,10 +4,18 @@ Names and defaults are those of timm's own script, release 1.0.31. With `--mim` 
 not given has its default from there.
 """
 import argparse
+from typing import Set
 
 from timm.loss import LOSS_TYPES
 from timm.mim import pretrain
 from timm.utils import ParseKwargs
+
+
+def pretraining_flags() -> Set[str]:
+    """Names of the flags that have a meaning with `--mim` only."""
+    parser = argparse.ArgumentParser(add_help=False)
+    pretrain.add_arguments(parser)
+    return {action.dest for action in parser._actions} - {'mim'}
 
 
 class DefaultsFormatter(argparse.HelpFormatter):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import tiny_runs
-from tiny_runs import SCRIPT, write_images
+from tiny_runs import SCRIPT, SUPERVISED, write_images, write_labelled_images
 
 
 @pytest.fixture(autouse=True, scope='session')
@@ -57,3 +57,20 @@ def finished_run(train, images, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp('output')
     train(f'--data-dir {images} --output {output} --experiment run --epochs 6 --epoch-repeats 4 --lr 2e-3')
     return output / 'run'
+
+
+@pytest.fixture(scope='session')
+def labelled(tmp_path_factory) -> Path:
+    """A folder of training and validation images of two colours, which any model can tell apart."""
+    folder = tmp_path_factory.mktemp('labelled')
+    write_labelled_images(folder)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def supervise(train, labelled):
+    """Runs the script on those, in this process, and returns the run folder."""
+    def run(flags: str, output: Path) -> Path:
+        train(f'{SUPERVISED} --data-dir {labelled} --output {output} --experiment run {flags}', tiny=False)
+        return output / 'run'
+    return run

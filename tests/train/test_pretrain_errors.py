@@ -101,14 +101,6 @@ def test_as_a_user_sees_it(places, tmp_path):
     assert not (tmp_path / 'output').exists()
 
 
-def test_without_mim(script, monkeypatch, capsys):
-    monkeypatch.setattr('sys.argv', ['train.py', '--model', 'resnet50'])
-    with pytest.raises(SystemExit) as stopped:
-        script.main()
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.count('\n') == 1
-
-
 def test_unknown_flag(script, monkeypatch):
     monkeypatch.setattr('sys.argv', ['train.py', '--mim', 'simmim', '--no-such-flag'])
     with pytest.raises(SystemExit) as stopped:

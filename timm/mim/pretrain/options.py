@@ -39,7 +39,7 @@ DEFAULTS = dict(
     epochs=300, start_epoch=None, stop_epoch=None, save_epochs=[], warmup_epochs=None, warmup_lr=0.0,
     warmup_prefix=False, min_lr=0.0, cooldown_epochs=0, decay_milestones=[90, 180, 270], decay_epochs=None,
     decay_rate=0.1, lr_noise=None, lr_noise_pct=0.67, lr_noise_std=1.0, lr_cycle_mul=1.0, lr_cycle_decay=0.5,
-    lr_cycle_limit=1, lr_k_decay=1.0,
+    lr_cycle_limit=1, lr_k_decay=1.0, lr_decay_fn=None, lr_stable_timescale=None,
     # augmentation
     no_aug=False, train_crop_mode=None, scale=None, ratio=None, hflip=0.5, vflip=0.0, color_jitter=0.0,
     color_jitter_prob=None, grayscale_prob=0.0, gaussian_blur_prob=0.0, aa=None, train_interpolation='bicubic',

@@ -15,7 +15,9 @@ MEANINGLESS = {
     for reason, names in {
         _LABELS:
             'class_map num_classes smoothing bce_loss bce_sum bce_target_thresh bce_pos_weight loss task '
-            'multilabel_threshold target_format eval_metric tta',
+            'multilabel_threshold target_format eval_metric tta loss_pos_weight loss_class_weight loss_weight_power '
+            'loss_weight_beta loss_weight_max class_stats asl_gamma_pos asl_gamma_neg asl_clip asl_reduction '
+            'poly_epsilon poly_gamma poly_alpha twoway_tp twoway_tn db_neg_scale db_init_bias db_focal_gamma',
         _HEAD: 'gp head_init_scale head_init_bias drop drop_block drop_connect',
         _MIXING: 'mixup cutmix cutmix_minmax mixup_prob mixup_switch_prob mixup_mode mixup_off_epoch',
         _ERASING: 'reprob remode recount resplit',
@@ -39,6 +41,7 @@ UNSUPPORTED = dict(
     fuser='use --torchcompile',
     model_dtype='use --amp',
     local_rank='start the script with torchrun',
+    pretrained_cfg_overlay='use --pretrained-path for weights, --mean and --std for images',
     aug_repeats='use --epoch-repeats',
     bn_momentum='set it in --model-kwargs',
     bn_eps='set it in --model-kwargs',
