@@ -158,8 +158,13 @@ class SimMIM(MIMMethod):
         """
         if self.reconstructs_pixels:
             return {}
-        constant = output.target.mean(dim=(0, 2, 3), keepdim=True).expand_as(output.target)
-        return dict(loss_of_constant=masked_loss(constant, output.target, self.pixel_mask(output.mask), self.distance))
+        is_masked_alone, target = output.target.ndim == 3, output.target
+        if is_masked_alone:
+            target = target.unflatten(2, (-1, self._target_shape[0])).movedim(3, 1)  # (B, channels, M, cells)
+        constant = target.mean(dim=(0, 2, 3), keepdim=True).expand_as(target)
+        if is_masked_alone:
+            return dict(loss_of_constant=self.distance(constant, target))
+        return dict(loss_of_constant=masked_loss(constant, target, self.pixel_mask(output.mask), self.distance))
 
     def set_image_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """ Say what images are normalised with, which a teacher has to know. As the model says if it is not said.

@@ -1,0 +1,60 @@
+"""Writes the page of models and methods, `python hfdocs/mim_models.py` with timm installed."""
+from collections import Counter
+from pathlib import Path
+from typing import List
+
+from timm.mim import get_mim, list_mims
+from timm.models import get_model_class, has_embed_stages, list_models, list_modules
+
+PAGE = Path(__file__).with_name('source') / 'mim_models.mdx'
+
+HEAD = """\
+# Models for Masked Image Modeling
+
+How many models of each family, a file of `timm/models`, a method of `timm.mim` serves, or what stands against it; \
+`timm.mim.list_mim_models(method)` names them, and `timm.mim.create_mim` says more where it refuses one. Families without \
+patch tokens are left out, no method serves those.
+"""
+
+SHORT_REASONS = {
+    'has no patch tokens apart from their positions that could be replaced': 'no patch tokens apart from positions',
+    'needs its whole grid of tokens and cannot drop any': 'cannot drop tokens',
+    'gives no feature map': 'no feature map',
+}
+
+
+def cell(method: str, names: List[str]) -> str:
+    """Number of the models that a method serves, and why it does not serve the others."""
+    counts = Counter()
+    for name in names:
+        model_cls = get_model_class(name)
+        reason = get_mim(method).unsupported_reason(model_cls)
+        reason = reason and reason.replace(f'{model_cls.__name__} ', '', 1)
+        counts[SHORT_REASONS.get(reason, reason)] += 1
+    served = counts.pop(None, 0)
+    if not served:
+        return ', '.join(counts)
+    return ', '.join([str(served), *(f'{count} {reason}' for reason, count in counts.items())])
+
+
+def table() -> List[List[str]]:
+    """Rows of a family, its number of models, and one cell for each method."""
+    rows, everything = [], []
+    for family in list_modules():
+        names = [name for name in list_models(module=family) if has_embed_stages(name)]
+        if names:
+            rows.append([f'`{family}`', str(len(names)), *(cell(method, names) for method in list_mims())])
+            everything += names
+    counts = [cell(method, everything).split(',')[0] for method in list_mims()]
+    return [*rows, ['all', str(len(everything)), *counts]]
+
+
+def page() -> str:
+    """The page as the code has it."""
+    header = ['Family', 'Models', *(f'`{method}`' for method in list_mims())]
+    rows = [header, ['---', '---:', *('---' for _ in list_mims())], *table()]
+    return HEAD + '\n' + '\n'.join(f'| {" | ".join(row)} |' for row in rows) + '\n'
+
+
+if __name__ == '__main__':
+    PAGE.write_text(page())
