@@ -12,8 +12,8 @@ HEAD = """\
 # Models for Masked Image Modeling
 
 How many models of each family, a file of `timm/models`, a method of `timm.mim` serves, or what stands against it; \
-`timm.mim.list_mim_models(method)` names them, and `timm.mim.create_mim` says more where it refuses one. Families without \
-patch tokens are left out, no method serves those.
+`timm.mim.list_mim_models(method)` names them, and `timm.mim.create_mim` says more where it refuses one. Families \
+without patch tokens are left out, no method serves those.
 """
 
 SHORT_REASONS = {
