@@ -49,7 +49,7 @@ CASES = [
     ('--num-classes 10', '--num-classes has no meaning with --mim'),
     ('--smoothing 0.1', '--smoothing has no meaning with --mim'),
     ('--kd-model-name resnet50', '--kd-model-name has no meaning with --mim'),
-    ('--log-wandb', '--log-wandb is not supported with --mim'),
+    ('--wandb-project x', '--wandb-project is for --log-wandb'),
     ('--in-chans 5', '--in-chans 5'),
     ('--input-img-mode L', 'the model takes 3'),
     ('--input-img-mode XYZ', "no mode 'XYZ'"),

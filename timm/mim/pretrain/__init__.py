@@ -9,7 +9,8 @@ Models, optimizers, schedules, checkpoints and readers are timm's, the task is i
 - `build_method`: the model and the method around it
 - `trainer`, `step_guard`, `stop_signal`: the updates, and when they end
 - `held_out`, `baselines`: what was learned
-- `checkpoints`, `records`, `run_folder`, `progress`: what a run leaves behind
+- `checkpoints`, `records`, `curves`, `encoder_files`, `run_folder`: what a run leaves behind
+- `progress`, `summary`, `log_file`, `trackers`: what it says, and to whom
 - `main`: all of it
 """
 from .flags import add_arguments as add_arguments

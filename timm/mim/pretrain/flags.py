@@ -29,3 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--fsdp', action='store_true',
         help='shard parameters, gradients and optimizer state over processes, for models that outgrow one device')
+    group.add_argument(
+        '--log-tensorboard', action='store_true',
+        help='write event files for TensorBoard to the run folder')

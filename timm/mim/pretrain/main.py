@@ -3,6 +3,7 @@ import argparse
 import importlib
 import os
 import sys
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -19,6 +20,7 @@ from .datasets import PretrainData, file_names, image_mode, open_data
 from .errors import RunStopped, UserError, one_line
 from .held_out import HeldOutImages
 from .loading import create_train_loader, load_held_out
+from .log_file import LogFile
 from .options import resolve_options
 from .progress import lines_above_bar, wants_bar
 from .records import Records
@@ -26,6 +28,7 @@ from .run_folder import create_run_folder, find_run_folder
 from .run_loop import RunLoop
 from .stop_signal import StopSignal
 from .summary import conclude, describe
+from .trackers import check_trackers, create_trackers
 from .trainer import Trainer
 
 EXIT_MISTAKE = 2
@@ -44,7 +47,8 @@ def run(args: argparse.Namespace) -> None:
         args: The arguments that the user gave; what was not given is absent or None.
     """
     try:
-        _run(args)
+        with LogFile() as log:
+            _run(args, log)
     except UserError as e:
         _exit(e, EXIT_MISTAKE)
     except (FloatingPointError, OSError) as e:
@@ -62,10 +66,11 @@ def _exit(error: Exception, code: int) -> None:
     raise SystemExit(code)
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace, log: LogFile) -> None:
     _import_mim_module(args)
     options, from_recipe = resolve_options(args)
     _import_device_modules(options)
+    check_trackers(options)
     folder = find_run_folder(options)
     checkpoint = _find_checkpoint(options, folder)
     mode = image_mode(options.in_chans, options.input_img_mode)
@@ -85,11 +90,15 @@ def _run(args: argparse.Namespace) -> None:
         trainer = Trainer(options, method, train_loader, place, stop, checkpoint)
         records = None
         if is_primary(place):
+            trackers = create_trackers(options, folder, trainer.update)
             create_run_folder(folder, options)
+            log.open(folder)
             describe(options, from_recipe, data.description, data_config, trainer, held_out, folder)
-            records = Records(folder, options, data_config, trainer.update, trainer.updates_per_epoch)
+            records = Records(folder, data_config, trainer.update, trainer.updates_per_epoch, trackers)
+        else:
+            log.open(None)
         bar = wants_bar(place.distributed)
-        with lines_above_bar(bar):
+        with lines_above_bar(bar), closing(records) if records else nullcontext():
             results = RunLoop(trainer, held_out, folder, records, checkpoint).train(bar)
     if is_primary(place):
         conclude(options, folder, trainer, results, model_args, file_names(data.held_out))

@@ -48,6 +48,8 @@ DEFAULTS = dict(
     # miscellaneous
     seed=42, log_interval=50, val_interval=1, recovery_interval=0, checkpoint_hist=10, output='', experiment='',
     resume='', no_resume_opt=False,
+    # trackers
+    log_tensorboard=False, log_wandb=False, wandb_project=None, wandb_tags=None, wandb_resume_id='',
     # masked image modeling
     mim=None, mim_module=None, mim_kwargs={}, mask_ratio=None, mask_unit=None, fsdp=False,
 )

@@ -5,14 +5,17 @@ import time
 from contextlib import contextmanager
 from typing import Iterator, Optional
 
+import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+from .memory import peak_memory
 
 _logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Reports loss, images per second and the time left.
+    """Reports loss, images per second, memory and the time left.
 
     Args:
         first_update: Number of updates that were done before, by the run that is resumed.
@@ -20,6 +23,7 @@ class Progress:
         images_per_update: Global batch size.
         bar: Show a bar instead of writing lines.
         quiet: Report nothing, as all processes but the first do.
+        device: Device that is trained on, whose memory is told.
     """
 
     def __init__(
@@ -29,10 +33,12 @@ class Progress:
             images_per_update: int,
             bar: bool = False,
             quiet: bool = False,
+            device: torch.device = torch.device('cpu'),
     ):
         self.num_updates = num_updates
         self.images_per_update = images_per_update
         self.quiet = quiet
+        self.device = device
         self.bar: Optional[tqdm] = None
         if bar and not quiet:
             self.bar = tqdm(total=num_updates, initial=first_update, unit='step', dynamic_ncols=True)
@@ -65,13 +71,14 @@ class Progress:
         if self.quiet:
             return
         rate = self.images_per_second
+        memory = f'{peak_memory(self.device) / 1e9:.1f} GB'
         if self.bar is not None:
-            self.bar.set_postfix_str(f'epoch {epoch}, loss {loss:.4f}, {rate:.1f} images/s')
+            self.bar.set_postfix_str(f'epoch {epoch}, loss {loss:.4f}, {rate:.1f} images/s, {memory}')
             return
         left = tqdm.format_interval((self.num_updates - update) * self.seconds_per_update)
         _logger.info(
             f'epoch {epoch}  step {update}/{self.num_updates}  loss {loss:.4f}  lr {learning_rate:.2e}  '
-            f'{rate:.1f} images/s  {left} left')
+            f'{rate:.1f} images/s  {left} left  {memory}')
 
     def pause(self) -> None:
         """Leave out the time since the last report, which went into something other than training."""

@@ -1,15 +1,17 @@
-"""What is written down in the course of a run: numbers of steps and epochs, and pictures."""
-import argparse
+"""What is written down in the course of a run: numbers of steps and epochs, curves and pictures."""
+import csv
 import json
 import logging
-import os
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional, Sequence
 
 from timm.utils import trim_summary, update_summary
 from ..output import View
 from ..visualize import save_views
+from .curves import CURVES, can_draw_curves, draw_curves, read_lines
+from .files import write_complete
 from .run_folder import PICTURES
+from .trackers import Tracker
 
 _logger = logging.getLogger(__name__)
 
@@ -18,28 +20,30 @@ EPOCHS = 'summary.csv'
 
 
 class Records:
-    """Writes `metrics.jsonl`, a line per report, `summary.csv`, a row per evaluation, and pictures.
+    """Writes `metrics.jsonl`, a line per report, `summary.csv`, a row per evaluation, curves and pictures.
 
     What a run wrote after the checkpoint that it goes on from is cut off, so that nothing is told twice.
 
     Args:
         folder: Folder of the run.
-        options: Options of the run.
         data_config: Mean and standard deviation that images were normalised with.
         update: Number of updates done before.
         updates_per_epoch: Number of updates of an epoch.
+        trackers: Who else is told.
     """
 
     def __init__(
             self,
             folder: Path,
-            options: argparse.Namespace,
             data_config: Dict[str, Any],
             update: int,
             updates_per_epoch: int,
+            trackers: Sequence[Tracker] = (),
     ):
         self.folder = folder
         self.data_config = data_config
+        self.trackers = trackers
+        self.draws_curves = can_draw_curves()
         trim_summary(str(folder / EPOCHS), update // updates_per_epoch)
         _trim_lines(folder / STEPS, update)
 
@@ -52,13 +56,15 @@ class Records:
             values: Loss, learning rate and others by name.
         """
         self._add_line(dict(update=update, epoch=epoch, **values))
+        for tracker in self.trackers:
+            tracker.add_values({f'train/{k}': v for k, v in values.items()}, update)
 
     def add_epoch(
             self,
             epoch: int,
             update: int,
             train: Dict[str, float],
-            held_out: Dict[str, float],
+            held_out: Dict[str, Optional[float]],
             learning_rate: float,
     ) -> None:
         """Write down what an epoch came to.
@@ -67,24 +73,40 @@ class Records:
             epoch: Number of the epoch.
             update: Number of updates done.
             train: Means over the epoch.
-            held_out: What was measured on held-out images, and baselines.
+            held_out: What was measured on held-out images, baselines, and what probes found, None where they were
+                not asked in this epoch.
             learning_rate: Learning rate at its end.
         """
         name, error = next(iter(held_out.items()))
         _logger.info(f'epoch {epoch}: training loss {train["loss"]:.4f}, held-out {name} {error:.4f}')
-        update_summary(epoch, train, held_out, filename=str(self.folder / EPOCHS), lr=learning_rate)
-        self._add_line(dict(update=update, epoch=epoch, **{f'eval_{k}': v for k, v in held_out.items()}))
+        path = self.folder / EPOCHS
+        update_summary(epoch, train, held_out, filename=str(path), lr=learning_rate)
+        _align_columns(path, ['epoch', *(f'train_{k}' for k in train), *(f'eval_{k}' for k in held_out), 'lr'])
+        measured = {name: value for name, value in held_out.items() if value is not None}
+        self._add_line(dict(update=update, epoch=epoch, **{f'eval_{k}': v for k, v in measured.items()}))
+        for tracker in self.trackers:
+            tracker.add_values({f'eval/{k}': v for k, v in measured.items()}, update)
+        if self.draws_curves:
+            draw_curves(self.folder / CURVES, read_lines(self.folder / STEPS))
 
-    def add_picture(self, epoch: int, views: List[View], caption: str) -> None:
+    def add_picture(self, epoch: int, update: int, views: List[View], caption: str) -> None:
         """Draw what the method has to show.
 
         Args:
             epoch: Number of the epoch.
+            update: Number of updates done.
             views: What `MIMMethod.views` returned.
             caption: Line above the pictures.
         """
         path = self.folder / PICTURES / f'epoch-{epoch:04d}.png'
         save_views(path, views, self.data_config['mean'], self.data_config['std'], caption)
+        for tracker in self.trackers:
+            tracker.add_picture('views', path, update)
+
+    def close(self) -> None:
+        """Let the trackers end."""
+        for tracker in self.trackers:
+            tracker.close()
 
     def _add_line(self, values: Dict[str, Any]) -> None:
         with open(self.folder / STEPS, 'a') as f:
@@ -102,6 +124,21 @@ def _trim_lines(path: Path, update: int) -> None:
                 kept.append(line)
         except ValueError:
             continue
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_text(''.join(kept))
-    os.replace(temporary, path)
+    write_complete(path, lambda partial: partial.write_text(''.join(kept)))
+
+
+def _align_columns(path: Path, names: Sequence[str]) -> None:
+    """Give a table one header, where its last row has other columns than those before, as after other probes."""
+    with open(path, newline='') as f:
+        header, *rows = csv.reader(f)
+    if header == list(names):
+        return
+    table = [dict(zip(header, row)) for row in rows[:-1]] + [dict(zip(names, rows[-1]))]
+    columns = list(dict.fromkeys([*header, *names]))
+
+    def write(partial: Path) -> None:
+        with open(partial, 'w', newline='') as f:
+            writer = csv.DictWriter(f, columns)
+            writer.writeheader()
+            writer.writerows(table)
+    write_complete(path, write)

@@ -53,8 +53,4 @@ UNSUPPORTED = dict(
     use_multi_epochs_loader='workers live as long as the run does',
     no_prefetcher='images are always normalised on the device',
     save_images='the run folder gets pictures of held-out images',
-    log_wandb='read summary.csv in the run folder',
-    wandb_project='read summary.csv in the run folder',
-    wandb_tags='read summary.csv in the run folder',
-    wandb_resume_id='read summary.csv in the run folder',
 )

@@ -4,18 +4,16 @@ import json
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict
 
-import torch
 import yaml
-from safetensors.torch import save_file
 
 from timm.models import safe_model_name
 from .errors import UserError
+from .files import write_complete
 
 LAST = 'last.pth.tar'
 BEST = 'model_best.pth.tar'
-ENCODER = 'encoder.safetensors'
 PICTURES = 'reconstructions'
 
 
@@ -86,55 +84,6 @@ def plain_options(options: argparse.Namespace) -> Dict[str, Any]:
     return {name: plain(value) for name, value in vars(options).items()}
 
 
-def save_encoder(path: Path, weights: Dict[str, torch.Tensor]) -> None:
-    """Write the weights of an encoder, complete or not at all.
-
-    Args:
-        path: File to write.
-        weights: Weights of a model without a classifier, by name.
-    """
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    temporary = path.with_name(f'.{path.name}.tmp')
-    save_file(state, str(temporary), metadata={'format': 'pt'})
-    os.replace(temporary, path)
-
-
-def loading_lines(path: Path, model: str, model_args: Dict[str, Any]) -> Tuple[str, str]:
-    """Return the two lines of Python that load an encoder.
-
-    Args:
-        path: File of the encoder.
-        model: Name of the model.
-        model_args: Arguments that the model was built with.
-    """
-    arguments = ''.join(f'{name}={value!r}, ' for name, value in model_args.items())
-    return (
-        'import timm',
-        f"encoder = timm.create_model('{model}', num_classes=0, {arguments}checkpoint_path='{path}')",
-    )
-
-
 def save_results(path: Path, results: Dict[str, Any]) -> None:
     """Write the results of a run as JSON."""
-    path.write_text(json.dumps(results, indent=2) + '\n')
-
-
-def fine_tuning_command(path: Path, options: argparse.Namespace, model_args: Dict[str, Any]) -> str:
-    """Return the command that fine-tunes an encoder with labels.
-
-    Args:
-        path: File of the encoder.
-        options: Options of the run.
-        model_args: Arguments that the model was built with.
-    """
-    arguments = {name: value for name, value in model_args.items() if name not in ('img_size', 'in_chans')}
-    size = model_args.get('img_size')
-    parts = [
-        f'python train.py --data-dir LABELLED_FOLDER --model {options.model} --pretrained-path {path}',
-        f'--img-size {" ".join(map(str, size))}' if size else '',
-        f'--in-chans {model_args["in_chans"]}' if 'in_chans' in model_args else '',
-        '--model-kwargs ' + ' '.join(f'{k}={v}' for k, v in arguments.items()) if arguments else '',
-        '--num-classes N --opt adamw --lr-base 5e-4 --layer-decay 0.65 --weight-decay 0.05 --drop-path 0.1 '
-        '--epochs 100 --warmup-epochs 5 --mixup 0.8 --cutmix 1.0 --smoothing 0.1',
-    ]
-    return ' '.join(part for part in parts if part)
+    write_complete(path, lambda partial: partial.write_text(json.dumps(results, indent=2) + '\n'))

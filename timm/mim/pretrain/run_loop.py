@@ -4,11 +4,13 @@ from typing import Any, Dict, Optional
 
 from timm.utils import is_primary
 from .checkpoints import RunSaver, load_checkpoint
+from .encoder_files import save_encoder
 from .errors import RunStopped
 from .held_out import HeldOutImages
+from .memory import peak_memory
 from .progress import Progress
 from .records import Records
-from .run_folder import BEST, ENCODER, save_encoder
+from .run_folder import BEST
 from .sharding import whole
 from .trainer import Trainer
 
@@ -76,6 +78,7 @@ class RunLoop:
             trainer.images_per_update,
             bar=bar,
             quiet=self.saver is None,
+            device=trainer.device,
         )
         try:
             for epoch in range(first_epoch, trainer.last_epoch):
@@ -110,7 +113,11 @@ class RunLoop:
                     progress.report(epoch, update, means['loss'], learning_rate)
                     if self.records is not None:
                         self.records.add_step(epoch, update, dict(
-                            means, lr=learning_rate, images_per_second=progress.images_per_second))
+                            means,
+                            lr=learning_rate,
+                            images_per_second=progress.images_per_second,
+                            memory_gb=peak_memory(self.trainer.device) / 1e9,
+                        ))
                 if options.recovery_interval and number % options.recovery_interval == 0 and not last:
                     self._save_within(epoch)
                     progress.pause()
@@ -146,7 +153,8 @@ class RunLoop:
         best_epoch = self.saver.save_epoch(
             epoch, error if method.losses_compare else None, state, milestone=epoch + 1 in self.options.save_epochs)
         if best_epoch in (epoch, None):
-            save_encoder(self.folder / ENCODER, encoder)
+            save_encoder(
+                self.folder, encoder, method.encoder, self.records.data_config, tag=self.options.mim)
         self.results.update(
             metric=name, last_epoch=epoch, last=measured, best_epoch=best_epoch, best=self.saver.best_metric)
         self.records.add_epoch(
@@ -158,6 +166,7 @@ class RunLoop:
         )
         self.records.add_picture(
             epoch,
+            trainer.update,
             views,
             caption=f'epoch {epoch}, held-out images ({name} over all of them: {error:.3f})',
         )

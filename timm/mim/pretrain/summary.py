@@ -4,8 +4,12 @@ import logging
 from pathlib import Path
 from typing import Any, Dict, List
 
+from .curves import CURVES
+from .encoder_files import ENCODER, HUB_FOLDER, fine_tuning_command, hub_lines, loading_lines
+from .environment import describe_environment
 from .held_out import HeldOutImages
-from .run_folder import BEST, ENCODER, LAST, PICTURES, fine_tuning_command, loading_lines, save_results
+from .log_file import LOG
+from .run_folder import BEST, LAST, PICTURES, save_results
 from .trainer import Trainer
 
 _logger = logging.getLogger(__name__)
@@ -28,6 +32,8 @@ def describe(
     _logger.info(
         f'{options.mim} with {options.model}: {parameters / 1e6:.1f}M parameters, images of {channels} x {height} x '
         f'{width}, on {trainer.device}{others}')
+    environment = describe_environment(trainer.device, trainer.place.world_size)
+    _logger.info(', '.join(f'{name} {environment[name]}' for name in ('timm', 'torch', 'python')))
     _logger.info(f'data: {data_description}')
     _logger.info(f'held out: {held_out.num_images} images with {held_out.num_masks} mask(s) each')
     _logger.info(f"from the recipe of {options.mim}: {recipe or 'nothing'}")
@@ -67,22 +73,28 @@ def conclude(
         _logger.info(f'{folder}: all {trainer.num_epochs} epochs were done already.')
         return
     lines = loading_lines(folder / ENCODER, options.model, model_args)
+    hub = hub_lines(folder)
     command = fine_tuning_command(folder / ENCODER, options, model_args)
     save_results(
         folder / 'summary.json',
-        {**results, 'held_out_images': held_out_names, 'load': list(lines), 'fine_tune': command})
+        {**results, 'held_out_images': held_out_names, 'load': list(lines), 'hub': list(hub), 'fine_tune': command})
     _say_error(results)
     best = results['best_epoch']
     _logger.info(f'\n{folder}')
     for name, content in (
             (ENCODER, f'encoder of epoch {best}, the best' if best is not None else 'encoder of the last epoch'),
+            (f'{HUB_FOLDER}/', "the same with timm's hub configuration"),
             (f'{LAST}, {BEST}' if best is not None else LAST, 'checkpoints'),
             (f'{PICTURES}/', 'what the method sees and predicts of held-out images'),
             ('summary.csv, metrics.jsonl', 'numbers of every evaluation, and of every report'),
+            (CURVES, 'the same as curves'),
+            (LOG, 'what was said here'),
             ('args.yaml, summary.json', 'options and results of the run'),
     ):
-        _logger.info(f'  {name:<38}{content}')
+        if all((folder / part).exists() for part in name.split(', ')):
+            _logger.info(f'  {name:<38}{content}')
     _logger.info('\nload the encoder:\n  ' + '\n  '.join(lines))
+    _logger.info('\nor load and publish it:\n  ' + '\n  '.join(hub))
     _logger.info(f'\nfine-tune it:\n  {command}')
 
 

@@ -1,0 +1,107 @@
+"""The encoder of a run as files, and how to load and fine-tune it."""
+import argparse
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Dict, Tuple
+
+import torch
+import torch.nn as nn
+from safetensors.torch import save_file
+
+from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
+from .files import write_complete
+
+ENCODER = 'encoder.safetensors'
+HUB_FOLDER = 'encoder'  # the same weights with timm's hub configuration
+_HUB_CONFIG = 'config.json'
+
+
+def save_encoder(
+        folder: Path,
+        weights: Dict[str, torch.Tensor],
+        model: nn.Module,
+        data_config: Dict[str, Any],
+        tag: str,
+) -> None:
+    """Write the weights of an encoder, alone and in a folder that `timm.create_model('local-dir:FOLDER')` loads.
+
+    Each file is complete or not there. The weights in the folder are a hard link where the file system has them.
+
+    Args:
+        folder: Folder of the run.
+        weights: Weights of the model by name, whole where the model has only a part of them.
+        model: Model without a classifier, made by `timm.create_model`.
+        data_config: Input size, mean, standard deviation, interpolation and crop of images.
+        tag: What tells these weights from others of the model, as `vit_base_patch16_224.mae`.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    write_complete(folder / ENCODER, lambda path: save_file(state, str(path), metadata={'format': 'pt'}))
+    hub_folder = folder / HUB_FOLDER
+    hub_folder.mkdir(exist_ok=True)
+    preprocessing = {name: value for name, value in data_config.items() if name != 'mode'}
+    config = dict(pretrained_cfg=dict(tag=tag))
+    write_complete(
+        hub_folder / _HUB_CONFIG,
+        lambda path: save_config_for_hf(model, str(path), model_config=config, data_config=preprocessing),
+    )
+    write_complete(hub_folder / HF_SAFE_WEIGHTS_NAME, lambda path: _link_or_copy(folder / ENCODER, path))
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except (OSError, NotImplementedError):
+        shutil.copyfile(source, target)
+
+
+def loading_lines(path: Path, model: str, model_args: Dict[str, Any]) -> Tuple[str, str]:
+    """Return the two lines of Python that load an encoder.
+
+    Args:
+        path: File of the encoder.
+        model: Name of the model.
+        model_args: Arguments that the model was built with.
+    """
+    arguments = ''.join(f'{name}={value!r}, ' for name, value in model_args.items())
+    return (
+        'import timm',
+        f"encoder = timm.create_model('{model}', num_classes=0, {arguments}checkpoint_path='{path}')",
+    )
+
+
+def hub_lines(folder: Path) -> Tuple[str, str]:
+    """Return the lines of Python that load an encoder by its hub configuration, and publish it.
+
+    Args:
+        folder: Folder of the run.
+    """
+    return (
+        f"encoder = timm.create_model('local-dir:{folder / HUB_FOLDER}', pretrained=True)",
+        "timm.models.push_to_hf_hub(encoder, 'ACCOUNT/NAME')",
+    )
+
+
+def fine_tuning_command(path: Path, options: argparse.Namespace, model_args: Dict[str, Any]) -> str:
+    """Return the command that fine-tunes an encoder with labels.
+
+    Args:
+        path: File of the encoder.
+        options: Options of the run.
+        model_args: Arguments that the model was built with.
+    """
+    arguments = {name: value for name, value in model_args.items() if name not in ('img_size', 'in_chans')}
+    size = model_args.get('img_size')
+    parts = [
+        f'python train.py --data-dir LABELLED_FOLDER --model {options.model} --pretrained-path {path}',
+        f'--img-size {" ".join(map(str, size))}' if size else '',
+        f'--in-chans {model_args["in_chans"]}' if 'in_chans' in model_args else '',
+        '--model-kwargs ' + ' '.join(f'{k}={v}' for k, v in arguments.items()) if arguments else '',
+        '--num-classes N --opt adamw --lr-base 5e-4 --layer-decay 0.65 --weight-decay 0.05 --drop-path 0.1 '
+        '--epochs 100 --warmup-epochs 5 --mixup 0.8 --cutmix 1.0 --smoothing 0.1',
+    ]
+    return ' '.join(part for part in parts if part)
