@@ -174,6 +174,9 @@ class TestRefusals:
                        model_kwargs={**VIT, **kwargs}, options=DECODER)
         if 'act_layer' not in kwargs:  # tensors show the rest
             assert_refuses('.', tmp_path / 'a.safetensors', dest, to, img_size=(32, 32), **HEADS)
+        else:
+            kwargs = dict(model_kwargs={**HEADS['model_kwargs'], **kwargs}, options=HEADS['options'])
+            assert_refuses(message, tmp_path / 'a.safetensors', dest, to, **kwargs)
 
 
 class TestFiles:
@@ -204,6 +207,8 @@ class TestFiles:
         for name, to in (('b.safetensors', 'mim'), ('b.pth', 'task'), ('b', 'huggingface-vitmae')):
             path = tmp_path / name
             convert(facebook_file, path, to=to, **HEADS)
+            weights = path / 'model.safetensors' if path.is_dir() else path
+            assert weights.stat().st_mode == facebook_file.stat().st_mode
             file = path / 'config.json' if path.is_dir() else path
             file.write_text('precious')
             assert_refuses("exists, --force replaces it", facebook_file, path, to, **HEADS)
@@ -211,16 +216,28 @@ class TestFiles:
             convert(facebook_file, path, to=to, force=True, **HEADS)
             assert file.read_bytes() != b'precious'
 
-    def test_failed_write_leaves_nothing_behind(self, facebook_file, tmp_path, monkeypatch):
-        def full_disk(content, path):
+    @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs a device that is full')
+    def test_full_disk_leaves_nothing_behind(self, facebook_file, tmp_path):
+        for existing in (False, True):
+            if existing:
+                (tmp_path / 'b.pth').write_text('precious')
+            os.symlink('/dev/full', tmp_path / f'.b.pth.{os.getpid()}.tmp')
+            with pytest.raises(ConversionError, match="b.pth' cannot be written, is the disk full") as error:
+                convert(facebook_file, tmp_path / 'b.pth', to='task', force=True, **HEADS)
+            assert '\n' not in str(error.value)
+            assert set(os.listdir(tmp_path)) == {'a.pth', *(['b.pth'] if existing else [])}
+        assert (tmp_path / 'b.pth').read_text() == 'precious'
+
+    def test_interrupted_write_leaves_nothing_behind(self, facebook_file, tmp_path, monkeypatch):
+        def interrupted(content, path):
             path.write_text('half')
-            raise OSError(28, 'No space left on device')
+            raise KeyboardInterrupt
 
         (tmp_path / 'b.pth').write_text('precious')
-        monkeypatch.setattr(torch, 'save', full_disk)
-        for name in ('b.pth', 'c.pth'):
-            assert_refuses('cannot be written: No space left on device', facebook_file, tmp_path / name, 'task',
-                           force=True, **HEADS)
+        monkeypatch.setattr(torch, 'save', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            convert(facebook_file, tmp_path / 'b.pth', to='task', force=True, **HEADS)
+        assert set(os.listdir(tmp_path)) == {'a.pth', 'b.pth'}
         assert (tmp_path / 'b.pth').read_text() == 'precious'
 
     @pytest.mark.parametrize('to, name, message', [

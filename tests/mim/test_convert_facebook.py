@@ -10,7 +10,9 @@ from conversion import assert_equal, load_method, there_and_back
 from hugging_face import relative_difference
 from reference_tensors import facebook_ijepa, facebook_mae, shapes_only
 from timm.mim.convert import FORMATS, ConversionError, Hints, convert
+from timm.mim.convert.checkpoint import check_tensors
 from timm.mim.convert.files import Source
+from timm.mim.convert.geometry import derive_recipe
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
 FORWARD = 1e-5  # float32, the same sums in another order
@@ -98,7 +100,7 @@ def test_mae_encoder_alone(tmp_path):
 
 
 def test_ijepa_there_and_back(tmp_path):
-    content = facebook_ijepa()
+    content = facebook_ijepa()  # 52 * (60 / 52) is less than 60 in floats
     training = dict(content, opt=dict(state={}), scaler=None, epoch=1, loss=0.1, batch_size=2, world_size=1, lr=1e-3)
     conversion, back = there_and_back(
         training, tmp_path, 'facebook-ijepa', wrapped=False, model_kwargs=dict(num_heads=4))
@@ -107,8 +109,8 @@ def test_ijepa_there_and_back(tmp_path):
         assert_equal(back[part], content[part])
 
     model = VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, num_classes=0, class_token=False,
-        global_pool='avg', fc_norm=False)
+        img_size=32, patch_size=8, embed_dim=52, depth=2, num_heads=4, mlp_ratio=1.154, num_classes=0,
+        class_token=False, global_pool='avg', fc_norm=False)
     method = load_method(tmp_path / 'b.safetensors', conversion.recipe)
     assert_equal(method.backbone.state_dict(), checkpoint_filter_fn(content, model))
     for to, part in (('encoder', 'encoder'), ('target-encoder', 'target_encoder')):
@@ -136,8 +138,8 @@ def test_ijepa_predictor_computes_the_same(tmp_path):
             expected = predict(content['predictor'], encoded, context, targets[:, t], 2)
             assert relative_difference(output.prediction[:, t], expected) < FORWARD
         whole = encode(content['target_encoder'], images, 4, torch.arange(16).expand(2, -1))
-        whole = F.layer_norm(whole, (48,)).unsqueeze(1).expand(-1, 2, -1, -1)
-        expected = whole.gather(2, targets.unsqueeze(-1).expand(-1, -1, -1, 48))
+        whole = F.layer_norm(whole, (52,)).unsqueeze(1).expand(-1, 2, -1, -1)
+        expected = whole.gather(2, targets.unsqueeze(-1).expand(-1, -1, -1, 52))
     assert relative_difference(output.target, expected) < FORWARD
 
 
@@ -182,25 +184,27 @@ def layer_norm(x, weights, name):
     return F.layer_norm(x, x.shape[-1:], weights[f'{name}.weight'], weights[f'{name}.bias'], 1e-6)
 
 
-def describe(name, tensors, layout='model'):
-    checkpoint = FORMATS[name].read(Source(tensors, layout, {}), Hints())
-    return checkpoint.recipe.call()
-
-
 def test_published_mae_is_recognised_without_hints():
-    tensors = facebook_mae(768, 12, 512, 8, 196, 16, fill=shapes_only)
-    assert describe('facebook-mae', tensors) == (
-        "timm.mim.create_mim('mae', 'vit_base_patch16_224', img_size=224, decoder_dim=512, decoder_depth=8, "
-        'decoder_heads=16)')
-    tensors = facebook_mae(1280, 32, patches=256, patch=14, encoder=True, fill=shapes_only)
-    assert describe('facebook-mae', tensors) == (
-        "timm.create_model('vit_huge_patch14_224', num_classes=0, img_size=224)")
+    for tensors, call in (
+            (facebook_mae(768, 12, 512, 8, 196, 16, fill=shapes_only),
+             "timm.mim.create_mim('mae', 'vit_base_patch16_224', img_size=224, decoder_dim=512, decoder_depth=8, "
+             'decoder_heads=16)'),
+            (facebook_mae(1280, 32, patches=256, patch=14, encoder=True, fill=shapes_only),
+             "timm.create_model('vit_huge_patch14_224', num_classes=0, img_size=224)"),
+    ):
+        checkpoint = FORMATS['facebook-mae'].read(Source(tensors, 'model', {}), Hints())
+        assert checkpoint.recipe.call() == call
+        heads = Hints(model_kwargs=dict(num_heads=12 if 'base' in call else 16))
+        assert FORMATS['facebook-mae'].read(Source(tensors, 'model', {}), heads).recipe == checkpoint.recipe
 
 
 def test_published_ijepa_is_recognised_without_hints():
-    # the giant: its hidden width is 48 / 11 of its width
     parts = facebook_ijepa(1408, 40, 6144, 384, 12, 196, 16, fill=shapes_only)
-    tensors = {f'{part}.{name[len("module."):]}': tensor for part in parts for name, tensor in parts[part].items()}
-    assert describe('facebook-ijepa', tensors, 'ijepa') == (
+    tensors = FORMATS['facebook-ijepa'].to_ours({
+        f'{part}.{name[len("module."):]}': tensor for part in parts for name, tensor in parts[part].items()})
+    recipe = derive_recipe(tensors, 'ijepa', 'vit', Hints(), class_token=False)
+    assert recipe.call() == (
         "timm.mim.create_mim('ijepa', 'vit_giant_patch16_gap_224', img_size=224, predictor_dim=384, "
         'predictor_depth=12)')
+    encoder = {name: tensor for name, tensor in tensors.items() if name.startswith('backbone.')}
+    check_tensors(recipe.encoder().tensors(), encoder, 'the giant')

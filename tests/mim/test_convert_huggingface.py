@@ -158,6 +158,12 @@ def test_images_that_are_not_square(tmp_path):
         convert(tmp_path / 'b.safetensors', tmp_path / 'b', to='huggingface-vitmae', img_size=(16, 24), **kwargs)
 
 
+def test_ratio_to_encode_with_is_none_to_train_with(tmp_path):
+    vitmae(mask_ratio=0.).save_pretrained(tmp_path / 'theirs')
+    recipe = convert(tmp_path / 'theirs', tmp_path / 'ours.safetensors').recipe
+    assert recipe.options == dict(decoder_dim=32, decoder_depth=2, decoder_heads=2, norm_pix=True)
+
+
 def test_layers_that_ours_have_in_one_way_only(tmp_path):
     vitmae(qkv_bias=False).save_pretrained(tmp_path / 'no_bias')  # our decoder has biases
     with pytest.raises(ConversionError, match='missing: decoder.decoder_layers.0.attention.attention.query.bias, '):

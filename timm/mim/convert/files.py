@@ -79,10 +79,15 @@ def write_file(path: Path, force: bool, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # safetensors makes files that nobody else may read
         os.replace(temporary, path)
     except OSError as error:
-        raise ConversionError(f"'{path}' cannot be written: {error.strerror or error}.") from error
+        raise ConversionError(f"'{path}' cannot be written: {_first_line(error)}") from error
+    except (RuntimeError, SafetensorError) as error:  # torch and safetensors say so in words of their own
+        raise ConversionError(f"'{path}' cannot be written, is the disk full? {_first_line(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -134,8 +139,7 @@ def _read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise ConversionError(f"'{path}' was not loaded: {_unpickling_reason(path, error)}.") from error
     except (EOFError, OSError, RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConversionError(f"'{path}' is not a complete checkpoint: {reason}") from error
+        raise ConversionError(f"'{path}' is not a complete checkpoint: {_first_line(error)}") from error
 
 
 def _values_only() -> ContextManager:
@@ -205,3 +209,7 @@ def _own_memory(content: Any) -> Any:
     if isinstance(content, torch.Tensor):
         return content.detach().cpu().clone(memory_format=torch.contiguous_format)
     return {k: _own_memory(v) for k, v in content.items()} if isinstance(content, dict) else content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

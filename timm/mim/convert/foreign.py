@@ -99,21 +99,21 @@ class ForeignFormat:
         """
         if checkpoint.method != self.method and not (self.encoder_alone and checkpoint.method is None):
             raise ConversionError(f'{self.name} holds {self.method}, not {checkpoint.method or "an encoder alone"}.')
-        hints = hints._replace(model=None)
-        if checkpoint.recipe is not None:
-            hints = hints.over(known_hints(checkpoint.recipe))
-            hints = hints._replace(model_kwargs={
-                name: value for name, value in hints.model_kwargs.items() if name == 'num_heads'})
         subject = f'{self.name} cannot hold this model'
         if _family(checkpoint) not in self.families:
             raise ConversionError(f'{subject}, it is for {self.holds}.')
+        hints = hints._replace(model=None)
+        if checkpoint.recipe is not None:
+            hints = hints.over(known_hints(checkpoint.recipe))
+        heads = {name: value for name, value in hints.model_kwargs.items() if name == 'num_heads'}
         try:
-            recipe = self._derive(checkpoint.tensors, hints)
+            recipe = self._derive(checkpoint.tensors, hints._replace(model_kwargs=heads))
+            claimed = checkpoint.recipe or self._derive(checkpoint.tensors, hints)
         except MissingTensor as error:
             raise ConversionError(f'{subject}: missing: {error.args[0]}.') from None
         check_tensors(recipe.tensors(), checkpoint.tensors, subject)
-        if checkpoint.recipe is not None:
-            _check_same_layers(recipe.backbone, checkpoint.recipe.backbone, subject)
+        if claimed != recipe:
+            _check_same_layers(recipe.backbone, claimed.backbone, subject)
         patch_size = checkpoint.tensors[BACKBONE + 'patch_embed.proj.weight'].shape[2:]
         if self.square and (recipe.img_size[0] != recipe.img_size[1] or patch_size[0] != patch_size[1]):
             raise ConversionError(f'{subject}: its images and patches are square.')

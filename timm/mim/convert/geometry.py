@@ -89,7 +89,10 @@ def derive_recipe(
     options = _options(tensors, method, hints)
     if method == 'simmim' and 'mask_unit' not in options and not _takes_unit(model, 32):
         options['mask_unit'] = model.stride[0] if model.stride[0] == model.stride[1] else model.stride
-    return Recipe(method, model.name, model.img_size, {**model.kwargs, **hints.model_kwargs}, options)
+    given = dict(hints.model_kwargs)
+    if family == 'vit':
+        given.pop('num_heads', None)  # part of what the model is now
+    return Recipe(method, model.name, model.img_size, {**model.kwargs, **given}, options)
 
 
 def _options(tensors: Mapping[str, torch.Tensor], method: Optional[str], hints: Hints) -> Dict[str, Any]:

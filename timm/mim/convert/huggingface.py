@@ -112,6 +112,8 @@ class HuggingFaceViTMAE(_HuggingFace):
             norm_pix=config.get('norm_pix_loss'),
             mask_ratio=config.get('mask_ratio'),
         )
+        if options['mask_ratio'] == 0:  # to encode whole images, no value to train with
+            options['mask_ratio'] = None
         options = {name: value for name, value in options.items() if value is not None}
         return super().hints(source)._replace(options=options)
 
