@@ -11,7 +11,7 @@ The formulas are those of microsoft/SimMIM, `models/simmim.py` (model and loss) 
 Shape letters: B batch, C image channels, H x W pixels, h x w patches, N = h * w, D width of a patch token.
 """
 import math
-from typing import Any, Dict, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -21,6 +21,7 @@ from timm.layers import trunc_normal_
 
 from .backbone import dry_run, model_name, patch_stride, remove_unused, to_pair
 from .decoder import PixelDecoder
+from .extraction import attention_maps, masked_intermediates
 from .factory import register_mim
 from .lean import embeds_patches, encode_masked, select_patches
 from .masking import block_mask, block_noise_size, masked_count, random_mask, split_mask, unit_grid, upsample_mask
@@ -147,6 +148,38 @@ class SimMIM(MIMMethod):
         img_size = self._check_images(images)
         return self._predict(images, self._check_mask(mask, images), img_size)
 
+    def forward_intermediates(self, images: torch.Tensor, mask: torch.Tensor, **options: Any) -> Any:
+        """ Hidden states of the model for masked images, as its own `forward_intermediates` returns them.
+
+        Args:
+            images: Normalised images of shape (B, C, H, W).
+            mask: Masked patches, bool of shape (B, h, w) or (B, h * w), True is masked.
+            **options: Options of the model's `forward_intermediates`, such as `indices` or `return_prefix_tokens`.
+
+        Raises:
+            MIMUnsupportedError: The model has no intermediates, or patch tokens that cannot be replaced on the way.
+        """
+        self._check_images(images)
+        insert = self._insert_mask_token(self._check_mask(mask, images))
+        return masked_intermediates(self.backbone, images, insert, **options)
+
+    def attention_maps(self, images: torch.Tensor, mask: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """ Attention maps of the model for masked images, by the names of its modules, in eval mode.
+
+        Args:
+            images: Normalised images of shape (B, C, H, W).
+            mask: Masked patches, bool of shape (B, h, w) or (B, h * w), True is masked.
+
+        Returns:
+            Maps after the softmax, of shape (B, heads, queries, keys); prefix tokens are in front. Windowed models have
+            their windows in the batch.
+
+        Raises:
+            MIMUnsupportedError: The model has no attention maps, or patch tokens that cannot be replaced on the way.
+        """
+        self._check_images(images)
+        return attention_maps(self.backbone, images, self._insert_mask_token(self._check_mask(mask, images)))
+
     def noise_shape(self, batch_size: int, img_size: Optional[Any] = None) -> Tuple[int, int]:
         """ Shape (B, number of mask units, and more for blocks) of the noise that makes the masks of a batch.
         """
@@ -176,14 +209,13 @@ class SimMIM(MIMMethod):
         return self.decoder(self._encode(images, mask, img_size)).float()
 
     def _encode(self, images: torch.Tensor, mask: torch.Tensor, img_size: Tuple[int, int]) -> torch.Tensor:
-        masked = mask.flatten(1).unsqueeze(-1)  # (B, N, 1)
-
-        def insert_mask_token(tokens: torch.Tensor) -> torch.Tensor:  # (B, N, D)
-            return torch.where(masked, self.mask_token.to(tokens.dtype), tokens)
-
-        patches = self.backbone.map_tokens(self.backbone.embed_patches(images), insert_mask_token)
+        patches = self.backbone.map_tokens(self.backbone.embed_patches(images), self._insert_mask_token(mask))
         features = self.backbone.forward_stages(self.backbone.embed_positions(patches))
         return self.backbone.features_to_map(features, self._patch_grid(img_size))
+
+    def _insert_mask_token(self, mask: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        masked = mask.flatten(1).unsqueeze(-1)  # (B, N, 1)
+        return lambda tokens: torch.where(masked, self.mask_token.to(tokens.dtype), tokens)  # (B, N, D)
 
     def _predict_masked(self, images: torch.Tensor, mask: torch.Tensor, img_size: Tuple[int, int]) -> MIMOutput:
         """ The same loss from the masked cells of the feature map alone, whose number does not depend on the sample.
