@@ -15,6 +15,16 @@ from .model import MISFITS
 from .objective import mixes_labels
 
 
+# Arguments of timm's loaders, and the flags that give them.
+_AUGMENTATION = {
+    **{name: name for name in (
+        'no_aug', 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob',
+        'grayscale_prob', 'gaussian_blur_prob', 'worker_seeding')},
+    'auto_augment': 'aa', 'num_aug_repeats': 'aug_repeats', 'num_aug_splits': 'aug_splits',
+    're_prob': 'reprob', 're_mode': 'remode', 're_count': 'recount', 're_split': 'resplit',
+}
+
+
 @dataclass
 class Loaders:
     """What a run reads.
@@ -138,30 +148,13 @@ def check_source(dataset: str, folder: Optional[str]) -> None:
 
 
 def _train_arguments(args: argparse.Namespace, data_config: Dict[str, Any]) -> Dict[str, Any]:
-    interpolation = data_config['interpolation'] if args.no_aug else args.train_interpolation
+    interpolation = '' if args.no_aug else args.train_interpolation
     return dict(
-        batch_size=args.batch_size,
         is_training=True,
-        no_aug=args.no_aug,
-        re_prob=args.reprob,
-        re_mode=args.remode,
-        re_count=args.recount,
-        re_split=args.resplit,
-        train_crop_mode=args.train_crop_mode,
-        scale=args.scale,
-        ratio=args.ratio,
-        hflip=args.hflip,
-        vflip=args.vflip,
-        color_jitter=args.color_jitter,
-        color_jitter_prob=args.color_jitter_prob,
-        grayscale_prob=args.grayscale_prob,
-        gaussian_blur_prob=args.gaussian_blur_prob,
-        auto_augment=args.aa,
-        num_aug_repeats=args.aug_repeats,
-        num_aug_splits=args.aug_splits,
-        interpolation=interpolation or data_config['interpolation'],
+        batch_size=args.batch_size,
         num_workers=args.workers,
-        worker_seeding=args.worker_seeding,
+        interpolation=interpolation or data_config['interpolation'],
+        **{name: getattr(args, flag) for name, flag in _AUGMENTATION.items()},
     )
 
 
@@ -204,22 +197,13 @@ def _image_loaders(
         collate, mixup = (mix, None) if args.prefetcher else (None, mix)
     if args.aug_splits:
         train = AugMixDataset(train, num_splits=args.aug_splits)
-    progressive = args.train_size_schedule == 'progressive'
     train = create_loader(
         train,
         input_size=data_config['input_size'],
-        input_size_choices=args.train_img_sizes,
-        batch_size_choices=args.train_batch_sizes,
-        batch_choice_weights=args.train_size_probs,
-        batch_choice_seed=args.seed,
-        batch_choice_schedule=args.train_size_schedule,
-        batch_schedule_epochs=args.epochs if progressive else None,
-        batch_schedule_spread=args.train_size_schedule_spread,
-        batch_schedule_random_mix=args.train_size_random_mix,
-        num_batches=args.train_batches_per_epoch,
         collate_fn=collate,
         use_multi_epochs_loader=args.use_multi_epochs_loader,
         **train_arguments,
+        **_size_schedule(args),
     )
     if validation is not None:
         validation = create_loader(validation, input_size=data_config['input_size'], **validation_arguments)
@@ -227,6 +211,23 @@ def _image_loaders(
         return Loaders(train, validation, mixup, args.batch_size)
     return Loaders(
         train, validation, mixup, train.batch_sampler.average_batch_size, args.variable_batch_loss_scale)
+
+
+def _size_schedule(args: argparse.Namespace) -> Dict[str, Any]:
+    """Arguments of a loader whose batches differ in the size of their images, none for one size."""
+    if args.train_img_sizes is None:
+        return {}
+    return dict(
+        input_size_choices=args.train_img_sizes,
+        batch_size_choices=args.train_batch_sizes,
+        num_batches=args.train_batches_per_epoch,
+        batch_choice_seed=args.seed,
+        batch_choice_weights=args.train_size_probs,
+        batch_choice_schedule=args.train_size_schedule,
+        batch_schedule_epochs=args.epochs,
+        batch_schedule_random_mix=args.train_size_random_mix,
+        batch_schedule_spread=args.train_size_schedule_spread,
+    )
 
 
 def _naflex_loaders(

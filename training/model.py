@@ -34,12 +34,12 @@ def create(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -> 
             args.model,
             dict(img_size=args.img_size, in_chans=args.in_chans, input_size=args.input_size),
             pretrained_cfg_overlay=_pretrained_cfg_overlay(args),
-            drop_rate=args.drop,
-            drop_path_rate=args.drop_path,
-            drop_block_rate=args.drop_block,
             global_pool=args.gp,
-            bn_momentum=args.bn_momentum,
+            drop_block_rate=args.drop_block,
+            drop_path_rate=args.drop_path,
+            drop_rate=args.drop,
             bn_eps=args.bn_eps,
+            bn_momentum=args.bn_momentum,
             **args.model_kwargs,
         )
         model = create_model(**{

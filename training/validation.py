@@ -196,21 +196,20 @@ def _create_model(args: argparse.Namespace, create_model: Callable[..., nn.Modul
 
 
 def _place(args: argparse.Namespace, model: nn.Module, place: Place) -> nn.Module:
+    layout = torch.channels_last if args.channels_last else torch.preserve_format
     with user_errors(f'--device {args.device}', AssertionError, RuntimeError):
-        model = model.to(device=place.device, dtype=place.dtype)
-    if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    if args.torchscript:
-        model = torch.jit.script(model)
-    elif args.torchcompile:
-        torch._dynamo.reset()
-        model = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
-    elif args.aot_autograd:
+        model = _compiled(args, model.to(place.device, place.dtype, memory_format=layout))
+    return nn.DataParallel(model, device_ids=list(range(args.num_gpu))) if args.num_gpu > 1 else model
+
+
+def _compiled(args: argparse.Namespace, model: nn.Module) -> nn.Module:
+    if args.torchcompile:
+        torch.compiler.reset()  # what an earlier model left
+        return torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
+    if args.aot_autograd:
         from functorch.compile import memory_efficient_fusion
-        model = memory_efficient_fusion(model)
-    if args.num_gpu > 1:
-        model = nn.DataParallel(model, device_ids=list(range(args.num_gpu)))
-    return model
+        return memory_efficient_fusion(model)
+    return torch.jit.script(model) if args.torchscript else model
 
 
 def _open(args: argparse.Namespace, data_config: Dict[str, Any]):
@@ -224,16 +223,12 @@ def _open(args: argparse.Namespace, data_config: Dict[str, Any]):
         return create_dataset(
             args.dataset,
             root=folder,
-            split=args.split,
-            download=args.dataset_download,
-            load_bytes=args.tf_preprocessing,
-            class_map=args.class_map,
-            num_samples=args.num_samples,
-            input_key=args.input_key,
-            input_img_mode=args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L'),
-            target_key=args.target_key,
-            trust_remote_code=args.dataset_trust_remote_code,
             seed=args.seed,
+            load_bytes=args.tf_preprocessing,
+            input_img_mode=args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L'),
+            trust_remote_code=args.dataset_trust_remote_code,
+            download=args.dataset_download,
+            **{name: getattr(args, name) for name in ('split', 'num_samples', 'class_map', 'input_key', 'target_key')},
             **arguments,
         )
 
@@ -246,18 +241,14 @@ def _create_loader(
         place: Place,
 ) -> Iterable:
     common = dict(
-        batch_size=args.batch_size,
-        use_prefetcher=args.prefetcher,
-        interpolation=data_config['interpolation'],
-        mean=data_config['mean'],
-        std=data_config['std'],
-        num_workers=args.workers,
-        crop_pct=data_config['crop_pct'],
-        crop_mode=data_config['crop_mode'],
-        crop_border_pixels=args.crop_border_pixels,
-        pin_memory=args.pin_mem,
         device=place.device,
         img_dtype=place.dtype,
+        batch_size=args.batch_size,
+        num_workers=args.workers,
+        pin_memory=args.pin_mem,
+        use_prefetcher=args.prefetcher,
+        crop_border_pixels=args.crop_border_pixels,
+        **{name: data_config[name] for name in ('mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
     )
     if args.naflex_loader:
         return create_naflex_loader(
