@@ -1,0 +1,62 @@
+"""Writes the page of classes with embed and stages, `python hfdocs/embed_stages_families.py` with timm installed."""
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, List
+
+import torch
+
+import timm
+from timm.models import get_model_class, has_embed_stages, is_model_pretrained, list_models
+
+PAGE = Path(__file__).with_name('source') / 'embed_stages_families.mdx'
+
+HEAD = """\
+# Classes with Embed and Stages
+
+Every class of `timm.models` that has `embed` and `forward_stages`, with a model of it for an example: what `embed` \
+returns for one image of its size, which is what crosses to the stages, and what `forward_stages` makes of it. Where \
+a class drops no tokens, or gives no map, `keep_tokens` and `features_to_map` say why.
+"""
+HEADER = ['Class', 'Models', 'For example', '`embed` returns', '`forward_stages` returns', 'Drops tokens', 'Gives a map']
+
+
+def describe(value: Any) -> str:
+    """A tensor by its shape, a named tuple by its fields, anything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return f'({", ".join(map(str, value.shape))})'
+    if hasattr(value, '_fields'):
+        return f'{type(value).__name__}: ' + ', '.join(f'{f} {describe(v)}' for f, v in zip(value._fields, value))
+    if isinstance(value, dict):
+        return ', '.join(f'{name} {describe(v)}' for name, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return f'[{", ".join(map(describe, value))}]'
+    return str(value)
+
+
+def row(model_cls: type, names: List[str]) -> List[str]:
+    """What stands in the table about a class."""
+    name = min(names, key=lambda name: (not is_model_pretrained(name), len(name), name))
+    with torch.device('meta'):
+        model = timm.create_model(name, num_classes=0).eval()
+        image = torch.empty(1, *model.pretrained_cfg['input_size'])
+    embedded = model.embed(image)
+    features = model.forward_stages(embedded)
+    yes_no = [
+        'no' if getattr(getattr(model_cls, method), 'refused', False) else 'yes'
+        for method in ('keep_tokens', 'features_to_map')]
+    return [f'`{model_cls.__name__}`', str(len(names)), f'`{name}`', describe(embedded), describe(features), *yes_no]
+
+
+def page() -> str:
+    """The page as the code has it."""
+    names = defaultdict(list)
+    for name in list_models():
+        if has_embed_stages(name):
+            names[get_model_class(name)].append(name)
+    rows = [row(model_cls, names[model_cls]) for model_cls in sorted(names, key=lambda model_cls: model_cls.__name__)]
+    lines = [HEADER, ['---', '---:', *('---' for _ in HEADER[2:])], *rows]
+    return HEAD + '\n' + '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n'
+
+
+if __name__ == '__main__':
+    PAGE.write_text(page())
