@@ -17,7 +17,9 @@ Every class of `timm.models` that has `embed` and `forward_stages`, with a model
 returns for one image of its size, which is what crosses to the stages, and what `forward_stages` makes of it. Where \
 a class drops no tokens, or gives no map, `keep_tokens` and `features_to_map` say why.
 """
-HEADER = ['Class', 'Models', 'For example', '`embed` returns', '`forward_stages` returns', 'Drops tokens', 'Gives a map']
+HEADER = [
+    'Class', 'Models', 'For example', '`embed` returns', '`forward_stages` returns', 'Drops tokens', 'Gives a map',
+]
 
 
 def describe(value: Any) -> str:
