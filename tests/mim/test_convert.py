@@ -91,7 +91,8 @@ class TestOurFormats:
         assert_refuses('or name the model, --model NAME', tmp_path / 'e.safetensors', tmp_path / 'f.safetensors',
                        'encoder')
         torch.save(dict(state_dict={}), tmp_path / 'e.pth')
-        assert_refuses('has no moving average', tmp_path / 'e.pth', tmp_path / 'f.safetensors', 'encoder', ema=True)
+        for name in ('a.safetensors', 'e.pth'):
+            assert_refuses('has no moving average', tmp_path / name, tmp_path / 'f.safetensors', 'encoder', ema=True)
 
     def test_named_model(self, tmp_path):
         # what --model names is believed, and checked

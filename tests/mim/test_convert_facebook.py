@@ -93,6 +93,8 @@ def test_mae_encoder_alone(tmp_path):
     assert_equal(load_file(tmp_path / 'b.safetensors'), tensors)
     convert(tmp_path / 'b.safetensors', tmp_path / 'c.pth', to='facebook-mae')
     assert_equal(torch.load(tmp_path / 'c.pth', weights_only=True)['model'], tensors)
+    with pytest.raises(ConversionError, match='--mim-kwargs are for a method'):
+        convert(tmp_path / 'a.pth', tmp_path / 'd.safetensors', to='encoder', options=dict(decoder_heads=2), **kwargs)
     for to in ('mim', 'task'):
         with pytest.raises(ConversionError, match='not an encoder alone: --to encoder'):
             dest = tmp_path / ('d.safetensors' if to == 'mim' else 'd.pth')

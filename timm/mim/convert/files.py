@@ -58,6 +58,8 @@ def read_source(path: Path, ema: bool = False) -> Source:
     if path.name in _FOLDER_FILES:
         config = _read_config(path.with_name('config.json'))
     if path.suffix == '.safetensors':
+        if ema:
+            raise _no_moving_average(path)
         return _read_safetensors(path, config)
     source = _sort_out(_read_pickle(path), path, ema)
     return source._replace(metadata={**source.metadata, 'config': config})
@@ -170,7 +172,7 @@ def _sort_out(content: Any, path: Path, ema: bool) -> Source:
     if not isinstance(content, dict):
         raise ConversionError(f"'{path}' holds a {type(content).__name__}, no dictionary of tensors.")
     if ema and 'state_dict_ema' not in content:
-        raise ConversionError(f"'{path}' has no moving average (--ema).")
+        raise _no_moving_average(path)
     suffix = '_ema' if ema else ''
     metadata = {name: content[name] for name in ('args', 'mim') if name in content}
     parts = ('encoder', 'target_encoder', 'predictor')
@@ -192,6 +194,10 @@ def _sort_out(content: Any, path: Path, ema: bool) -> Source:
         what = f'values that are no tensors: {", ".join(strays)}' if strays else 'no tensors'
         raise ConversionError(f"'{path}' holds {what}.")
     return Source(tensors, layout, metadata)
+
+
+def _no_moving_average(path: Path) -> ConversionError:
+    return ConversionError(f"'{path}' has no moving average (--ema).")
 
 
 def _unwrapped(name: Any) -> str:

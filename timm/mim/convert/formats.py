@@ -65,7 +65,10 @@ def convert(
     found = _detect(content, source)
     target = _target(found, to)
     _check_dest(target, dest)
-    recipe = target.write(found.read(content, hints), hints, dest, force)
+    checkpoint = found.read(content, hints)
+    if checkpoint.method is None and hints.options:
+        raise ConversionError(f"'{source}' holds an encoder alone, --mim-kwargs are for a method.")
+    recipe = target.write(checkpoint, hints, dest, force)
     return Conversion(found.name, target.name, recipe)
 
 
