@@ -1,14 +1,17 @@
 """The command line of the patch set."""
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import List, Optional
+from typing import Iterable, Iterator, List, Optional
 
 from .apply import UpstreamDiffers, apply as apply_to
 from .diff import diff_tree, summary
 from .errors import PatchsetError
 from .project import Project
+from .proof import Proved
 from .tree import Tree
+from .upgrade import plan_upgrade, prove_upgrade, write_upgrade
 
 
 def build(project: Project) -> None:
@@ -47,12 +50,44 @@ def apply(project: Project, tree: str, only: Optional[str], merge: bool) -> None
     print(f'{tree}: {len(applied.written)} files written, {applied.settled} were right already')
 
 
+def upgrade(project: Project, version: str, keep: List[str], all_models: bool) -> None:
+    """Move the patch set to another release of upstream: merge, prove, write the overlays and the lock."""
+    planned = plan_upgrade(project, version, keep)
+    for note in planned.notes:
+        print(note, flush=True)
+    kinds = Counter(note.kind for note in planned.notes)
+    print(', '.join(f'{number} {kind}' for kind, number in sorted(kinds.items())) or 'nothing differs', flush=True)
+    if planned.left:
+        raise PatchsetError(
+            '', f'{len(planned.left)} things are left to do by hand, nothing is written: make the overlays fit '
+                f'{version}, or say --keep PATH:NAME where one is right as it is')
+    proved = list(report(prove_upgrade(project, planned, all_models)))
+    failed = sum(model.problem is not None for model in proved)
+    if failed or not proved:
+        raise PatchsetError('', f'{failed} of {len(proved)} models are not stock timm {version}, nothing is written')
+    write_upgrade(project, planned)
+    print(f'{len(proved)} models are stock timm {version}, operation for operation; overlays and lock are written.\n'
+          f'By hand: {", ".join(PINNED_BESIDES)}')
+
+
+PINNED_BESIDES = ('tests/upstream/sdist.txt', 'tests/equivalence/registry.csv', 'patchset/releases.json', 'README.md')
+
+
+def report(models: Iterable[Proved]) -> Iterator[Proved]:
+    for model in models:
+        if model.problem or model.reason:
+            what = model.problem or f'cannot be compared, stock timm fails: {model.reason}'
+            print(f'{model.name}: {what}', flush=True)
+        if not model.reason:
+            yield model
+
+
 def count(tree: Tree) -> str:
     woven = sum(path in tree.stock for path in tree.changed)
     return f'{len(tree.woven)} files, {woven} woven, {len(tree.changed) - woven} new'
 
 
-COMMANDS = {command.__name__: command for command in (build, check, lock, diff, apply)}
+COMMANDS = {command.__name__: command for command in (build, check, lock, diff, apply, upgrade)}
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -67,6 +102,11 @@ def create_parser() -> argparse.ArgumentParser:
     add('--only', metavar='STEP', help="one step: a family (vision_transformer), or 'mim', all the rest, last")
     add('--merge', action='store_true', help='merge where the tree differs from the pinned release, and leave what '
                                              'does not merge')
+    add = parsers['upgrade'].add_argument
+    add('version', metavar='VERSION', help='a release of upstream')
+    add('--keep', action='append', default=[], metavar='PATH:NAME',
+        help='what upstream changed, and the overlay is right about as it is')
+    add('--all-models', action='store_true', help='prove every model, not one of each class')
     return parser
 
 

@@ -17,7 +17,7 @@ class Note(NamedTuple):
 
     Attributes:
         kind: 'carried' (upstream's change comes along with `moved_from`), 'merged', 'relied on' (upstream changed what
-            the overlay leaves alone and uses) or 'left' (to be done by hand).
+            the overlay leaves alone and uses), 'edited' (by a person) or 'left' (to be done by hand).
     """
     kind: str
     path: str
@@ -47,7 +47,10 @@ def adapt(pinned: bytes, theirs: Optional[bytes], overlay: bytes, path: str, kee
     """
     if theirs is None:
         return Adapted(overlay, None, [Note('left', path, 'upstream has no such file')])
-    plan = make_plan(pinned, overlay, path)
+    try:
+        plan = make_plan(pinned, overlay, path)
+    except PatchsetError as error:
+        return edited(theirs, overlay, path, error)
     if theirs == pinned:
         return Adapted(overlay, weave_plan(plan, path))
     other = Source(theirs, f'upstream {path}')
@@ -62,6 +65,15 @@ def adapt(pinned: bytes, theirs: Optional[bytes], overlay: bytes, path: str, kee
         more = [Note('left', path, str(error).removeprefix(f'{path}: '))]
     notes = [Note(verdict(change, names, used), path, describe_change(change)) for change in changed] + more
     return Adapted(merged, None if any(note.kind == 'left' for note in notes) else woven, notes)
+
+
+def edited(theirs: bytes, overlay: bytes, path: str, error: PatchsetError) -> Adapted:
+    """An overlay that a person has made fit the other version, so that it does not weave into the pinned one."""
+    try:
+        woven = weave_plan(make_plan(theirs, overlay, path), path)
+    except PatchsetError as other:
+        raise PatchsetError('', f'{error}; nor does it weave into the other version: {other}') from None
+    return Adapted(overlay, woven, [Note('edited', path, 'fits the other version, and no more the pinned one')])
 
 
 def calls(plan: Plan) -> Set[str]:
@@ -79,7 +91,7 @@ def verdict(change: Changed, merged: List[str], used: Optional[Set[str]]) -> str
     if change.name in merged:
         return 'merged'
     if change.kind == 'split' and change.node is not None:
-        return 'carried'
+        return 'left' if used is None else 'carried'
     return 'carried' if same_code(change) else 'left'
 
 

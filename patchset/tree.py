@@ -31,9 +31,16 @@ class Tree:
 
 
 def weave_tree(root: Path, wheel: Path) -> Tree:
-    stock = read_package(wheel)
+    return weave_files(read_package(wheel), dict(read_overlays(root)))
+
+
+def weave_files(stock: Dict[str, bytes], files: Dict[str, bytes]) -> Tree:
+    """Args:
+        stock: Upstream's files by path.
+        files: The fork's overlays and new files by path.
+    """
     changed, overlays, new_files = {}, {}, []
-    for path, data in read_overlays(root):
+    for path, data in files.items():
         if path not in stock:
             if data.startswith(HEADER):
                 raise PatchsetError(path, 'is an overlay, but upstream has no such file')

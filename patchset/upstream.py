@@ -59,6 +59,17 @@ def fetch(pin: Mapping[str, str], target: Path, given: Optional[str]) -> None:
         os.replace(check(found, pin), target)
 
 
+def release(name: str, version: str, folder: Path) -> Dict[str, str]:
+    """The pin of a release, whose wheel is put into the folder. What it holds is not checked: no lock knows it yet."""
+    pin = {'name': name, 'version': version, 'wheel': f'{name}-{version}-py3-none-any.whl'}
+    if not (folder / pin['wheel']).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            download_into(temporary, pin)
+            os.replace(Path(temporary, pin['wheel']), folder / pin['wheel'])
+    return {**pin, 'sha256': sha256(folder / pin['wheel'])}
+
+
 def download_into(folder: str, pin: Mapping[str, str]) -> None:
     """Download with pip, under its own settings (index, find-links, offline)."""
     requirement = f"{pin['name']}=={pin['version']}"

@@ -1,6 +1,7 @@
 """What a model computes, as text that two processes can compare: one with stock timm, one with the fork.
 
-Runs in both, so it imports nothing but torch and timm and uses nothing that only the fork has, `compose` aside.
+Runs in both, so it imports nothing but torch and timm and uses nothing that only the fork has, `compose` and
+`is_served` aside.
 """
 import hashlib
 import importlib
@@ -13,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 import timm
-from timm.models import resolve_model_input_args
 
 
 def find_class(path: str) -> type:
@@ -27,10 +27,17 @@ def build(name: str, model_kwargs: Dict[str, Any], img_size: Optional[List[int]]
     A registered model is built for the image size where it is built for one at all.
     """
     model_kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in model_kwargs.items()}
-    if '.' not in name:
-        size = {} if img_size is None else {'img_size': tuple(img_size)}
-        return timm.create_model(**resolve_model_input_args(name, size, **model_kwargs))
-    return find_class(name)(**model_kwargs)
+    if '.' in name:
+        return find_class(name)(**model_kwargs)
+    if img_size is None:
+        return timm.create_model(name, **model_kwargs)
+    from timm.models import resolve_model_input_args  # upstream has it from 1.0.31 on
+    return timm.create_model(**resolve_model_input_args(name, {'img_size': tuple(img_size)}, **model_kwargs))
+
+
+def is_served(name: str) -> bool:
+    """Whether a model is registered whose class has embed and forward_stages. For the fork only."""
+    return timm.is_model(name) and timm.models.has_embed_stages(name)
 
 
 def input_size(model: nn.Module, img_size: Optional[List[int]] = None, in_chans: int = 3) -> Tuple[int, int, int]:

@@ -14,7 +14,7 @@ sys.path[:0] = [sys.argv[2]]
 answers, sys.stdout = sys.stdout, sys.stderr
 import timm
 assert os.path.dirname(os.path.dirname(timm.__file__)) == sys.argv[1], timm.__file__
-assert '+mim' not in timm.__version__ and not hasattr(timm.models, 'EmbedStagesMixin')
+assert sys.argv[3] == str(hasattr(timm.models, 'EmbedStagesMixin')) == str('+mim' in timm.__version__)
 import torch
 torch.set_num_threads(1)
 for line in sys.stdin:
@@ -30,12 +30,13 @@ for line in sys.stdin:
 
 class StockTimm:
     """Calls functions of `probe` in a process that has stock timm, or of the module beside it that the name tells."""
+    is_fork = False
 
     def __init__(self, tree: Path):
         self.outstanding = False  # a call whose answer nobody has read
         environment = {**os.environ, 'PYTHONPATH': str(tree)}
         self.process = subprocess.Popen(
-            [sys.executable, '-c', SERVER, str(tree), str(HERE)],
+            [sys.executable, '-c', SERVER, str(tree), str(HERE), str(self.is_fork)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tree, env=environment)
 
     def ask(self, function: str, **kwargs) -> None:
@@ -49,7 +50,7 @@ class StockTimm:
         """Result of the last call. A failure there is raised here."""
         answer = self.read()
         if 'error' in answer:
-            raise RuntimeError(f'in stock timm: {answer["error"]}')
+            raise RuntimeError(f'in {"the fork" if self.is_fork else "stock timm"}: {answer["error"]}')
         return answer['result']
 
     def read(self) -> Dict[str, Any]:
@@ -62,3 +63,8 @@ class StockTimm:
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+
+
+class ForkedTimm(StockTimm):
+    """The same in a process that has a woven tree, other than the installed one."""
+    is_fork = True
