@@ -106,6 +106,14 @@ class TestOurFormats:
         assert_refuses("There is no model 'vit_bass'", tmp_path / 'a.safetensors', tmp_path / 'c.safetensors', 'mim',
                        model='vit_bass')
 
+    def test_encoder_in_the_format_of_the_hub(self, tmp_path):
+        encoder = timm.create_model('test_vit', num_classes=0, img_size=32)
+        timm.models.save_for_hf(encoder, tmp_path / 'a', model_args=dict(img_size=32))
+        recipe = convert(tmp_path / 'a', tmp_path / 'b', to='huggingface-vitmae').recipe
+        assert recipe.model_kwargs['num_heads'] == encoder.blocks[0].attn.num_heads == 2
+        convert(tmp_path / 'b', tmp_path / 'c.safetensors', to='encoder')
+        assert_equal(load_file(tmp_path / 'c.safetensors'), encoder.state_dict())
+
     def test_half_precision_stays(self, facebook_file, tmp_path):
         tensors = {name: tensor.bfloat16() for name, tensor in facebook_mae().items()}
         torch.save(dict(model=tensors), facebook_file)

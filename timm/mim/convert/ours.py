@@ -149,6 +149,10 @@ def _known(source: Source) -> Tuple[Hints, Optional[str]]:
     args = source.metadata.get('args')
     if getattr(args, 'mim', None) and getattr(args, 'model', None):
         return _hints_of_arguments(vars(args)), args.mim
+    config = source.metadata.get('config') or {}
+    if config.get('architecture'):  # a folder in the format of timm's models on the hub
+        model_kwargs = dict(config.get('model_args') or {})
+        return Hints(config['architecture'], _pair(model_kwargs.pop('img_size', None)), model_kwargs), None
     return Hints(), None
 
 
