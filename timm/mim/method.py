@@ -3,7 +3,7 @@
 Shape letters: B batch, C image channels, H x W pixels, h x w patches, N = h * w.
 """
 import re
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Type, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
@@ -80,6 +80,15 @@ class MIMMethod(nn.Module):
         """ The model to use after pre-training.
         """
         return self.backbone
+
+    def apply_to_encoder(self, function: Callable, *args: Any) -> Any:
+        """ Call a function with the encoder; where weights are sharded over processes, they are gathered for it.
+
+        Args:
+            function: Function of the encoder, and of what follows.
+            *args: What follows.
+        """
+        return function(self.encoder, *args)
 
     def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
         """ The loss of predictions that know nothing of the image, by name, to compare that of the method with.

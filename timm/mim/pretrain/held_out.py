@@ -111,17 +111,17 @@ class HeldOutImages:
         numbers = self.mask_numbers[::self.num_masks][:count].to(self.device)
         if len(numbers) == 0:
             if self.in_step:
-                with _evaluating(method), autocast():
+                with evaluating(method), autocast():
                     method.views(*self._idle_batch(method))
             return []
         noise = keyed_noise(MASK_SEED, 0, numbers, method.noise_shape(1)[1])
-        with _evaluating(method), autocast():
+        with evaluating(method), autocast():
             return method.views(self.images[:count].to(self.device), noise)
 
     def _mean(self, method: nn.Module, values: Callable) -> Dict[str, float]:
         """Mean over all images and masks of all processes."""
         sums, count = {}, 0
-        with _evaluating(method):
+        with evaluating(method):
             for images, noise in self.batches(method):
                 for name, value in values(images, noise).items():
                     sums[name] = sums.get(name, 0) + value.double() * len(images)
@@ -138,7 +138,8 @@ class HeldOutImages:
 
 
 @contextmanager
-def _evaluating(method: nn.Module) -> Iterator[None]:
+def evaluating(method: nn.Module) -> Iterator[None]:
+    """Evaluation mode, for as long as it lasts."""
     training = method.training
     method.eval()
     yield

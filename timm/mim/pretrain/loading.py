@@ -214,14 +214,8 @@ def load_held_out(
         rank: This process.
         world_size: Number of processes.
     """
-    batch_size = options.validation_batch_size or options.batch_size
-    preprocessing = dict(
-        mean=data_config['mean'],
-        std=data_config['std'],
-        interpolation=data_config['interpolation'],
-        crop_pct=data_config['crop_pct'],
-    )
     if isinstance(dataset, IterableDataset):
+        batch_size = options.validation_batch_size or options.batch_size
         loader = create_loader(
             dataset,
             input_size=data_config['input_size'],
@@ -229,7 +223,10 @@ def load_held_out(
             num_workers=min(1, options.workers),
             persistent_workers=False,
             device=device,
-            **preprocessing,
+            mean=data_config['mean'],
+            std=data_config['std'],
+            interpolation=data_config['interpolation'],
+            crop_pct=data_config['crop_pct'],
         )
         share = -(-HELD_OUT_LIMIT // world_size)
         images = torch.cat([batch.cpu() for batch, _ in islice(loader, -(-share // batch_size))])[:share]
@@ -238,12 +235,45 @@ def load_held_out(
     spacing = -(-len(dataset) // HELD_OUT_LIMIT)
     indices = range(0, len(dataset), spacing)
     numbers = range(rank, len(indices), world_size)
-    transform = create_transform(data_config['input_size'], use_prefetcher=True, **preprocessing)
-    sampler = [ImageKey(0, indices[n], indices[n]) for n in numbers]
-    loader = _create_loader(
-        dataset, sampler, transform, batch_size, options, data_config, device, persistent_workers=False)
+    loader = create_evaluation_loader(dataset, [indices[n] for n in numbers], options, data_config, device)
     images = [batch.cpu() for batch, _ in loader]
     return torch.cat(images) if images else torch.empty(0, *data_config['input_size']), torch.tensor(list(numbers))
+
+
+def create_evaluation_loader(
+        dataset: Dataset,
+        indices: Sequence[int],
+        options: argparse.Namespace,
+        data_config: Dict[str, Any],
+        device: torch.device,
+) -> PrefetchLoader:
+    """Create a loader of some images of a dataset, resized and cropped alike each time; with each comes its index.
+
+    Args:
+        dataset: Images.
+        indices: Which of them, in the order in which they come.
+        options: Options of the run.
+        data_config: Input size, mean, standard deviation, interpolation, crop and mode of the images.
+        device: Device that images are brought to and normalised on.
+    """
+    transform = create_transform(
+        data_config['input_size'],
+        use_prefetcher=True,
+        mean=data_config['mean'],
+        std=data_config['std'],
+        interpolation=data_config['interpolation'],
+        crop_pct=data_config['crop_pct'],
+    )
+    return _create_loader(
+        dataset,
+        [ImageKey(0, index, index) for index in indices],
+        transform,
+        options.validation_batch_size or options.batch_size,
+        options,
+        data_config,
+        device,
+        persistent_workers=False,
+    )
 
 
 def _create_loader(

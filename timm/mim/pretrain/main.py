@@ -22,6 +22,7 @@ from .held_out import HeldOutImages
 from .loading import create_train_loader, load_held_out
 from .log_file import LogFile
 from .options import resolve_options
+from .probes import Probes
 from .progress import lines_above_bar, wants_bar
 from .records import Records
 from .run_folder import create_run_folder, find_run_folder
@@ -88,18 +89,20 @@ def _run(args: argparse.Namespace, log: LogFile) -> None:
         if not options.fsdp:  # shards are moved one by one
             method = method.to(device)
         trainer = Trainer(options, method, train_loader, place, stop, checkpoint)
+        # once the trainer may have sharded the method
+        probes = Probes(options, trainer.trained_method, data_config, place) if options.mim_probe_dir else None
         records = None
         if is_primary(place):
             trackers = create_trackers(options, folder, trainer.update)
             create_run_folder(folder, options)
             log.open(folder)
-            describe(options, from_recipe, data.description, data_config, trainer, held_out, folder)
+            describe(options, from_recipe, data.description, data_config, trainer, held_out, folder, probes)
             records = Records(folder, data_config, trainer.update, trainer.updates_per_epoch, trackers)
         else:
             log.open(None)
         bar = wants_bar(place.distributed)
         with lines_above_bar(bar), closing(records) if records else nullcontext():
-            results = RunLoop(trainer, held_out, folder, records, checkpoint).train(bar)
+            results = RunLoop(trainer, held_out, folder, records, checkpoint, probes).train(bar)
     if is_primary(place):
         conclude(options, folder, trainer, results, model_args, file_names(data.held_out))
 

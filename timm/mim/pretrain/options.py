@@ -51,8 +51,12 @@ DEFAULTS = dict(
     # trackers
     log_tensorboard=False, log_wandb=False, wandb_project=None, wandb_tags=None, wandb_resume_id='',
     # masked image modeling
+    mim_probe_dir=None, mim_probe=['knn', 'linear'], mim_probe_interval=0, mim_probe_layers=['last'],
+    mim_probe_pool='model',
     mim=None, mim_module=None, mim_kwargs={}, mask_ratio=None, mask_unit=None, fsdp=False,
 )
+PROBES = ('knn', 'linear', 'attentive')
+
 
 def resolve_options(given: argparse.Namespace) -> Tuple[argparse.Namespace, List[str]]:
     """Complete what the user gave with the recipe of the method and the general defaults.
@@ -161,7 +165,7 @@ def _check_values(options: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f'{flag_name(name)} {value} must be 1 or more.')
     for name in ('workers', 'epoch_repeats', 'warmup_epochs', 'weight_decay', 'weight_decay_end', 'clip_grad',
-                 'start_epoch', 'recovery_interval'):
+                 'start_epoch', 'recovery_interval', 'mim_probe_interval'):
         value = getattr(options, name)
         if value is not None and value < 0:
             raise UserError(f'{flag_name(name)} {value:g} must be 0 or more.')
@@ -197,7 +201,17 @@ def _check_values(options: argparse.Namespace) -> None:
         'sched', options.sched, ('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none'))
     if options.fsdp:
         _check_sharding(options)
+    _check_probes(options)
     _check_device(options.device)
+
+
+def _check_probes(options: argparse.Namespace) -> None:
+    for name in options.mim_probe:
+        _check_choice('mim_probe', name, PROBES)
+    _check_choice('mim_probe_pool', options.mim_probe_pool, ('model', 'avg'))
+    for name in ('mim_probe', 'mim_probe_interval', 'mim_probe_layers', 'mim_probe_pool'):
+        if not options.mim_probe_dir and getattr(options, name) != DEFAULTS[name]:
+            raise UserError(f'{flag_name(name)} is for --mim-probe-dir, which is not given.')
 
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

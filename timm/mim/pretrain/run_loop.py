@@ -2,12 +2,15 @@
 from pathlib import Path
 from typing import Any, Dict, Optional
 
+import torch.nn as nn
+
 from timm.utils import is_primary
 from .checkpoints import RunSaver, load_checkpoint
 from .encoder_files import save_encoder
 from .errors import RunStopped
 from .held_out import HeldOutImages
 from .memory import peak_memory
+from .probes import Probes
 from .progress import Progress
 from .records import Records
 from .run_folder import BEST
@@ -26,6 +29,7 @@ class RunLoop:
         folder: Folder of the run.
         records: Records of the run, None on all processes but the first.
         checkpoint: Checkpoint that the trainer went on from.
+        probes: Probes of the encoder, None where none were asked for.
     """
 
     def __init__(
@@ -35,12 +39,14 @@ class RunLoop:
             folder: Path,
             records: Optional[Records],
             checkpoint: Optional[Path] = None,
+            probes: Optional[Probes] = None,
     ):
         self.trainer = trainer
         self.options = trainer.options
         self.held_out = held_out
         self.folder = folder
         self.records = records
+        self.probes = probes
         self.saver = None
         self.results: Dict[str, Any] = {}
         if is_primary(trainer.place):
@@ -127,7 +133,23 @@ class RunLoop:
 
     def _is_due(self, completed: int) -> bool:
         options = self.options
-        return completed % options.val_interval == 0 or completed in (self.trainer.last_epoch, *options.save_epochs)
+        marked = completed in (self.trainer.last_epoch, *options.save_epochs)
+        return marked or completed % options.val_interval == 0 or self._is_probed(completed)
+
+    def _is_probed(self, completed: int) -> bool:
+        if self.probes is None:
+            return False
+        interval = self.options.mim_probe_interval
+        return completed == self.trainer.last_epoch or bool(interval) and completed % interval == 0
+
+    def _probe(self, epoch: int, method: nn.Module) -> Dict[str, Optional[float]]:
+        """Return what probes find, None for each where they are not asked in this epoch."""
+        if self.probes is None:
+            return {}
+        if not self._is_probed(epoch + 1):
+            return dict.fromkeys(self.probes.names)
+        self.results['probes'] = self.probes.measure(method, self.trainer.autocast)
+        return self.results['probes']
 
     def _save_within(self, epoch: int) -> None:
         state = self.trainer.state_dict()
@@ -145,6 +167,7 @@ class RunLoop:
         means = trainer.means.of_epoch()
         measured = self.held_out.measure(method, trainer.autocast)
         views = self.held_out.views(method, trainer.autocast, _PICTURE_ROWS)
+        probed = self._probe(epoch, method)
         state = trainer.state_dict()
         encoder = whole(method.encoder.state_dict(), keep=self.saver is not None)
         if self.saver is None:
@@ -161,7 +184,7 @@ class RunLoop:
             epoch,
             trainer.update,
             train=means,
-            held_out={**measured, **self.results['baselines']},
+            held_out={**measured, **self.results['baselines'], **probed},
             learning_rate=trainer.optimizer.param_groups[0]['lr'],
         )
         self.records.add_picture(

@@ -15,7 +15,7 @@ except ImportError:
     has_fsdp2 = False
 
 # Methods that use parameters and are called from outside of `forward`
-_FORWARD_METHODS = ('reconstruct', 'reconstruct_with_target_statistics', 'views')
+_FORWARD_METHODS = ('apply_to_encoder', 'reconstruct', 'reconstruct_with_target_statistics', 'views')
 
 
 def shard(method: nn.Module, device: torch.device) -> None:

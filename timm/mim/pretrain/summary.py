@@ -2,13 +2,14 @@
 import argparse
 import logging
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from .curves import CURVES
 from .encoder_files import ENCODER, HUB_FOLDER, fine_tuning_command, hub_lines, loading_lines
 from .environment import describe_environment
 from .held_out import HeldOutImages
 from .log_file import LOG
+from .probes import Probes
 from .run_folder import BEST, LAST, PICTURES, save_results
 from .trainer import Trainer
 
@@ -23,6 +24,7 @@ def describe(
         trainer: Trainer,
         held_out: HeldOutImages,
         folder: Path,
+        probes: Optional[Probes] = None,
 ) -> None:
     """Say what is about to happen, in a few lines."""
     channels, height, width = data_config['input_size']
@@ -36,6 +38,8 @@ def describe(
     _logger.info(', '.join(f'{name} {environment[name]}' for name in ('timm', 'torch', 'python')))
     _logger.info(f'data: {data_description}')
     _logger.info(f'held out: {held_out.num_images} images with {held_out.num_masks} mask(s) each')
+    if probes is not None:
+        _logger.info(f'probes: {probes.description}')
     _logger.info(f"from the recipe of {options.mim}: {recipe or 'nothing'}")
     _logger.info(
         f'{trainer.num_epochs} epochs of {trainer.updates_per_epoch} steps with {trainer.images_per_update} images, '
@@ -118,3 +122,7 @@ def _say_error(results: Dict[str, Any]) -> None:
     _logger.info(f'\nheld-out {what}, same masks for all (lower is better)')
     for label, value in rows:
         _logger.info(f'  {label:<38}{value:.4f}')
+    if 'probes' in results:
+        _logger.info('\naccuracy of probes of the last encoder, %')
+        for label, value in results['probes'].items():
+            _logger.info(f'  {label:<38}{value:.1f}')

@@ -1,0 +1,105 @@
+"""Labelled images for probes."""
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from timm.data import ImageDataset
+from .errors import UserError
+
+_TRAIN = ('train', 'training')
+_TEST = ('val', 'validation', 'valid', 'test', 'eval', 'evaluation')
+_TEST_SHARE = 0.2  # of each class, of a folder without a split
+_SPLIT_SEED = 0  # whatever the seed of the run, so that runs can be compared
+
+
+class LabelledImages(NamedTuple):
+    """Images and their classes [N]."""
+    images: Dataset
+    labels: torch.Tensor
+
+
+class ProbeData(NamedTuple):
+    """Images to fit a probe on, others to test it on, and the names of the classes."""
+    train: LabelledImages
+    test: LabelledImages
+    classes: List[str]
+
+
+def open_probe_data(folder: str, mode: str) -> ProbeData:
+    """Open a folder of class folders, with `train` and `val` above them or without.
+
+    Without them a fifth of each class, at least one image, is tested on; it is the same fifth in every run.
+
+    Args:
+        folder: Folder with labelled images.
+        mode: PIL mode to convert images to.
+
+    Raises:
+        UserError: It is no such folder, or has too few images.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"--mim-probe-dir: there is no folder '{folder}'.")
+    train, test = (_first_folder(root, names) for names in (_TRAIN, _TEST))
+    if (train is None) != (test is None):
+        raise UserError(
+            f"--mim-probe-dir: '{folder}' has a folder {(train or test).name}/ and no other half; give train/ and "
+            'val/, or class folders alone.')
+    if train is None:
+        return _split(folder, mode)
+    classes = _class_numbers(train)
+    unknown = _class_numbers(test).keys() - classes.keys()
+    if unknown:
+        raise UserError(f"--mim-probe-dir: '{test}' has the class {min(unknown)}, '{train}' has none of it.")
+    return ProbeData(_open(train, mode, classes), _open(test, mode, classes), list(classes))
+
+
+def _first_folder(root: Path, names: Tuple[str, ...]) -> Optional[Path]:
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _class_numbers(folder: Path) -> Dict[str, int]:
+    try:
+        classes = ImageDataset(str(folder)).reader.class_to_idx
+    except RuntimeError:
+        raise UserError(f"--mim-probe-dir: no image in '{folder}'.") from None
+    if len(classes) < 2:
+        raise UserError(f"--mim-probe-dir: '{folder}' must hold a folder per class, of two classes or more.")
+    return classes
+
+
+def _open(folder: Path, mode: str, classes: Dict[str, int]) -> LabelledImages:
+    dataset = ImageDataset(str(folder), class_map=classes, input_img_mode=mode)
+    return LabelledImages(dataset, _labels(dataset))
+
+
+def _labels(dataset: ImageDataset) -> torch.Tensor:
+    return torch.tensor([label for _, label in dataset.reader.samples])
+
+
+def _split(folder: str, mode: str) -> ProbeData:
+    classes = _class_numbers(Path(folder))
+    whole = _open(Path(folder), mode, classes)
+    rng = np.random.default_rng(_SPLIT_SEED)
+    chosen = []
+    for name, number in classes.items():
+        members = rng.permutation(torch.nonzero(whole.labels == number).flatten().numpy())
+        if len(members) < 2:
+            raise UserError(f"--mim-probe-dir: class {name} in '{folder}' has one image; two or more are needed.")
+        chosen.extend(members[:max(1, round(len(members) * _TEST_SHARE))].tolist())
+    tested = set(chosen)
+    return ProbeData(
+        _select(folder, mode, classes, [i for i in range(len(whole.labels)) if i not in tested]),
+        _select(folder, mode, classes, sorted(tested)),
+        list(classes),
+    )
+
+
+def _select(folder: str, mode: str, classes: Dict[str, int], indices: List[int]) -> LabelledImages:
+    """Some of the images; the list of files is cut, since timm replaces an unreadable one by the next in it."""
+    dataset = ImageDataset(folder, class_map=classes, input_img_mode=mode)
+    dataset.reader.samples = [dataset.reader.samples[i] for i in indices]
+    return LabelledImages(dataset, _labels(dataset))

@@ -1,0 +1,149 @@
+"""Is it learning? Accuracy of simple classifiers on the frozen encoder, since a pre-training loss does not tell."""
+import argparse
+import logging
+from typing import Any, Callable, Dict, List, Tuple
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+
+from .errors import UserError, one_line
+from .held_out import evaluating
+from .loading import create_evaluation_loader
+from .probe_attentive import attentive_predict
+from .probe_data import LabelledImages, open_probe_data
+from .probe_features import LAST, TOKENS, Layer, count_layers, read_features, resolve_layers
+from .probe_knn import knn_predict
+from .probe_linear import linear_predict
+
+_logger = logging.getLogger(__name__)
+
+_MAX_TOKEN_BYTES = 32 * 2 ** 30  # of main memory
+
+
+class Probes:
+    """Probes of an encoder on labelled images.
+
+    Every process computes the features of its share of the images, the first one fits and tests the classifiers.
+
+    Attributes:
+        names: Names of the accuracies, as `knn_top1` or `linear_top1_layer6`.
+        description: One line that says what is asked.
+
+    Args:
+        options: Options of the run.
+        method: Method whose encoder is probed.
+        data_config: Input size, mean, standard deviation, interpolation, crop and mode of the images.
+        place: Device and rank of this process.
+
+    Raises:
+        UserError: There are no labelled images, or no such layer.
+    """
+
+    def __init__(
+            self,
+            options: argparse.Namespace,
+            method: nn.Module,
+            data_config: Dict[str, Any],
+            place: argparse.Namespace,
+    ):
+        self.options = options
+        self.data_config = data_config
+        self.place = place
+        self.device = torch.device(place.device)
+        self.data = open_probe_data(options.mim_probe_dir, data_config['mode'])
+        self.average = options.mim_probe_pool == 'avg'
+        self.layers = self._check_encoder(method)
+        self.names = [name for kind in options.mim_probe for name in self._names(kind)]
+        train, test, classes = self.data
+        largest = torch.bincount(test.labels).max() / len(test.labels)
+        self.description = (
+            f'{", ".join(self.names)} on {options.mim_probe_dir}: {len(train.labels)} images to fit, '
+            f'{len(test.labels)} to test, {len(classes)} classes; always the most frequent: {100 * largest:.1f} %')
+
+    def _names(self, kind: str) -> List[str]:
+        layers = [LAST] if kind == 'attentive' else self.layers
+        return [f'{kind}_top1' if layer == LAST else f'{kind}_top1_layer{layer}' for layer in layers]
+
+    @torch.no_grad()
+    def _check_encoder(self, method: nn.Module) -> List[Layer]:
+        """Read the layers that are asked for, by a first image, before the run begins."""
+        options = self.options
+        image = torch.zeros(1, *self.data_config['input_size'], device=self.device)
+
+        def first(encoder: nn.Module) -> Tuple[List[Layer], Dict[Layer, torch.Tensor]]:
+            needs_count = list(options.mim_probe_layers) != [LAST]
+            layers = resolve_layers(options.mim_probe_layers, count_layers(encoder, image) if needs_count else 0)
+            return layers, read_features(encoder, image, layers, self.average, 'attentive' in options.mim_probe)
+        try:
+            with evaluating(method):
+                layers, features = method.apply_to_encoder(first)
+        except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as e:
+            raise UserError(f'--mim-probe: {options.model} cannot be probed like that: {one_line(e)}') from e
+        if TOKENS in features:
+            size = features[TOKENS].numel() * 2 * (len(self.data.train.labels) + len(self.data.test.labels))
+            if size > _MAX_TOKEN_BYTES:
+                raise UserError(
+                    f'--mim-probe attentive: the tokens of all images take {size / 1e9:.0f} GB of main memory; give '
+                    f'--mim-probe-dir fewer images.')
+        return layers
+
+    def measure(self, method: nn.Module, autocast: Callable) -> Dict[str, float]:
+        """Return the accuracies in percent by name, empty on all processes but the first.
+
+        Args:
+            method: Method whose encoder is probed.
+            autocast: Context of mixed precision.
+        """
+        with evaluating(method):
+            train = self._features(self.data.train, method, autocast)
+            test = self._features(self.data.test, method, autocast)
+        if not train:
+            return {}
+        found = {}
+        for kind in self.options.mim_probe:
+            for name, layer in zip(self._names(kind), [TOKENS] if kind == 'attentive' else self.layers):
+                predicted = self._predict(kind, train[layer], test[layer])
+                found[name] = 100 * (predicted == self.data.test.labels).double().mean().item()
+        _logger.info('probes: ' + ', '.join(f'{name} {value:.1f} %' for name, value in found.items()))
+        return found
+
+    def _predict(self, kind: str, train: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
+        labels, num_classes = self.data.train.labels, len(self.data.classes)
+        if kind == 'attentive':
+            return attentive_predict(train, labels, test, num_classes, self.device)
+        predict = knn_predict if kind == 'knn' else linear_predict
+        return predict(train.to(self.device), labels.to(self.device), test.to(self.device), num_classes).cpu()
+
+    @torch.no_grad()
+    def _features(self, labelled: LabelledImages, method: nn.Module, autocast: Callable) -> Dict[Layer, torch.Tensor]:
+        """Features of all images by layer in main memory, empty on all processes but the first."""
+        place, options = self.place, self.options
+        # the same number of batches on every process: shards of a model are gathered together
+        share = -(-len(labelled.labels) // place.world_size)
+        indices = [min(n * place.world_size + place.rank, len(labelled.labels) - 1) for n in range(share)]
+        loader = create_evaluation_loader(labelled.images, indices, options, self.data_config, self.device)
+        parts: Dict[Layer, List[torch.Tensor]] = {}
+        for images, _ in loader:
+            with autocast():
+                features = method.apply_to_encoder(
+                    read_features, images, self.layers, self.average, 'attentive' in options.mim_probe)
+            for layer, values in features.items():
+                # tokens are many
+                parts.setdefault(layer, []).append(values.cpu().half() if layer == TOKENS else values.cpu())
+        shares = self._gather({layer: torch.cat(values) for layer, values in parts.items()})
+        if not shares:
+            return {}
+        # image n is the n // world_size-th of process n % world_size
+        return {
+            layer: torch.stack([part[layer] for part in shares], dim=1).flatten(0, 1)[:len(labelled.labels)]
+            for layer in shares[0]
+        }
+
+    def _gather(self, features: Dict[Layer, torch.Tensor]) -> List[Dict[Layer, torch.Tensor]]:
+        """Bring the shares of all processes to the first one."""
+        if not self.place.distributed:
+            return [features]
+        gathered = [None] * self.place.world_size if self.place.rank == 0 else None
+        dist.gather_object(features, gathered, dst=0)
+        return gathered or []
