@@ -1,6 +1,6 @@
 """Merges entries into the contents of upstream's documentation, `_toctree.yml`."""
 import re
-from typing import List, NamedTuple
+from typing import List, NamedTuple, Set
 
 from .edits import Edit, apply_edits
 from .errors import PatchsetError
@@ -26,7 +26,7 @@ class Section(NamedTuple):
 
 def merge_contents(ours: bytes, theirs: bytes) -> bytes:
     """Append our entries to upstream's sections of the same title, and the sections that upstream lacks."""
-    present = {page_of(entry) for section in read(theirs) for entry in section.entries}
+    present = pages_of(theirs)
     sections = {section.title: section for section in read(theirs)}
     edits = []
     for section in read(ours):
@@ -38,6 +38,10 @@ def merge_contents(ours: bytes, theirs: bytes) -> bytes:
             gap = b'' if theirs.endswith(b'\n') else b'\n'
             edits.append(Edit(len(theirs), len(theirs), gap + section.text))
     return apply_edits(theirs, edits)
+
+
+def pages_of(contents: bytes) -> Set[str]:
+    return {page_of(entry) for section in read(contents) for entry in section.entries}
 
 
 def read(contents: bytes) -> List[Section]:

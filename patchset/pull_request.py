@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Set
 
-from .contents import PATH as CONTENTS
+from .contents import PATH as CONTENTS, pages_of
 from .errors import PatchsetError
 from .overlay import HEADER
 from .script import PATH as SCRIPT
@@ -20,8 +20,8 @@ FAMILY_TEST_SOURCE = 'patchset/upstream_tests/test_embed_stages.py'
 TEST_FOLDERS = ('tests/models', 'tests/mim', 'tests/train')
 # what upstream's tests do not have: this tool, the fork's own script, libraries (most tests ask for those and skip)
 NOT_UPSTREAM = {'patchset', 'training', 'transformers', 'lightly'}
-# what the fork's script says and takes, where upstream's has its own ways
-OF_THE_SCRIPT = {'test_pretrain_errors.py', 'test_pretrain_options.py', 'test_pretrain_run.py'}
+# what the fork's script says and takes, where upstream's has its own ways; how its pages are made
+OF_THE_FORK = {'test_pretrain_errors.py', 'test_pretrain_options.py', 'test_pretrain_run.py', 'test_models_page.py'}
 
 
 class PullRequest:
@@ -30,7 +30,8 @@ class PullRequest:
     Attributes:
         overlays: Overlays by path.
         modules: New modules by path.
-        others: Tests and documentation pages by path upstream.
+        others: Tests and documentation pages by path.
+        contents: Entries for the pages, None without pages.
     """
 
     def __init__(self, root: Path):
@@ -41,8 +42,10 @@ class PullRequest:
         pages = sorted((root / CONTENTS).parent.rglob('*.mdx'))
         self.others = {**tests(root), **{p.relative_to(root).as_posix(): p.read_bytes() for p in pages}}
         self.contents = (root / CONTENTS).read_bytes() if (root / CONTENTS).is_file() else None
-        if pages and self.contents is None:
-            raise PatchsetError(CONTENTS, 'is missing: pages need an entry in the contents')
+        listed = pages_of(self.contents or b'')
+        for page in pages:
+            if page.relative_to((root / CONTENTS).parent).with_suffix('').as_posix() not in listed:
+                raise PatchsetError(CONTENTS, f'has no entry for {page.name}')
 
     @property
     def families(self) -> List[str]:
@@ -133,7 +136,7 @@ def tests(root: Path) -> Dict[str, bytes]:
     """Tests that need nothing that upstream's do not have."""
     files = {
         path.relative_to(root).as_posix(): path.read_bytes()
-        for folder in TEST_FOLDERS for path in sorted((root / folder).glob('*.py')) if path.name not in OF_THE_SCRIPT
+        for folder in TEST_FOLDERS for path in sorted((root / folder).glob('*.py')) if path.name not in OF_THE_FORK
     }
     barred = NOT_UPSTREAM | {path.stem for path in (root / 'tests/equivalence').glob('*.py')}
     while True:

@@ -248,9 +248,12 @@ def test_contents_of_another_form_are_refused(project, tree):
     refused(project, tree, 'hfdocs/source/_toctree.yml')
 
 
-def test_pages_need_contents(project, tree):
+def test_pages_need_an_entry(project, tree):
+    write(project.root, 'hfdocs/source/reference/more.mdx', b'# More\n')
+    refused(project, tree, 'hfdocs/source/_toctree.yml: has no entry for more.mdx')
+    (project.root / 'hfdocs/source/reference/more.mdx').unlink()
     (project.root / 'hfdocs/source/_toctree.yml').unlink()
-    refused(project, tree, 'hfdocs/source/_toctree.yml: is missing')
+    refused(project, tree, 'has no entry for mim.mdx')
 
 
 def test_steps_add_up_to_the_whole(project, tree, tmp_path):
