@@ -91,7 +91,7 @@ class Trainer:
         if place.distributed and not options.fsdp:
             self.task.prepare_distributed(
                 device_ids=None if self.device.type == 'cpu' else [self.device],
-                broadcast_buffers=not options.no_ddp_bb,
+                **(dict(broadcast_buffers=False) if options.no_ddp_bb else {}),
             )
         self.scheduler, self.num_epochs = self._create_scheduler()
         self.weight_decay = WeightDecaySchedule(
