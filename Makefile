@@ -13,7 +13,8 @@ pretrain: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
 
-# Upstream's own tests against the fork, for the models that it changes; about an hour. ARGS='-k forward_features'.
+# Upstream's own tests against the fork, for the models that it changes; hours on two cores. ARGS='-m torchscript' for a part,
+# SMALLEST_OF_CLASS=1 for one model of each class, LARGEST=300e6 for larger ones than 100e6 parameters.
 upstream-tests: $(INSTALLED)
 	$(BIN)/python -m patchset build
 	$(BIN)/python tests/upstream/run.py $(ARGS)

@@ -3,6 +3,7 @@
 Runs in both, so it imports nothing but torch and timm and uses nothing that only the fork has, `compose` and
 `is_served` aside.
 """
+import gc
 import hashlib
 import importlib
 import inspect
@@ -178,6 +179,9 @@ def values(
         dtype: Of parameters and image.
         seed: Of everything random.
     """
+    if device != 'cpu':
+        # where an operation has no deterministic algorithm it warns, and the caller sees by a second run
+        torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(seed)
     model_kwargs = dict(model_kwargs or {})
     model = build(name, model_kwargs, img_size)
@@ -200,6 +204,10 @@ def values(
         torch.manual_seed(seed)
         one_pass = run(model.train(mode == 'train'), image, call, generator)
         result.update({f'{mode} {k}': v for k, v in one_pass.items()})
+    if device != 'cpu':
+        del model, image
+        gc.collect()
+        torch.cuda.empty_cache()  # the other process needs the memory
     return result
 
 

@@ -5,6 +5,7 @@
 Every outcome is written to build/upstream/fork.txt as soon as it is known, those of the second run to stock.txt.
 """
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,9 @@ from typing import Dict, List, Optional
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+from patchset.files import exclusive  # noqa: E402
+
 FOLDER = ROOT / 'build' / 'upstream'
 FILES = [
     'test_models.py', 'test_model_input.py', 'test_layers.py', 'test_layers_drop.py', 'test_layers_pool.py',
@@ -23,18 +27,21 @@ PARALLEL = ['--numprocesses=auto', '--dist=worksteal']
 
 
 def fetch() -> None:
-    """Unpack the tests of the pinned release's source distribution, by name and hash."""
-    if list(FOLDER.glob('timm-*.tar.gz')) and (FOLDER / 'tests').is_dir():
-        return
-    subprocess.run([
-        sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--no-binary', 'timm', '--require-hashes',
-        '--requirement', HERE / 'sdist.txt', '--dest', FOLDER], check=True)
-    with tarfile.open(next(FOLDER.glob('timm-*.tar.gz'))) as archive:
-        prefix = archive.getnames()[0].split('/')[0]
-        for member in archive.getmembers():
-            member.name = member.name[len(prefix) + 1:]
-            if member.name.startswith('tests/'):  # the package beside them would shadow the installed one
-                archive.extract(member, FOLDER, filter='data')
+    """Unpack the tests of the pinned release's source distribution, by name and hash, unless they are there."""
+    version = (HERE / 'sdist.txt').read_text().split()[0].removeprefix('timm==')
+    sdist = FOLDER / f'timm-{version}.tar.gz'
+    with exclusive(FOLDER / '.lock'):
+        if sdist.exists() and (FOLDER / 'tests').is_dir():
+            return
+        shutil.rmtree(FOLDER / 'tests', ignore_errors=True)
+        subprocess.run([
+            sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--no-binary', 'timm', '--require-hashes',
+            '--requirement', HERE / 'sdist.txt', '--dest', FOLDER], check=True)
+        with tarfile.open(sdist) as archive:
+            for member in archive.getmembers():
+                member.name = member.name.removeprefix(f'timm-{version}/')
+                if member.name.startswith('tests/'):  # the package beside them would shadow the installed one
+                    archive.extract(member, FOLDER, filter='data')
 
 
 def run(arguments: List[str], results: Path, package: Optional[Path] = None) -> Dict[str, str]:
@@ -66,7 +73,7 @@ def main(arguments: List[str]) -> int:
     outcomes = run([*(f'tests/{file}' for file in FILES), *PARALLEL, *arguments], FOLDER / 'fork.txt')
     failed = [name for name, outcome in outcomes.items() if outcome == 'failed']
     in_stock = run([*failed, *PARALLEL], FOLDER / 'stock.txt', ROOT / 'build' / 'stock') if failed else {}
-    here_only = [name for name in failed if in_stock[name] != 'failed']
+    here_only = [name for name in failed if in_stock.get(name) != 'failed']
     for name in failed:
         print('FAILS WITH THE FORK ONLY:' if name in here_only else 'fails with stock timm too:', name)
     count = Counter(outcomes.values())
