@@ -20,7 +20,7 @@ RECIPES = {
         ratio=[3 / 4, 4 / 3],
         hflip=0.5,
         color_jitter=0.0,
-        train_interpolation='bicubic',
+        train_interpolation='bilinear',
     ),
     # MAE, table 8
     'mae': dict(
