@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: pretrain test upstream-tests lint diff clean
+.PHONY: pretrain test benchmark upstream-tests lint diff clean
 
 # The main job on photographs that ship inside scikit-image and scikit-learn: SimMIM, from nothing to pictures.
 pretrain: $(INSTALLED)
@@ -12,6 +12,13 @@ pretrain: $(INSTALLED)
 # The whole suite. ARGS='tests/mim -x' for a part of it.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
+
+# Side by side with transformers, lightly and stock timm, about ten minutes: table, plot and numbers in benchmarks/results.
+# ARGS='--only mae --rounds 40' for a part of it.
+benchmark: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[benchmark]'
+	$(BIN)/python -m patchset build
+	$(BIN)/python -m benchmarks $(ARGS)
 
 # Upstream's own tests against the fork, for the models that it changes; hours on two cores. ARGS='-m torchscript' for a part,
 # SMALLEST_OF_CLASS=1 for one model of each class, LARGEST=300e6 for larger ones than 100e6 parameters.

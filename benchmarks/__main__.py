@@ -1,0 +1,60 @@
+"""Run the benchmarks, write table, numbers and plot to benchmarks/results."""
+import argparse
+import json
+import os
+import time
+import warnings
+from pathlib import Path
+
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler that measures memory reports on itself
+
+import torch  # noqa: E402
+
+SECTIONS = ('mae', 'simmim', 'ijepa', 'floor', 'refactor', 'masks', 'scale', 'cuda')
+RESULTS = Path(__file__).resolve().parent / 'results'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog='python -m benchmarks', description=__doc__)
+    parser.add_argument('--only', nargs='+', choices=SECTIONS, default=SECTIONS, help='sections to run (default: all)')
+    parser.add_argument('--rounds', type=int, default=20, help='rounds of each comparison (default: 20)')
+    parser.add_argument('--no-compile', action='store_true', help='leave the compiled comparisons out')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--output', type=Path, default=RESULTS, help=f'folder of the results (default: {RESULTS})')
+    args = parser.parse_args()
+    warnings.filterwarnings('ignore')
+    rows = run(args)
+
+    from .plot import plot
+    from .report import describe_machine, to_markdown
+    machine = describe_machine(torch.device(args.device))
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / torch.device(args.device).type
+    path.with_suffix('.json').write_text(json.dumps(dict(machine=machine, rounds=args.rounds, rows=rows), indent=1))
+    path.with_suffix('.md').write_text(to_markdown(machine, rows, args.rounds))
+    if set(args.only) >= {'mae', 'simmim', 'ijepa', 'scale'}:
+        plot(rows, path.with_suffix('.png'))
+    print(f'{path}.md, .json, .png')
+
+
+def run(args: argparse.Namespace) -> list:
+    import importlib
+    device = torch.device(args.device)
+    if device.type == 'cuda':
+        torch.set_float32_matmul_precision('high')
+    rows = []
+    for name in args.only:
+        if name == 'cuda' and device.type != 'cuda':
+            continue
+        start = time.perf_counter()
+        print(name, flush=True)
+        module = importlib.import_module(f'.{name}', __package__)
+        options = dict(compiled=not args.no_compile) if 'compiled' in module.run.__code__.co_varnames else {}
+        rows += module.run(args.rounds, device, **options)
+        torch._dynamo.reset()
+        print(f'{name}: {time.perf_counter() - start:.0f} s', flush=True)
+    return rows
+
+
+if __name__ == '__main__':
+    main()

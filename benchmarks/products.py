@@ -1,0 +1,83 @@
+"""The floor of a step: its own matrix products and attentions, timed alone."""
+from typing import Any, Callable, Dict, List, Tuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from .timing import seconds
+
+PRODUCTS = ('mm', 'addmm', 'bmm', 'baddbmm', 'convolution', 'convolution_backward')
+ATTENTION = '_scaled_dot_product_'
+REPEATS = 4
+
+
+class _Recorder(TorchDispatchMode):
+    """Counts products and attentions by operation and the layout of their operands."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: Dict[str, Tuple[Callable, Any, Any]] = {}
+        self.counts: Dict[str, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in PRODUCTS or name.startswith(ATTENTION):
+            call = tree_map(_layout, (args, kwargs or {}))
+            key = f'{func} {call}'
+            self.calls[key] = (func, *call)
+            self.counts[key] = self.counts.get(key, 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+def _layout(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return ('tensor', tuple(value.shape), value.stride(), value.dtype, str(value.device))
+
+
+def _operand(value: Any) -> Any:
+    if not (isinstance(value, tuple) and value and value[0] == 'tensor'):
+        return value
+    _, shape, stride, dtype, device = value
+    size = 1 + sum((extent - 1) * step for extent, step in zip(shape, stride))
+    if dtype.is_floating_point:
+        storage = torch.randn(max(size, 1), device=device).mul_(0.02).to(dtype)
+    else:
+        storage = torch.zeros(max(size, 1), dtype=dtype, device=device)
+    return storage.as_strided(shape, stride)
+
+
+def record(step: Callable[[], Any]) -> _Recorder:
+    """The products and attentions of a step."""
+    with _Recorder() as recorder:
+        step()
+    return recorder
+
+
+def seconds_of_products(recorder: _Recorder, device: torch.device) -> float:
+    """Seconds that the recorded operations take one after the other, each at its best of a few times."""
+    def is_layout(value: Any) -> bool:
+        return isinstance(value, tuple) and len(value) > 0 and value[0] == 'tensor'
+
+    total = 0.
+    for key, (func, args, kwargs) in recorder.calls.items():
+        args, kwargs = tree_map(_operand, (args, kwargs), is_leaf=is_layout)
+        times = [seconds(lambda: func(*args, **kwargs), device) for _ in range(REPEATS + 1)]
+        total += recorder.counts[key] * min(times[1:])
+    return total
+
+
+def against_products(section: str, case: str, step: Callable[[], Any], rounds: int, device: torch.device) -> List[dict]:
+    """Our step beside the sum of its products, timed in turns."""
+    recorder = record(step)
+    step()
+    pairs = [(seconds(step, device), seconds_of_products(recorder, device)) for _ in range(rounds)]
+    ours, floor = (min(values) for values in zip(*pairs))
+    ratio = sorted(a / b for a, b in pairs)[len(pairs) // 2]
+    row = dict(
+        section=section, case=case, step_ms=ours * 1e3, products_ms=floor * 1e3, ratio=ratio,
+        ratio_of_minima=ours / floor)
+    print(f'  {case:<52}step {ours * 1e3:9.1f} ms, its products {floor * 1e3:9.1f} ms, ratio {ours / floor:6.3f}',
+          flush=True)
+    return [row]

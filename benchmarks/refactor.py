@@ -1,0 +1,97 @@
+"""What the split costs: stock's `forward_features` against `forward_stages(embed(x))`."""
+from collections import Counter
+from typing import List
+
+import torch
+import torch.nn as nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from timm.models import create_model
+
+from .stock import StockTimm
+from .timing import compare
+
+FAMILIES = (
+    'beit_base_patch16_224', 'cait_xxs24_224', 'coat_lite_tiny', 'coatnet_nano_rw_224', 'convit_tiny',
+    'crossvit_tiny_240', 'davit_tiny', 'deit_tiny_distilled_patch16_224', 'edgenext_xx_small', 'efficientformer_l1',
+    'eva02_tiny_patch14_224', 'fastvit_t8', 'focalnet_tiny_srf', 'gcvit_xxtiny', 'hiera_tiny_224', 'levit_128s',
+    'mixer_s32_224', 'mvitv2_tiny', 'nest_tiny', 'pit_ti_224', 'poolformer_s12', 'pvt_v2_b0',
+    'swin_tiny_patch4_window7_224', 'swinv2_cr_tiny_224', 'tiny_vit_5m_224', 'tnt_s_legacy_patch16_224',
+    'twins_pcpvt_small', 'vit_relpos_small_patch16_224', 'vit_tiny_patch16_224', 'visformer_tiny', 'volo_d1_224',
+    'xcit_nano_12_p16_224',
+)
+COMPILED = ('vit_tiny_patch16_224', 'pvt_v2_b0', 'xcit_nano_12_p16_224')
+
+
+class _Calls(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class _Halves(nn.Module):
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model.forward_stages(self.model.embed(x))
+
+
+class _Stock(nn.Module):
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model.forward_features(x)
+
+
+@torch.no_grad()
+def run(rounds: int, device: torch.device, compiled: bool) -> List[dict]:
+    stock = StockTimm()
+    rows = []
+    for name in FAMILIES:
+        with stock.active():
+            from timm.models import create_model as create_stock_model
+            theirs = create_stock_model(name, num_classes=0).eval().to(device)
+        ours = create_model(name, num_classes=0).eval().to(device)
+        ours.load_state_dict(theirs.state_dict())
+        side = ours.pretrained_cfg['input_size'][-1]
+        images = torch.randn(1, 3, side, side, device=device)
+        modules = dict(ours=_Halves(ours), stock=_Stock(theirs))
+        calls = {}
+        for variant, module in modules.items():
+            module(images)  # some fill a cache on the first call
+            with _Calls() as recorder:
+                module(images)
+            calls[variant] = recorder.counts
+        assert calls['ours'] == calls['stock'], name
+        assert _equal(modules['ours'](images), modules['stock'](images)), name
+        rows += _compare(name, 'eager', modules, images, rounds, device, sum(calls['ours'].values()))
+        if compiled and name in COMPILED:
+            torch._dynamo.reset()
+            modules = {variant: torch.compile(module, dynamic=False) for variant, module in modules.items()}
+            with stock.active():
+                modules['stock'](images)
+            modules['ours'](images)
+            rows += _compare(name, 'compiled', modules, images, rounds, device, None)
+    return rows
+
+
+def _compare(name, mode, modules, images, rounds, device, calls) -> List[dict]:
+    steps = {variant: lambda module=module: module(images) for variant, module in modules.items()}
+    rows = compare('refactor', f'{name}, {mode}', steps, rounds, device, memory=False)
+    for row in rows:
+        row['aten_calls'] = calls
+    return rows
+
+
+def _equal(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b))

@@ -1,0 +1,106 @@
+"""Interleaved timing: what is compared takes turns, so that a slow moment of the machine hits all alike."""
+import statistics
+import time
+from typing import Any, Callable, Dict, List
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Steps = Dict[str, Callable[[], Any]]
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+
+
+def seconds(step: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that a step takes, until the device is done."""
+    synchronize(device)
+    start = time.perf_counter()
+    step()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def interleave(steps: Steps, rounds: int, device: torch.device, warm_up: int = 2) -> Dict[str, List[float]]:
+    """Time steps in turns.
+
+    Args:
+        steps: Steps by name.
+        rounds: Rounds that count. The order within a round rotates.
+        device: Device to wait for.
+        warm_up: Rounds before, that do not count.
+
+    Returns:
+        Seconds of each round by name.
+    """
+    names = list(steps)
+    times: Dict[str, List[float]] = {name: [] for name in names}
+    for number in range(warm_up + rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            elapsed = seconds(steps[name], device)
+            if number >= warm_up:
+                times[name].append(elapsed)
+    return times
+
+
+def peak_memory(step: Callable[[], Any], device: torch.device) -> float:
+    """MiB that a step has in use at most, beyond what was in use before it."""
+    if device.type == 'cuda':
+        synchronize(device)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        synchronize(device)
+        return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    used = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == '[memory]':
+            used += event.nbytes()
+            peak = max(peak, used)
+    return peak / 2 ** 20
+
+
+def compare(
+        section: str,
+        case: str,
+        steps: Steps,
+        rounds: int,
+        device: torch.device,
+        memory: bool = True,
+) -> List[dict]:
+    """Time steps in turns and make a row of each. Ratios are to the first one, ours, median over the rounds.
+
+    Args:
+        section: What is compared.
+        case: Model, precision and batch.
+        steps: Steps by name, ours first.
+        rounds: Rounds that count.
+        device: Device to wait for.
+        memory: Measure peak memory too.
+    """
+    times = interleave(steps, rounds, device)
+    ours = next(iter(times.values()))
+    rows = []
+    for name, values in times.items():
+        ratios = [value / reference for value, reference in zip(values, ours)]
+        row = dict(
+            section=section, case=case, variant=name, median_ms=statistics.median(values) * 1e3,
+            min_ms=min(values) * 1e3, ratio=statistics.median(ratios), ratio_of_minima=min(values) / min(ours),
+            times_ms=[round(value * 1e3, 3) for value in values])
+        if memory:
+            row['peak_mib'] = peak_memory(steps[name], device)
+        rows.append(row)
+        print(describe(row), flush=True)
+    return rows
+
+
+def describe(row: dict) -> str:
+    memory = f'{row["peak_mib"]:8.0f} MiB' if 'peak_mib' in row else ''
+    return (
+        f'  {row["case"]:<52}{row["variant"]:<22}{row["median_ms"]:10.1f} ms median{row["min_ms"]:10.1f} ms minimum'
+        f'{row["ratio"]:7.3f} of ours{memory}')
