@@ -18,11 +18,12 @@ _logger = logging.getLogger(__name__)
 _SAME_ON_RESUME = ('mim', 'model', 'model_kwargs', 'img_size', 'in_chans', 'mask_ratio', 'mask_unit', 'mim_kwargs')
 
 
-def load_checkpoint(path: Path) -> Dict[str, Any]:
+def load_checkpoint(path: Path, flag: str = '--resume') -> Dict[str, Any]:
     """Load a checkpoint, tensors mapped into memory, without running any code that it may hold.
 
     Args:
         path: File of the checkpoint.
+        flag: Flag that named it.
 
     Raises:
         UserError: It is no complete checkpoint of a training run, or holds more than data.
@@ -31,9 +32,9 @@ def load_checkpoint(path: Path) -> Dict[str, Any]:
         checkpoint = load_checkpoint_metadata(path)
     except Exception as e:  # a file that is no checkpoint, or half of one, fails in many ways
         raise UserError(
-            f"--resume: '{path}' is not a complete checkpoint of a training run ({one_line(e)[:200]}).") from e
+            f"{flag}: '{path}' is not a complete checkpoint of a training run ({one_line(e)[:200]}).") from e
     if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
-        raise UserError(f"--resume: '{path}' is not a complete checkpoint of a training run (it has no state_dict).")
+        raise UserError(f"{flag}: '{path}' is not a complete checkpoint of a training run (it has no state_dict).")
     return checkpoint
 
 
@@ -73,7 +74,7 @@ def check_same_run(checkpoint: Dict[str, Any], path: Path, options: argparse.Nam
 
 
 @contextmanager
-def fitting(path: Path) -> Iterator[None]:
+def fitting(path: Path, flag: str = '--resume') -> Iterator[None]:
     """Tell the user which checkpoint it was where loading its parts fails.
 
     Raises:
@@ -82,7 +83,7 @@ def fitting(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, RuntimeError, ValueError) as e:
-        raise UserError(f"--resume: '{path}' does not fit this run: {one_line(e)[:300]}") from e
+        raise UserError(f"{flag}: '{path}' does not fit this run: {one_line(e)[:300]}") from e
 
 
 class RunSaver(CheckpointSaver):

@@ -94,6 +94,27 @@ def open_data(options: argparse.Namespace, mode: str) -> PretrainData:
         f'{options.val_split or "validation"} held out')
 
 
+def open_to_measure(options: argparse.Namespace, mode: str) -> Tuple[Dataset, str]:
+    """Open images to measure on: the validation split of a folder where it has one, all of its images otherwise.
+
+    Args:
+        options: Options of the run, with the images in place of those that it was trained on.
+        mode: PIL mode to convert images to.
+
+    Returns:
+        The images, and one line that says where they come from.
+    """
+    if options.dataset:
+        split = options.val_split or 'validation'
+        return _create_dataset(options, split, mode, is_training=False), f'{options.dataset}: {split}'
+    if not options.data_dir:
+        raise UserError('--split is of a --data-dir or --dataset, which is not given.')
+    _check_folder(options.data_dir)
+    folder = _validation_folder(options) or options.data_dir
+    options = argparse.Namespace(**{**vars(options), 'data_dir': str(folder)})
+    return _create_dataset(options, '', mode, is_training=False), str(folder)
+
+
 def _open_sample_photographs(mode: str) -> PretrainData:
     try:
         train, held_out = sample_photographs()

@@ -29,6 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--fsdp', action='store_true',
         help='shard parameters, gradients and optimizer state over processes, for models that outgrow one device')
+    add_probe_arguments(group)
+    group.add_argument(
+        '--mim-probe-interval', type=int, metavar='N',
+        help='epochs between two probes, 0 for one at the end (default: 0)')
+    group.add_argument(
+        '--log-tensorboard', action='store_true',
+        help='write event files for TensorBoard to the run folder')
+
+
+def add_probe_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add the flags that say how an encoder is probed."""
     group.add_argument(
         '--mim-probe-dir', metavar='DIR',
         help='labelled images to probe the encoder on: class folders, below train/ and val/ or alone')
@@ -36,15 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--mim-probe', nargs='+', metavar='PROBE',
         help='knn, linear, attentive (default: knn linear)')
     group.add_argument(
-        '--mim-probe-interval', type=int, metavar='N',
-        help='epochs between two probes, 0 for one at the end (default: 0)')
-    group.add_argument(
         '--mim-probe-layers', nargs='+', metavar='LAYER',
         help='layers to probe, from 1 on, last or all; attentive takes the last (default: last)')
     group.add_argument(
         '--mim-probe-pool', metavar='HOW',
         help="pool as the model does (model), or average over patches (avg); the class token of a model is not trained "
              "by SimMIM and I-JEPA (default: model)")
-    group.add_argument(
-        '--log-tensorboard', action='store_true',
-        help='write event files for TensorBoard to the run folder')

@@ -29,6 +29,7 @@ class HeldOutImages:
         device: Device to reconstruct on.
         batch_size: Number of images to reconstruct at a time.
         in_step: Processes have to do as many forward passes each, as those of a sharded model have to.
+        mask_seed: Seed of the masks.
     """
 
     def __init__(
@@ -39,9 +40,11 @@ class HeldOutImages:
             device: torch.device,
             batch_size: int = 64,
             in_step: bool = False,
+            mask_seed: int = MASK_SEED,
     ):
         self.device = device
         self.batch_size = batch_size
+        self.mask_seed = mask_seed
         self.num_images = num_images
         self.num_masks = -(-MIN_MASKS // num_images)
         self.images = images
@@ -65,7 +68,7 @@ class HeldOutImages:
         for start in range(0, len(self.mask_numbers), self.batch_size):
             numbers = self.mask_numbers[start:start + self.batch_size]
             images = self.images[torch.arange(start, start + len(numbers)) // self.num_masks]
-            yield images.to(self.device), keyed_noise(MASK_SEED, 0, numbers.to(self.device), size)
+            yield images.to(self.device), keyed_noise(self.mask_seed, 0, numbers.to(self.device), size)
 
     @torch.no_grad()
     def measure(self, method: nn.Module, autocast: Callable) -> Dict[str, float]:
@@ -114,7 +117,7 @@ class HeldOutImages:
                 with evaluating(method), autocast():
                     method.views(*self._idle_batch(method))
             return []
-        noise = keyed_noise(MASK_SEED, 0, numbers, method.noise_shape(1)[1])
+        noise = keyed_noise(self.mask_seed, 0, numbers, method.noise_shape(1)[1])
         with evaluating(method), autocast():
             return method.views(self.images[:count].to(self.device), noise)
 

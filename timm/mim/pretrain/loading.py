@@ -203,16 +203,18 @@ def load_held_out(
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
+        limit: int = HELD_OUT_LIMIT,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Load this process's share of the held-out images, normalised, and their numbers over all processes.
 
     Args:
-        dataset: Held-out images. Of more than `HELD_OUT_LIMIT` as many are taken, evenly spread.
+        dataset: Held-out images.
         options: Options of the run.
         data_config: Input size, mean, standard deviation, interpolation, crop and mode of the images.
         device: Device to normalise images on; they are kept in main memory.
         rank: This process.
         world_size: Number of processes.
+        limit: Number of images over all processes; of more as many at most are taken, evenly spread.
     """
     if isinstance(dataset, IterableDataset):
         batch_size = options.validation_batch_size or options.batch_size
@@ -228,11 +230,11 @@ def load_held_out(
             interpolation=data_config['interpolation'],
             crop_pct=data_config['crop_pct'],
         )
-        share = -(-HELD_OUT_LIMIT // world_size)
+        share = -(-limit // world_size)
         images = torch.cat([batch.cpu() for batch, _ in islice(loader, -(-share // batch_size))])[:share]
         return images, torch.arange(len(images)) * world_size + rank
 
-    spacing = -(-len(dataset) // HELD_OUT_LIMIT)
+    spacing = -(-len(dataset) // limit)
     indices = range(0, len(dataset), spacing)
     numbers = range(rank, len(indices), world_size)
     loader = create_evaluation_loader(dataset, [indices[n] for n in numbers], options, data_config, device)

@@ -3,12 +3,13 @@ import argparse
 import importlib
 import os
 import sys
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Iterator, Optional
 
 import torch
 import torch.nn as nn
+from torch.utils.data import Dataset
 
 from timm.data import resolve_data_config
 from timm.data.loader import adapt_to_chs
@@ -16,9 +17,9 @@ from timm.utils import init_distributed_device, is_primary, random_seed, reduce_
 from ..user_module import import_user_module
 from .build_method import create_method
 from .checkpoints import check_same_run, load_checkpoint, newest_checkpoint
-from .datasets import PretrainData, file_names, image_mode, open_data
+from .datasets import HELD_OUT_LIMIT, file_names, image_mode, open_data
 from .errors import RunStopped, UserError, one_line
-from .held_out import HeldOutImages
+from .held_out import MASK_SEED, HeldOutImages
 from .loading import create_train_loader, load_held_out
 from .log_file import LogFile
 from .options import resolve_options
@@ -47,9 +48,15 @@ def run(args: argparse.Namespace) -> None:
     Args:
         args: The arguments that the user gave; what was not given is absent or None.
     """
+    with exit_codes(), LogFile() as log:
+        _run(args, log)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """End the program with one line and an exit code where it cannot go on."""
     try:
-        with LogFile() as log:
-            _run(args, log)
+        yield
     except UserError as e:
         _exit(e, EXIT_MISTAKE)
     except (FloatingPointError, OSError) as e:
@@ -68,7 +75,7 @@ def _exit(error: Exception, code: int) -> None:
 
 
 def _run(args: argparse.Namespace, log: LogFile) -> None:
-    _import_mim_module(args)
+    import_mim_module(args)
     options, from_recipe = resolve_options(args)
     _import_device_modules(options)
     check_trackers(options)
@@ -78,12 +85,12 @@ def _run(args: argparse.Namespace, log: LogFile) -> None:
     data = open_data(options, mode)
     random_seed(options.seed)
     method, model_args = create_method(options)
-    place = _find_place(options)
-    data_config = _data_config(options, method, mode)
+    place = find_place(options)
+    data_config = resolve_image_config(options, method, mode)
     method.set_image_statistics(data_config['mean'], data_config['std'])
     device = torch.device(place.device)
     train_loader = create_train_loader(data.train, options, data_config, device, place.rank, place.world_size)
-    held_out = _hold_out(data, options, data_config, place)
+    held_out = hold_out(data.held_out, options, data_config, place)
 
     with StopSignal() as stop:
         if not options.fsdp:  # shards are moved one by one
@@ -107,7 +114,7 @@ def _run(args: argparse.Namespace, log: LogFile) -> None:
         conclude(options, folder, trainer, results, model_args, file_names(data.held_out))
 
 
-def _import_mim_module(args: argparse.Namespace) -> None:
+def import_mim_module(args: argparse.Namespace) -> None:
     name = getattr(args, 'mim_module', None)
     try:
         if name:
@@ -133,7 +140,7 @@ def _find_checkpoint(options: argparse.Namespace, folder: Path) -> Optional[Path
     return path
 
 
-def _find_place(options: argparse.Namespace) -> argparse.Namespace:
+def find_place(options: argparse.Namespace) -> argparse.Namespace:
     """Find the device and the rank of this process, in a namespace of its own: args.yaml says what the user gave."""
     place = argparse.Namespace(device=options.device)
     if options.fsdp and int(os.environ.get('WORLD_SIZE', 1)) < 2:
@@ -144,7 +151,8 @@ def _find_place(options: argparse.Namespace) -> argparse.Namespace:
     return place
 
 
-def _data_config(options: argparse.Namespace, method: nn.Module, mode: str) -> Dict[str, Any]:
+def resolve_image_config(options: argparse.Namespace, method: nn.Module, mode: str) -> Dict[str, Any]:
+    """Input size, mean, standard deviation, interpolation, crop and mode of the images."""
     config = resolve_data_config(
         dict(
             input_size=(options.in_chans, *method.img_size),
@@ -162,18 +170,28 @@ def _data_config(options: argparse.Namespace, method: nn.Module, mode: str) -> D
     return {**config, 'mode': mode}
 
 
-def _hold_out(
-        data: PretrainData,
+def hold_out(
+        dataset: Dataset,
         options: argparse.Namespace,
         data_config: Dict[str, Any],
         place: argparse.Namespace,
+        limit: int = HELD_OUT_LIMIT,
+        mask_seed: int = MASK_SEED,
 ) -> HeldOutImages:
+    """Load this process's share of the images to measure on, at most so many over all processes."""
     device = torch.device(place.device)
-    images, numbers = load_held_out(data.held_out, options, data_config, device, place.rank, place.world_size)
+    images, numbers = load_held_out(dataset, options, data_config, device, place.rank, place.world_size, limit)
     count = torch.tensor(float(len(images)), device=device)
     if place.distributed:
         count = reduce_tensor(count, 1)
     if not count:
         raise UserError('--val-split: there is no image to hold out.')
     return HeldOutImages(
-        images, numbers, int(count), device, options.validation_batch_size or options.batch_size, in_step=options.fsdp)
+        images,
+        numbers,
+        int(count),
+        device,
+        options.validation_batch_size or options.batch_size,
+        in_step=options.fsdp,
+        mask_seed=mask_seed,
+    )
