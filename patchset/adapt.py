@@ -17,7 +17,8 @@ class Note(NamedTuple):
 
     Attributes:
         kind: 'carried' (upstream's change comes along with `moved_from`), 'merged', 'relied on' (upstream changed what
-            the overlay leaves alone and uses), 'edited' (by a person) or 'left' (to be done by hand).
+            the overlay leaves alone and uses), 'edited' (by a person), 'left' (to be done by hand), 'new'
+            (models that no overlay serves) or 'missing' (a name that a new module imports).
     """
     kind: str
     path: str

@@ -6,6 +6,7 @@ from .adapt import Adapted, Note, adapt
 from .checkout import Checkout
 from .contents import PATH as CONTENTS, merge_contents
 from .errors import PatchsetError
+from .imported import missing_names
 from .project import Project
 from .pull_request import EXPORTS, FAMILY_TEST, MODELS, PullRequest, family_of
 from .script import PATH as SCRIPT, hand_over
@@ -71,6 +72,9 @@ class Application:
             files[SCRIPT] = self.settle(SCRIPT, hand_over)
         if CONTENTS in step:
             files[CONTENTS] = self.settle(CONTENTS, lambda theirs: merge_contents(self.request.contents, theirs))
+        if self.merge:
+            new = {path: files[path] for path in self.request.modules if path in files and path.endswith('.py')}
+            self.notes += missing_names(new, {**self.checkout.package(), **files})
         written = {path: data for path, data in files.items() if data != self.checkout.read(path)}
         self.checkout.write(written)
         return Applied(sorted(written), len(files) - len(written), self.notes)

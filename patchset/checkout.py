@@ -26,6 +26,10 @@ class Checkout:
         file = self.root / path
         return file.read_bytes() if file.is_file() else None
 
+    def package(self) -> Dict[str, bytes]:
+        """All Python files of the package, by path."""
+        return {p.relative_to(self.root).as_posix(): p.read_bytes() for p in (self.root / PACKAGE).rglob('*.py')}
+
     def earlier(self, path: str) -> Iterator[bytes]:
         """Committed versions of a file that differ from the one that lies there, newest first."""
         current, seen = self.read(path), set()

@@ -5,6 +5,7 @@ from typing import Dict, Iterator, List, NamedTuple, Sequence
 from .adapt import Adapted, Note, adapt
 from .errors import PatchsetError
 from .files import replace_files, write_tree
+from .imported import missing_names
 from .lock import dump_lock
 from .proof import Proved, prove
 from .project import Project
@@ -55,6 +56,8 @@ def plan_upgrade(project: Project, version: str, keep: Sequence[str] = ()) -> Up
             if path in stock:
                 notes.append(Note('left', path, 'upstream has a file of that name'))
     check_kept(keep, files)
+    modules = {path: data for path, data in files.items() if path not in old and path.endswith('.py')}
+    notes += missing_names(modules, {**stock, **files})
     return Upgrade(pin, stock, files, notes + list(new_models(old, stock, files)))
 
 

@@ -406,6 +406,16 @@ def test_file_that_the_tree_lacks_is_left(project, tmp_path):
     assert notes == {'upstream has no such file': 'left'}
 
 
+def test_names_that_a_new_module_imports_and_the_tree_lacks_are_named(project, tmp_path):
+    write(project.root, 'timm/mim/__init__.py', b'from timm.models import EmbedStagesMixin, Net, build, net\n'
+                                                b'from ..models import renamed as other\nfrom torch import nn\n')
+    tree = make_tree(tmp_path / 'other', net=NET.replace(b'self.blocks = []', b'self.blocks = [1]'))
+    project.update_lock()
+    missing = [note for note in apply(project, tree, merge=True).notes if note.kind == 'missing']
+    assert [str(note) for note in missing] == [
+        'missing:   timm/mim/__init__.py: imports renamed from timm.models, which upstream does not have']
+
+
 def test_command_line_names_what_differs_and_how_to_go_on(project, tmp_path, capsys):
     tree = make_tree(tmp_path / 'other', net=NET.replace(b'x = blk(x)', b'x = blk(x, 1)'))
     assert main(['apply', str(tree)], project) == 2

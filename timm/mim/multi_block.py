@@ -27,6 +27,9 @@ _NOISE_STEPS = 1 << 24  # values that noise in float32 can have
 
 Pair = Tuple[float, float]
 
+# torch before 2.1 has none to keep out, and upstream's training script, which imports this, still runs with it
+_not_compiled = torch.compiler.disable if hasattr(torch, 'compiler') else lambda function: function
+
 
 class MultiBlockMasks(NamedTuple):
     """ Patches of a batch by index, int64.
@@ -170,7 +173,7 @@ class OfficialMultiBlockSampler(nn.Module):
         )
         official_multi_block_masks(grid_size, 1, 0, torch.Generator('cpu').manual_seed(0), **self.options)
 
-    @torch.compiler.disable  # lists and a generator; what follows is compiled for each length of masks
+    @_not_compiled  # lists and a generator; what follows is compiled for each length of masks
     def forward(self, noise: torch.Tensor) -> MultiBlockMasks:
         """ Make masks.
 

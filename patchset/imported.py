@@ -1,0 +1,49 @@
+"""Do the names that new modules import from upstream exist in another version of it?"""
+import ast
+from typing import Dict, Iterator, List, Optional, Set
+
+from .adapt import Note
+from .names import bindings
+from .source import parse
+from .tree import PACKAGE
+
+
+def missing_names(modules: Dict[str, bytes], package: Dict[str, bytes]) -> Iterator[Note]:
+    """One note for each name that a module imports and the package lacks.
+
+    Args:
+        modules: The modules to look at, by path.
+        package: All Python files of the package, those modules among them.
+    """
+    for path, data in modules.items():
+        for node in ast.walk(parse(data, path)):
+            if isinstance(node, ast.ImportFrom):
+                base = base_of(path, node)
+                public = [alias.name for alias in node.names if alias.name[0] not in '*_']
+                names = [name for name in public if not provides(base, name, package, set())]
+                if base.split('/')[0] == PACKAGE and names:
+                    text = f'imports {", ".join(names)} from {base.replace("/", ".")}, which upstream does not have'
+                    yield Note('missing', path, text)
+
+
+def base_of(path: str, node: ast.ImportFrom) -> str:
+    """The module that names are imported from, as a path without suffix."""
+    package: List[str] = path.split('/')[:-node.level] if node.level else []
+    return '/'.join(package + (node.module.split('.') if node.module else []))
+
+
+def provides(base: str, name: str, package: Dict[str, bytes], seen: Set[str]) -> bool:
+    """Whether `from base import name` finds something: a name, a module, or what an `import *` brings."""
+    if file_of(f'{base}/{name}', package):
+        return True
+    path = file_of(base, package)
+    if path is None or path in seen:
+        return False
+    seen.add(path)
+    body = parse(package[path], path).body
+    stars = [node for node in body if isinstance(node, ast.ImportFrom) and node.names[0].name == '*']
+    return name in bindings(body) or any(provides(base_of(path, star), name, package, seen) for star in stars)
+
+
+def file_of(base: str, package: Dict[str, bytes]) -> Optional[str]:
+    return next((path for path in (f'{base}.py', f'{base}/__init__.py') if path in package), None)
