@@ -44,7 +44,7 @@ PAPERS = {
 METHODS = {
     'mae': dict(norm_pix=True, num_visible=49),
     'simmim': dict(mask_unit=(32, 32)),
-    'ijepa': dict(momentum=(0.996, 1.0)),
+    'ijepa': dict(momentum=[0.996, 1.0]),
 }
 
 
