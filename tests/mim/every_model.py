@@ -55,8 +55,17 @@ def branches(method: str) -> List[Case]:
         if set(case.probe_kwargs) <= {'img_size'} and unsupported_reason(case_class(case)) is None]
 
 
+_classes: Dict[str, type] = {}
+
+
 def case_class(case: Case) -> type:
-    """Class of the model of a case."""
+    """Class of the model of a case, found once."""
+    if case.name not in _classes:
+        _classes[case.name] = _find_class(case)
+    return _classes[case.name]
+
+
+def _find_class(case: Case) -> type:
     if '.' not in case.model:
         return get_model_class(case.model)
     if isinstance(probe.find_class(case.model), type):

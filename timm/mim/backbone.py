@@ -291,10 +291,17 @@ def _meta_replica(backbone: nn.Module) -> nn.Module:
 
 
 def _unused_parameters(features: torch.Tensor, parameters: Dict[str, nn.Parameter]) -> List[str]:
-    if not parameters:
-        return []
-    gradients = torch.autograd.grad(features.sum(), list(parameters.values()), allow_unused=True)
-    return [name for name, gradient in zip(parameters, gradients) if gradient is None]
+    """ Names of the parameters that a backward pass would not reach, read off the graph: nothing has to be computed.
+    """
+    used, seen, nodes = set(), set(), [features.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        used.add(id(getattr(node, 'variable', None)))  # where gradients of a parameter are accumulated
+        nodes += [following for following, _ in node.next_functions]
+    return [name for name, parameter in parameters.items() if id(parameter) not in used]
 
 
 def _feature_stride(
