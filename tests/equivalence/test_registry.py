@@ -1,9 +1,11 @@
 """The guard: a registered model with attention or another token mixer has the protocol."""
 import inspect
+import re
 
-import timm
+import torch
 from registry import model_class, registered, served
 
+import timm
 from timm.models import get_model_class, has_embed_stages
 
 # Models that have a token mixer and no protocol, each with the reason.
@@ -32,3 +34,21 @@ def test_forward_features_is_the_composition():
         source = inspect.getsource(model_cls.forward_features)
         # a classifier around an encoder goes through the encoder's own call, for its hooks
         assert 'self.forward_stages(' in source or 'self.encoder(' in source, model_cls
+
+
+# Attention over the branches of a convolution, which mixes no places.
+BRANCH_ATTENTION = {'SplitAttn', 'SelectiveKernelAttn'}
+
+
+def test_models_without_the_protocol_have_no_attention(request):
+    """The list of kinds is believed nowhere: the modules are looked at. All 522 models with `--all-models`."""
+    by_class = {}
+    for entry in sorted(set(registered()) - set(served()), key=lambda entry: entry.parameters):
+        by_class.setdefault(entry.class_name, []).append(entry.name)
+    assert len(by_class) >= 30
+    every = request.config.getoption('--all-models')
+    for name in [name for names in by_class.values() for name in (names if every else names[:1])]:
+        with torch.device('meta'):
+            modules = {type(module).__name__ for module in timm.create_model(name).modules()}
+        mixers = {module for module in modules if re.search('attention|attn|mhsa|mixer|transformer', module, re.I)}
+        assert mixers <= BRANCH_ATTENTION, name
