@@ -8,6 +8,8 @@ import torch
 import tiny_runs
 from tiny_runs import SCRIPT, SUPERVISED, write_images, write_labelled_images
 
+pytest.register_assert_rewrite('run_folders')
+
 
 @pytest.fixture(autouse=True, scope='session')
 def one_thread():

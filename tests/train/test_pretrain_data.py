@@ -86,7 +86,7 @@ def test_dataset_of_torchvision(tmp_path):
     data = open_data(options, 'RGB')
     batch, _ = next(iter(create_train_loader(data.train, options, config_of(), CPU)))
     assert batch.shape == (4, 3, 32, 32)
-    images, numbers = load_held_out(data.held_out, options, config_of(), CPU)
+    images, numbers, _ = load_held_out(data.held_out, options, config_of(), CPU)
     assert images.shape == (2, 3, 32, 32) and numbers.tolist() == [0, 1]
 
 
@@ -110,7 +110,7 @@ def test_held_out_images_are_normalised(tmp_path):
         Image.new('RGB', (50, 50), (51, 102, 204)).save(tmp_path / 'val' / f'{i}.png')
     write_images(tmp_path / 'train', 2)
     options = options_of(data_dir=str(tmp_path))
-    images, _ = load_held_out(open_data(options, 'RGB').held_out, options, config_of(), CPU)
+    images, *_ = load_held_out(open_data(options, 'RGB').held_out, options, config_of(), CPU)
     expected = torch.tensor([51, 102, 204]).view(1, 3, 1, 1) / 255
     torch.testing.assert_close(images, ((expected - 0.5) / 0.25).expand(2, 3, 32, 32))
 
@@ -126,7 +126,7 @@ def test_many_held_out_images_are_sampled_evenly(tmp_path):
             return self.transform(Image.new('RGB', (32, 32), (index % 256, index // 256, 0))), 0
 
     shares = [load_held_out(Numbers(), options_of(batch_size=64), config_of(), CPU, rank, 2) for rank in range(2)]
-    images = {n: image for part, numbers in shares for n, image in zip(numbers.tolist(), part)}
+    images = {n: image for part, numbers, _ in shares for n, image in zip(numbers.tolist(), part)}
     assert sorted(images) == list(range(HELD_OUT_LIMIT))
     for n, image in images.items():
         low, high, _ = ((image[:, 0, 0] * 0.25 + 0.5) * 255).round().int().tolist()

@@ -53,6 +53,8 @@ class CheckpointSaver:
         if not self.can_hardlink:
             shutil.copy2(src, tmp_path)
         os.replace(tmp_path, dst)
+        if os.path.exists(tmp_path):
+            os.unlink(tmp_path)  # renaming does nothing between two links of the same file
 
     @moved_from('_save', before='torch.save(save_state, save_path)')
     def _checkpoint_state(self, epoch, metric=None):
@@ -63,7 +65,7 @@ class CheckpointSaver:
     def _save(self, save_path, epoch, metric=None):
         _write_complete(self._checkpoint_state(epoch, metric), save_path)
 
-    @moved_from('save_checkpoint')
+    @moved_from('save_checkpoint', through='self._replace(tmp_save_path, last_save_path)')
     def save_checkpoint(self, epoch, metric=None):
         """Save the current state as ``last`` and, if it earns a place, as a numbered epoch checkpoint.
 
@@ -79,4 +81,11 @@ class CheckpointSaver:
         """
         if metric is not None and math.isnan(metric):
             metric = None  # nothing compares with NaN, it would stay the best for ever
+        ...
+        return self._rank_last(epoch, metric)
+
+    @moved_from('save_checkpoint', after='self._replace(tmp_save_path, last_save_path)')
+    def _rank_last(self, epoch, metric=None):
+        """Give ``last`` the numbered place that it earns. A run that was killed in the middle of it can do it again."""
+        last_save_path = os.path.join(self.checkpoint_dir, 'last' + self.extension)
         ...

@@ -1,6 +1,7 @@
 """Checkpoints of a run: written by timm's saver, found and loaded here."""
 import argparse
 import logging
+import math
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
@@ -16,6 +17,10 @@ _logger = logging.getLogger(__name__)
 
 # What a checkpoint must agree on with the run that goes on from it.
 _SAME_ON_RESUME = ('mim', 'model', 'model_kwargs', 'img_size', 'in_chans', 'mask_ratio', 'mask_unit', 'mim_kwargs')
+
+
+# What a run that was killed leaves of the checkpoint that it was writing.
+_UNFINISHED = ('*.partial', 'tmp.pth.tar', 'recovery_tmp.pth.tar')
 
 
 def load_checkpoint(path: Path, flag: str = '--resume') -> Dict[str, Any]:
@@ -43,17 +48,26 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
 
     Args:
         folder: Folder of a run.
+
+    Raises:
+        UserError: There are checkpoints, and none can be read.
     """
     found: List[Tuple[int, bool, Path]] = []
+    unreadable = 0
     for path in folder.glob('*.pth.tar'):
-        if path.name.startswith('tmp') or path.name.startswith('recovery_tmp'):
+        if any(path.match(pattern) for pattern in _UNFINISHED):
             continue
         try:
             run = load_checkpoint(path).get('run') or {}
         except UserError as e:
             _logger.warning(f'Left out: {e}')
+            unreadable += 1
             continue
         found.append((run.get('update', -1), path.name == LAST, path))
+    if unreadable and not found:
+        raise UserError(
+            f"--resume auto: none of the {unreadable} checkpoints in '{folder}' can be read; begin anew with another "
+            '--experiment.')
     return max(found)[-1] if found else None
 
 
@@ -117,33 +131,76 @@ class RunSaver(CheckpointSaver):
             max_history=options.checkpoint_hist,
             task=task,
         )
+        self.options = options
         self.added: Dict[str, Any] = {}
+        self.within_epoch = False
+        for pattern in _UNFINISHED:
+            for path in folder.glob(pattern):
+                path.unlink()
 
     def _checkpoint_state(self, epoch: int, metric: Optional[float] = None) -> Dict[str, Any]:
-        return {**super()._checkpoint_state(epoch, metric), **self.added}
+        state = {**super()._checkpoint_state(epoch, metric), **self.added}
+        if self.within_epoch:
+            state['saver'] = self.state_dict()  # it takes no place in the history
+        return state
 
-    def save_epoch(self, epoch: int, metric: Optional[float], added: Dict[str, Any], milestone: bool) -> Optional[int]:
+    def best_with(self, epoch: int, metric: Optional[float]) -> Tuple[Optional[int], Optional[float]]:
+        """Return the best epoch and its metric, None without metrics, counting one that is about to be saved."""
+        ranked = metric is not None and not math.isnan(metric)
+        if ranked and (self.best_metric is None or self.cmp(metric, self.best_metric)):
+            return epoch, metric
+        return self.best_epoch, self.best_metric
+
+    def save_epoch(
+            self,
+            epoch: int,
+            metric: Optional[float],
+            added: Dict[str, Any],
+            results: Dict[str, Any],
+    ) -> None:
         """Save a completed epoch, and drop what was saved within it.
 
         Args:
             epoch: Number of the epoch.
             metric: Held-out error, None where epochs cannot be compared by it.
             added: What `Trainer.state_dict` returned.
-            milestone: Keep this checkpoint for good.
-
-        Returns:
-            Number of the best epoch so far, None without a metric.
+            results: What came out so far.
         """
-        self.added = added
-        _, best_epoch = self.save_checkpoint(epoch, metric=metric)
-        if milestone:
+        self.added, self.within_epoch = dict(added, results=results), False
+        self.save_checkpoint(epoch, metric=metric)
+        self._tidy(epoch)
+
+    def save_within_epoch(
+            self,
+            epoch: int,
+            batch: int,
+            added: Dict[str, Any],
+            results: Dict[str, Any],
+    ) -> None:
+        """Save the state within an epoch, which the next one replaces."""
+        self.added, self.within_epoch = dict(added, results=results), True
+        self.save_recovery(epoch, batch)
+
+    def take_up(self, checkpoint: Dict[str, Any], path: Path) -> None:
+        """Go on with the history of a checkpoint of this folder, and do what a kill left undone after it.
+
+        Args:
+            checkpoint: The checkpoint.
+            path: Its file.
+        """
+        history = checkpoint.get('saver') or {}
+        epoch, metric = history.get('pending', (None, None))
+        if epoch is None or path.name != LAST:
+            self.load_state_dict(history)
+            return
+        self.load_state_dict({**history, 'pending': (None, None)})
+        self._rank_last(epoch, metric)
+        self._tidy(epoch)
+
+    def _tidy(self, epoch: int) -> None:
+        """What follows the checkpoint of a completed epoch."""
+        if epoch + 1 in self.options.save_epochs:
             self.save_milestone(epoch + 1)
         for path in Path(self.recovery_dir).glob(f'{self.recovery_prefix}-*{self.extension}'):
             path.unlink()
         self.curr_recovery_file = self.prev_recovery_file = ''
-        return best_epoch
-
-    def save_within_epoch(self, epoch: int, batch: int, added: Dict[str, Any]) -> None:
-        """Save the state within an epoch, which the next one replaces."""
-        self.added = added
-        self.save_recovery(epoch, batch)

@@ -41,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_probe_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the flags that say how an encoder is probed."""
     group.add_argument(
+        '--max-unreadable', type=float, metavar='SHARE',
+        help='end a run in which more of the images of an epoch cannot be read (default: 0.1); others take their place '
+             'up to there. A stream of images leaves out what it cannot read without telling')
+    group.add_argument(
         '--mim-probe-dir', metavar='DIR',
         help='labelled images to probe the encoder on: class folders, below train/ and val/ or alone')
     group.add_argument(

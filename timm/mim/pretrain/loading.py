@@ -4,26 +4,21 @@ Both depend on the seed, the epoch and the position in the epoch alone: one proc
 many, fresh or resumed, see the same images.
 """
 import argparse
-import random
+import signal
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
-from typing import Any, Callable, Dict, Iterator, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Sequence
 
-import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from timm.data import create_loader, create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
 from .datasets import HELD_OUT_LIMIT
 from .errors import UserError
-
-
-class ImageKey(NamedTuple):
-    """An image to load: the epoch, its position in the epoch over all processes, and its index in the dataset."""
-    epoch: int
-    position: int
-    index: int
+from .reading import ImageKey, KeyedImages, sample_seed
+from .stop_signal import SIGNALS
 
 
 class EpochSampler(Sampler):
@@ -80,51 +75,15 @@ class EpochSampler(Sampler):
         return iter([ImageKey(self.epoch, p, i) for p, i in zip(positions.tolist(), order[positions].tolist())])
 
 
-def sample_seed(seed: int, epoch: int, position: int) -> int:
-    """Return a seed for one image of one epoch."""
-    return int(np.random.SeedSequence((seed, epoch, position + 1)).generate_state(1)[0])
+class HeldOutShare(NamedTuple):
+    """This process's share of the held-out images: normalised, with their numbers over all processes.
 
-
-class KeyedImages(Dataset):
-    """Seeds the random augmentation of every image with its key, and converts images of any dataset to one mode.
-
-    Args:
-        dataset: Dataset with a `transform`.
-        transform: Transform of a PIL image.
-        mode: PIL mode to convert images to.
-        seed: Seed of the run.
+    Attributes:
+        unreadable: How many are missing.
     """
-
-    def __init__(self, dataset: Dataset, transform, mode: str, seed: int):
-        self.dataset = dataset
-        self.seed = seed
-        (dataset.dataset if isinstance(dataset, Subset) else dataset).transform = ConvertThen(mode, transform)
-
-    def __getitem__(self, key: ImageKey) -> Tuple[torch.Tensor, int]:
-        seed = sample_seed(self.seed, key.epoch, key.position)
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would queue a call for CUDA each time
-        return self.dataset[key.index][0], key.index
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-
-class ConvertThen:
-    """Transform that converts a PIL image to a mode before another transform.
-
-    Args:
-        mode: PIL mode.
-        transform: Transform of a PIL image.
-    """
-
-    def __init__(self, mode: str, transform):
-        self.mode = mode
-        self.transform = transform
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return self.transform(image if image.mode == self.mode else image.convert(self.mode))
+    images: torch.Tensor
+    numbers: torch.Tensor
+    unreadable: int = 0
 
 
 def create_train_loader(
@@ -160,7 +119,7 @@ def create_train_loader(
         interpolation=options.train_interpolation,
     )
     if isinstance(dataset, IterableDataset):
-        return create_loader(
+        loader = create_loader(
             dataset,
             input_size=data_config['input_size'],
             batch_size=options.batch_size,
@@ -173,6 +132,8 @@ def create_train_loader(
             device=device,
             **augmentation,
         )
+        _leave_signals_alone(loader.loader)
+        return loader
     sampler = EpochSampler(
         len(dataset),
         batch_size=options.batch_size,
@@ -204,8 +165,8 @@ def load_held_out(
         rank: int = 0,
         world_size: int = 1,
         limit: int = HELD_OUT_LIMIT,
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Load this process's share of the held-out images, normalised, and their numbers over all processes.
+) -> HeldOutShare:
+    """Load this process's share of the held-out images.
 
     Args:
         dataset: Held-out images.
@@ -232,14 +193,18 @@ def load_held_out(
         )
         share = -(-limit // world_size)
         images = torch.cat([batch.cpu() for batch, _ in islice(loader, -(-share // batch_size))])[:share]
-        return images, torch.arange(len(images)) * world_size + rank
+        return HeldOutShare(images, torch.arange(len(images)) * world_size + rank)
 
     spacing = -(-len(dataset) // limit)
     indices = range(0, len(dataset), spacing)
     numbers = range(rank, len(indices), world_size)
     loader = create_evaluation_loader(dataset, [indices[n] for n in numbers], options, data_config, device)
-    images = [batch.cpu() for batch, _ in loader]
-    return torch.cat(images) if images else torch.empty(0, *data_config['input_size']), torch.tensor(list(numbers))
+    batches = [(images.cpu(), found.cpu() >= 0) for images, found in loader]
+    if not batches:
+        return HeldOutShare(torch.empty(0, *data_config['input_size']), torch.tensor([], dtype=torch.long))
+    readable = torch.cat([found for _, found in batches])
+    images = torch.cat([images[found] for images, found in batches])
+    return HeldOutShare(images, torch.tensor(list(numbers))[readable], int((~readable).sum()))
 
 
 def create_evaluation_loader(
@@ -249,7 +214,8 @@ def create_evaluation_loader(
         data_config: Dict[str, Any],
         device: torch.device,
 ) -> PrefetchLoader:
-    """Create a loader of some images of a dataset, resized and cropped alike each time; with each comes its index.
+    """Create a loader of some images of a dataset, resized and cropped alike each time; with each comes its index,
+    `~index` where it cannot be read and another one is in its place.
 
     Args:
         dataset: Images.
@@ -298,6 +264,7 @@ def _create_loader(
         pin_memory=options.pin_mem,
         persistent_workers=persistent_workers and options.workers > 0,
     )
+    _leave_signals_alone(loader)
     return PrefetchLoader(
         loader,
         mean=data_config['mean'],
@@ -305,3 +272,26 @@ def _create_loader(
         channels=data_config['input_size'][0],
         device=device,
     )
+
+
+def _leave_signals_alone(loader: DataLoader) -> None:
+    """Let the workers go on when all processes are told to stop, until the run is saved."""
+    loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
+
+
+def _init_worker(others: Optional[Callable], worker: int) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if others is not None:
+        others(worker)
+
+
+@contextmanager
+def ending_workers(loader: PrefetchLoader) -> Iterator[None]:
+    """End the workers of a loader with the block: they ignore the signal that would end them with the program."""
+    try:
+        yield
+    finally:
+        iterator = getattr(loader.loader, '_iterator', None)  # there is no public way
+        if hasattr(iterator, '_shutdown_workers'):
+            iterator._shutdown_workers()

@@ -18,13 +18,14 @@ from ..user_module import import_user_module
 from .build_method import create_method
 from .checkpoints import check_same_run, load_checkpoint, newest_checkpoint
 from .datasets import HELD_OUT_LIMIT, file_names, image_mode, open_data
-from .errors import RunStopped, UserError, one_line
+from .errors import RunStopped, UserError, lost_process, one_line
 from .held_out import MASK_SEED, HeldOutImages
-from .loading import create_train_loader, load_held_out
+from .loading import create_train_loader, ending_workers, load_held_out
 from .log_file import LogFile
 from .options import resolve_options
 from .probes import Probes
 from .progress import lines_above_bar, wants_bar
+from .reading import UnreadableImages
 from .records import Records
 from .run_folder import create_run_folder, find_run_folder
 from .run_loop import RunLoop
@@ -59,18 +60,29 @@ def exit_codes() -> Iterator[None]:
         yield
     except UserError as e:
         _exit(e, EXIT_MISTAKE)
-    except (FloatingPointError, OSError) as e:
-        _exit(e, EXIT_FAILED)
     except RunStopped as e:
         _exit(e, EXIT_STOPPED)
+    except (FloatingPointError, UnreadableImages) as e:
+        _exit(e, EXIT_FAILED)
+    except OSError as e:
+        _exit(e, EXIT_FAILED, alone=True)
+    except RuntimeError as e:
+        lost = lost_process(e)
+        if lost is None:
+            raise
+        _exit(lost, EXIT_FAILED, alone=True)
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
 
-def _exit(error: Exception, code: int) -> None:
-    if int(os.environ.get('RANK', 0)) == 0:
-        print(f'{os.path.basename(sys.argv[0])}: error: {one_line(error)}', file=sys.stderr)
+def _exit(error: Exception, code: int, alone: bool = False) -> None:
+    """End the program with a line, which one process prints for all unless it is alone with the error."""
+    rank, script = int(os.environ.get('RANK', 0)), os.path.basename(sys.argv[0])
+    if alone and rank:
+        script = f'{script}: rank {rank}'
+    if alone or rank == 0:
+        print(f'{script}: error: {one_line(error)}', file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -92,7 +104,7 @@ def _run(args: argparse.Namespace, log: LogFile) -> None:
     train_loader = create_train_loader(data.train, options, data_config, device, place.rank, place.world_size)
     held_out = hold_out(data.held_out, options, data_config, place)
 
-    with StopSignal() as stop:
+    with StopSignal() as stop, ending_workers(train_loader):
         if not options.fsdp:  # shards are moved one by one
             method = method.to(device)
         trainer = Trainer(options, method, train_loader, place, stop, checkpoint)
@@ -178,18 +190,28 @@ def hold_out(
         limit: int = HELD_OUT_LIMIT,
         mask_seed: int = MASK_SEED,
 ) -> HeldOutImages:
-    """Load this process's share of the images to measure on, at most so many over all processes."""
+    """Load this process's share of the images to measure on, at most so many over all processes.
+
+    Raises:
+        UnreadableImages: More of them cannot be read than the user allows.
+        UserError: There are none.
+    """
     device = torch.device(place.device)
-    images, numbers = load_held_out(dataset, options, data_config, device, place.rank, place.world_size, limit)
-    count = torch.tensor(float(len(images)), device=device)
+    share = load_held_out(dataset, options, data_config, device, place.rank, place.world_size, limit)
+    counts = torch.tensor([float(len(share.images)), float(share.unreadable)], device=device)
     if place.distributed:
-        count = reduce_tensor(count, 1)
+        counts = reduce_tensor(counts, 1)
+    count, unreadable = map(int, counts.tolist())
+    if unreadable > options.max_unreadable * (count + unreadable):
+        raise UnreadableImages(
+            f'{unreadable} of the {count + unreadable} images that are held out cannot be read: remove or replace '
+            f'them, or allow more than --max-unreadable {options.max_unreadable:g}.')
     if not count:
         raise UserError('--val-split: there is no image to hold out.')
     return HeldOutImages(
-        images,
-        numbers,
-        int(count),
+        share.images,
+        share.numbers,
+        count,
         device,
         options.validation_batch_size or options.batch_size,
         in_step=options.fsdp,

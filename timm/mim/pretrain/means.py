@@ -44,14 +44,19 @@ class RunningMeans:
         return _over_processes(self.epoch, self.epoch_count)
 
     def state_dict(self) -> Dict[str, Any]:
-        """The sums of the epoch, those of all processes."""
-        sums = _over_processes(self.epoch, 1)
-        return dict(sums=sums, count=self.epoch_count)
+        """The sums of all processes."""
+        return dict(
+            sums=_over_processes(self.epoch, 1),
+            count=self.epoch_count,
+            recent_sums=_over_processes(self.recent, 1),
+            recent_count=self.recent_count,
+        )
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        self.reset()
         self.epoch = {name: self.zero + value for name, value in state['sums'].items()}
         self.epoch_count = state['count']
+        self.recent = {name: self.zero + value for name, value in state['recent_sums'].items()}
+        self.recent_count = state['recent_count']
 
 
 def _over_processes(sums: Dict[str, torch.Tensor], count: int) -> Dict[str, float]:

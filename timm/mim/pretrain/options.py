@@ -21,6 +21,7 @@ DEFAULTS = dict(
     # dataset
     data_dir=None, dataset='', train_split='train', val_split=None, train_num_samples=None, val_num_samples=None,
     dataset_download=False, dataset_trust_remote_code=False, input_img_mode=None, input_key=None, target_key=None,
+    max_unreadable=0.1,
     # model
     model='vit_small_patch16_224', pretrained=False, pretrained_path=None, initial_checkpoint='', model_kwargs={},
     img_size=None, in_chans=None, input_size=None, mean=None, std=None, interpolation='', crop_pct=None,
@@ -174,7 +175,7 @@ def _check_values(options: argparse.Namespace) -> None:
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise UserError(f'{flag_name(name)} {value:g} must be a positive number.')
     for name in ('hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'drop_path',
-                 'crop_pct'):
+                 'crop_pct', 'max_unreadable'):
         value = getattr(options, name)
         if value is not None and not 0 <= value <= 1:
             raise UserError(f'{flag_name(name)} {value:g} must lie between 0 and 1.')

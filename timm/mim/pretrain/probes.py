@@ -18,6 +18,7 @@ from .probe_linear import linear_predict
 
 _logger = logging.getLogger(__name__)
 
+_READABLE = 'readable'  # among the features, whether there is an image behind them
 _MAX_TOKEN_BYTES = 32 * 2 ** 30  # of main memory
 
 
@@ -96,49 +97,56 @@ class Probes:
             autocast: Context of mixed precision.
         """
         with evaluating(method):
-            train = self._features(self.data.train, method, autocast)
-            test = self._features(self.data.test, method, autocast)
+            train, train_labels = self._features(self.data.train, method, autocast)
+            test, test_labels = self._features(self.data.test, method, autocast)
         if not train:
             return {}
         found = {}
         for kind in self.options.mim_probe:
             for name, layer in zip(self._names(kind), [TOKENS] if kind == 'attentive' else self.layers):
-                predicted = self._predict(kind, train[layer], test[layer])
-                found[name] = 100 * (predicted == self.data.test.labels).double().mean().item()
+                predicted = self._predict(kind, train[layer], train_labels, test[layer])
+                found[name] = 100 * (predicted == test_labels).double().mean().item()
         _logger.info('probes: ' + ', '.join(f'{name} {value:.1f} %' for name, value in found.items()))
         return found
 
-    def _predict(self, kind: str, train: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
-        labels, num_classes = self.data.train.labels, len(self.data.classes)
+    def _predict(self, kind: str, train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
+        num_classes = len(self.data.classes)
         if kind == 'attentive':
             return attentive_predict(train, labels, test, num_classes, self.device)
         predict = knn_predict if kind == 'knn' else linear_predict
         return predict(train.to(self.device), labels.to(self.device), test.to(self.device), num_classes).cpu()
 
     @torch.no_grad()
-    def _features(self, labelled: LabelledImages, method: nn.Module, autocast: Callable) -> Dict[Layer, torch.Tensor]:
-        """Features of all images by layer in main memory, empty on all processes but the first."""
+    def _features(
+            self,
+            labelled: LabelledImages,
+            method: nn.Module,
+            autocast: Callable,
+    ) -> Tuple[Dict[Layer, torch.Tensor], torch.Tensor]:
+        """Features by layer, empty on all processes but the first, and labels, of the images that can be read."""
         place, options = self.place, self.options
         # the same number of batches on every process: shards of a model are gathered together
         share = -(-len(labelled.labels) // place.world_size)
         indices = [min(n * place.world_size + place.rank, len(labelled.labels) - 1) for n in range(share)]
         loader = create_evaluation_loader(labelled.images, indices, options, self.data_config, self.device)
         parts: Dict[Layer, List[torch.Tensor]] = {}
-        for images, _ in loader:
+        for images, index in loader:
             with autocast():
                 features = method.apply_to_encoder(
                     read_features, images, self.layers, self.average, 'attentive' in options.mim_probe)
-            for layer, values in features.items():
+            for layer, values in {**features, _READABLE: index >= 0}.items():
                 # tokens are many
                 parts.setdefault(layer, []).append(values.cpu().half() if layer == TOKENS else values.cpu())
         shares = self._gather({layer: torch.cat(values) for layer, values in parts.items()})
         if not shares:
-            return {}
+            return {}, labelled.labels
         # image n is the n // world_size-th of process n % world_size
-        return {
+        features = {
             layer: torch.stack([part[layer] for part in shares], dim=1).flatten(0, 1)[:len(labelled.labels)]
             for layer in shares[0]
         }
+        readable = features.pop(_READABLE)
+        return {layer: values[readable] for layer, values in features.items()}, labelled.labels[readable]
 
     def _gather(self, features: Dict[Layer, torch.Tensor]) -> List[Dict[Layer, torch.Tensor]]:
         """Bring the shares of all processes to the first one."""

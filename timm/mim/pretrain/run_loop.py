@@ -1,4 +1,5 @@
 """The loop over epochs: train, report, evaluate, save."""
+import logging
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -13,9 +14,10 @@ from .memory import peak_memory
 from .probes import Probes
 from .progress import Progress
 from .records import Records
-from .run_folder import BEST
 from .sharding import whole
 from .trainer import Trainer
+
+_logger = logging.getLogger(__name__)
 
 _PICTURE_ROWS = 4
 
@@ -52,14 +54,9 @@ class RunLoop:
         if is_primary(trainer.place):
             self.saver = RunSaver(folder, self.options, trainer.task, trainer.optimizer, trainer.scaler)
             if checkpoint is not None and checkpoint.parent.absolute() == folder.absolute():
-                self._take_up(checkpoint)
-
-    def _take_up(self, path: Path) -> None:
-        """Go on with the history of checkpoints, and complete what was written after the last one of them."""
-        self.saver.load_state_dict(load_checkpoint(path).get('saver', {}))
-        best = self.saver.best_epoch
-        if best is not None and self.saver._checkpoint_path(best) in [path for path, _ in self.saver.checkpoint_files]:
-            self.saver._duplicate(self.saver._checkpoint_path(best), str(self.folder / BEST))
+                saved = load_checkpoint(checkpoint)
+                self.saver.take_up(saved, checkpoint)
+                self.results = saved.get('results', {})
 
     def train(self, bar: bool = False) -> Dict[str, Any]:
         """Train to the last epoch.
@@ -68,7 +65,7 @@ class RunLoop:
             bar: Show a progress bar.
 
         Returns:
-            What came out, empty if all epochs were done before.
+            What came out, empty if all epochs were done before, elsewhere.
 
         Raises:
             RunStopped: The run was asked to stop, and was saved.
@@ -76,8 +73,8 @@ class RunLoop:
         trainer = self.trainer
         first_epoch = trainer.update // trainer.updates_per_epoch
         if first_epoch >= trainer.last_epoch:
-            return {}
-        self.results = dict(baselines=self.held_out.baselines(trainer.trained_method, trainer.autocast))
+            return self.results
+        self.results['baselines'] = self.held_out.baselines(trainer.trained_method, trainer.autocast)
         progress = Progress(
             trainer.update,
             trainer.last_epoch * trainer.updates_per_epoch,
@@ -117,6 +114,8 @@ class RunLoop:
                     means = self.trainer.means.report()
                     learning_rate = self.trainer.optimizer.param_groups[0]['lr']
                     progress.report(epoch, update, means['loss'], learning_rate)
+                    if means.get('unreadable'):
+                        self._say_unreadable(epoch)
                     if self.records is not None:
                         self.records.add_step(epoch, update, dict(
                             means,
@@ -130,6 +129,12 @@ class RunLoop:
         except RunStopped:
             return True
         return False
+
+    def _say_unreadable(self, epoch: int) -> None:
+        share = self.trainer.check_readable()
+        if self.saver is not None:
+            _logger.warning(
+                f'epoch {epoch}: {share:.2%} of the images so far cannot be read, others took their place')
 
     def _is_due(self, completed: int) -> bool:
         options = self.options
@@ -154,7 +159,8 @@ class RunLoop:
     def _save_within(self, epoch: int) -> None:
         state = self.trainer.state_dict()
         if self.saver is not None:
-            self.saver.save_within_epoch(epoch, self.trainer.update - epoch * self.trainer.updates_per_epoch, state)
+            self.saver.save_within_epoch(
+                epoch, self.trainer.update - epoch * self.trainer.updates_per_epoch, state, self.results)
 
     def evaluate(self, epoch: int) -> None:
         """Measure the held-out error, and write records, checkpoint, encoder and picture.
@@ -173,13 +179,9 @@ class RunLoop:
         if self.saver is None:
             return
         name, error = next(iter(measured.items()))
-        best_epoch = self.saver.save_epoch(
-            epoch, error if method.losses_compare else None, state, milestone=epoch + 1 in self.options.save_epochs)
-        if best_epoch in (epoch, None):
-            save_encoder(
-                self.folder, encoder, method.encoder, self.records.data_config, tag=self.options.mim)
-        self.results.update(
-            metric=name, last_epoch=epoch, last=measured, best_epoch=best_epoch, best=self.saver.best_metric)
+        metric = error if method.losses_compare else None
+        best_epoch, best = self.saver.best_with(epoch, metric)
+        self.results.update(metric=name, last_epoch=epoch, last=measured, best_epoch=best_epoch, best=best)
         self.records.add_epoch(
             epoch,
             trainer.update,
@@ -193,3 +195,8 @@ class RunLoop:
             views,
             caption=f'epoch {epoch}, held-out images ({name} over all of them: {error:.3f})',
         )
+        if best_epoch in (epoch, None):
+            save_encoder(
+                self.folder, encoder, method.encoder, self.records.data_config, tag=self.options.mim)
+        # Last, since it says that the epoch is done: a run that is killed before does it all again.
+        self.saver.save_epoch(epoch, metric, state, self.results)

@@ -1,5 +1,5 @@
 """Whether a step may be taken: no process has a loss that is not finite, none was asked to stop."""
-from typing import NamedTuple, Optional
+from typing import Iterable, NamedTuple, Optional
 
 import torch
 import torch.distributed as dist
@@ -53,6 +53,14 @@ class StepGuard:
         """The verdict on the last step, before anything is saved."""
         previous, self.pending = self.pending, None
         return Verdict(True, False) if previous is None else _read(previous)
+
+    def all_finite(self, tensors: Iterable[torch.Tensor]) -> bool:
+        """Whether the tensors of all processes are finite. The host waits for the device."""
+        shards = (tensor.to_local() if hasattr(tensor, 'to_local') else tensor for tensor in tensors)
+        finite = torch.stack([tensor.detach().isfinite().all() for tensor in shards]).all().float()
+        if self.distributed:
+            dist.all_reduce(finite, dist.ReduceOp.MIN)
+        return bool(finite)
 
 
 class _Copy(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
 import torch.nn as nn
+from torch.utils.data import IterableDataset
 
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import MaskedImageModelingTask
@@ -19,10 +20,10 @@ from timm.utils import NativeScaler, dispatch_clip_grad, is_primary
 from ..noise import keyed_noise
 from .checkpoints import fitting, load_checkpoint
 from .errors import RunStopped, UserError, one_line
-from .loading import sample_seed
 from .means import RunningMeans
 from .optimizer import WeightDecaySchedule, create_optimizer
 from .options import resolve_learning_rate
+from .reading import UnreadableImages, sample_seed
 from .sharding import load_whole_optimizer, shard, whole
 from .step_guard import StepGuard, Verdict
 from .stop_signal import StopSignal
@@ -64,6 +65,7 @@ class Trainer:
         self.stop = stop
         self.train_loader = train_loader
         self.device = torch.device(place.device)
+        self.counts_unreadable = not isinstance(train_loader.dataset, IterableDataset)  # a stream tells nothing
         self.noise_size = method.noise_shape(1)[1]
 
         self.updates_per_epoch = len(train_loader) // options.grad_accum_steps
@@ -143,24 +145,35 @@ class Trainer:
         """Go to a place in the run, or behind an epoch, in a checkpoint of another program."""
         if run is None:
             self.update = (epoch + 1) * self.updates_per_epoch
-        elif run['updates_per_epoch'] == self.updates_per_epoch:
-            self.update = run['update']
-            self.means.load_state_dict(run['means'])
-        elif run['update'] % run['updates_per_epoch']:
+            return
+        done, within = divmod(run['update'], run['updates_per_epoch'])
+        if not within:
+            self.update = done * self.updates_per_epoch
+            return
+        saved, present = ((size['updates_per_epoch'], size['images_per_update']) for size in (run, vars(self)))
+        if saved != present:
             raise UserError(
-                f"--resume: the checkpoint was written in the middle of an epoch of {run['updates_per_epoch']} "
-                f'updates, which has {self.updates_per_epoch} now: go on with as many images and the same batch.')
-        else:
-            self.update = run['update'] // run['updates_per_epoch'] * self.updates_per_epoch
+                f'--resume: the checkpoint was written within an epoch of {saved[0]} updates with {saved[1]} images, '
+                f'which has {present[0]} with {present[1]} now: go on with as many images and the same batch over all '
+                'processes.')
+        self.update = run['update']
+        self.means.load_state_dict(run['means'])
 
     def state_dict(self) -> Dict[str, Any]:
         """The place in the run for a checkpoint, and what has to be gathered for it. All processes ask together.
 
         Raises:
-            FloatingPointError: The last loss of a process is not finite, and nothing should be saved.
+            FloatingPointError: The last loss of a process or the weights are not finite, and nothing should be saved.
         """
         self._judge(self.guard.finish(), self.update - 1)
-        run = dict(update=self.update, updates_per_epoch=self.updates_per_epoch, means=self.means.state_dict())
+        if not self.guard.all_finite(self.task.get_method().parameters()):  # the gradients of a finite loss may not be
+            raise self._not_finite(f'the weights are not finite after update {self.update - 1}', 'they were not saved')
+        run = dict(
+            update=self.update,
+            updates_per_epoch=self.updates_per_epoch,
+            images_per_update=self.images_per_update,
+            means=self.means.state_dict(),
+        )
         if not self.options.fsdp:
             return dict(run=run)
         state = dict(optimizer=self.optimizer.state_dict(), **self.task.get_checkpoint_state())
@@ -218,6 +231,20 @@ class Trainer:
                 raise RunStopped
         self._judge(self.guard.finish(), self.update - 1)
 
+    def check_readable(self) -> float:
+        """Return the share of unreadable images in what was seen of the epoch. All processes ask together.
+
+        Raises:
+            UnreadableImages: They are more of the whole epoch than the user allows.
+        """
+        share = self.means.of_epoch().get('unreadable', 0.)
+        of_epoch = share * self.means.epoch_count / self.updates_per_epoch
+        if of_epoch > self.options.max_unreadable:
+            raise UnreadableImages(
+                f'{of_epoch:.1%} of the images of an epoch cannot be read, some are named above: remove or replace '
+                f'them, or allow more than --max-unreadable {self.options.max_unreadable:g}.')
+        return share
+
     def _batches(self, epoch: int, first: int) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
         """The batches of an epoch from a number on."""
         loader = self.train_loader
@@ -231,9 +258,10 @@ class Trainer:
     def _train_update(self, batches: Iterator[Tuple[torch.Tensor, torch.Tensor]]) -> bool:
         """Do an update, and return whether to stop after it."""
         parts = self.options.grad_accum_steps
-        total = None
+        total, unreadable = None, 0.
         for part in range(parts):
-            images, _ = next(batches)
+            images, index = next(batches)
+            unreadable = unreadable + (index < 0).float().mean() / parts
             last = part + 1 == parts
             with nullcontext() if last else self._no_sync():
                 output = self._forward(images, part)
@@ -242,7 +270,10 @@ class Trainer:
                 if last:
                     stop = self._judge(self.guard.check(total, bool(self.stop)), self.update - self.guard.deferred)
                 self._backward(loss, last)
-        self.means.add(loss=total, **(output.get('logs') or {}))
+        logs = dict(output.get('logs') or {})
+        if self.counts_unreadable:
+            logs['unreadable'] = unreadable
+        self.means.add(loss=total, **logs)
         self._after_step()
         return stop
 
@@ -313,8 +344,11 @@ class Trainer:
         """
         if verdict.finite:
             return verdict.stop
-        group = self.optimizer.param_groups[0]
-        raise FloatingPointError(
-            f'the loss is not finite at update {update}, with a learning rate of {group["lr"]:.3g}: no step was taken '
-            'with it. Lower --lr or lengthen --warmup-epochs, or use --amp-dtype bfloat16 if it is float16; --resume '
-            'auto goes on from the last checkpoint.')
+        raise self._not_finite(f'the loss is not finite at update {update}', 'no step was taken with it')
+
+    def _not_finite(self, what: str, consequence: str) -> FloatingPointError:
+        learning_rate = self.optimizer.param_groups[0]['lr']
+        return FloatingPointError(
+            f'{what}, with a learning rate of {learning_rate:.3g}: {consequence}. Lower --lr or lengthen '
+            '--warmup-epochs, or use --amp-dtype bfloat16 if it is float16; --resume auto goes on from the last '
+            'checkpoint.')

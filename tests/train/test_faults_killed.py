@@ -1,0 +1,71 @@
+"""Fault 1: a run that is killed goes on as if nothing had happened."""
+import random
+import signal
+
+import pytest
+from child_runs import at_update, changes_logged, kill, killed_at_change, killed_inside_save, run_child
+from run_folders import assert_equal_runs
+
+# Stochastic depth, since the random numbers of the model have to go on as well.
+FLAGS = (
+    '--experiment run --epochs 3 --lr 1e-3 --log-interval 1 --recovery-interval 2 --save-epochs 1 --checkpoint-hist 2 '
+    '--resume auto --model-ema --model-ema-decay 0.9 --model-kwargs drop_path_rate=0.3')
+SMALL_DECODER = '--mim-kwargs decoder_depth=1 decoder_dim=32 decoder_heads=2'
+METHODS = dict(
+    simmim='--amp --amp-dtype float16',
+    mae=f'--mim mae {SMALL_DECODER}',
+    ijepa='--mim ijepa --mim-kwargs predictor_depth=1 predictor_dim=32 predictor_heads=2',
+)
+
+
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(images, tmp_path_factory):
+    """Runs that nothing happened to, by method: the folder, and the changes that were made in it, one after another."""
+    runs = {}
+
+    def run(method):
+        if method not in runs:
+            output = tmp_path_factory.mktemp(f'uninterrupted-{method}')
+            code = run_child(
+                f'--data-dir {images} --output {output} {FLAGS} {METHODS[method]}', output / 'log',
+                changes_logged(output / 'run', output / 'changes'))
+            assert code == 0, (output / 'log').read_text()
+            runs[method] = output / 'run', (output / 'changes').read_text().splitlines()
+        return runs[method]
+    return run
+
+
+@pytest.mark.parametrize('method, number', [
+    *(('simmim', i) for i in range(5)), ('mae', 0), ('mae', 1), ('ijepa', 0), ('ijepa', 1)])
+def test_killed_anywhere(method, number, uninterrupted, images, tmp_path):
+    """Right before any change in the run folder, and so between any two: steps, records, parts of a checkpoint."""
+    expected, changes = uninterrupted(method)
+    flags = f'--data-dir {images} --output {tmp_path} {FLAGS} {METHODS[method]}'
+    place = random.Random(f'{method} {number}').randrange(len(changes)) + 1
+    fault = killed_at_change(place, tmp_path / 'run')
+    assert run_child(flags, tmp_path / 'log', fault) == -signal.SIGKILL, changes[place - 1]
+    assert run_child(flags, tmp_path / 'log') == 0, (tmp_path / 'log').read_text()
+    assert_equal_runs(expected, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('number', [1, 2])
+def test_killed_inside_a_save(number, uninterrupted, images, tmp_path):
+    """Half of a checkpoint is on the disk: the first within an epoch, the second at its end."""
+    flags = f'--data-dir {images} --output {tmp_path} {FLAGS} {METHODS["simmim"]}'
+    assert run_child(flags, tmp_path / 'log', killed_inside_save(number)) == -signal.SIGKILL
+    assert list((tmp_path / 'run').glob('*.partial'))
+    assert run_child(flags, tmp_path / 'log') == 0, (tmp_path / 'log').read_text()
+    assert_equal_runs(uninterrupted('simmim')[0], tmp_path / 'run')
+
+
+def test_killed_time_and_again(uninterrupted, images, tmp_path):
+    """In every update that follows a checkpoint."""
+    flags = f'--data-dir {images} --output {tmp_path} {FLAGS} {METHODS["simmim"]}'
+    kills = 0
+    while run_child(flags, tmp_path / 'log', at_update(3, kill)) == -signal.SIGKILL:
+        kills += 1
+        assert kills < 9
+    assert kills == 3
+    assert_equal_runs(uninterrupted('simmim')[0], tmp_path / 'run')
