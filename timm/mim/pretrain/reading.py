@@ -76,7 +76,7 @@ class KeyedImages(Dataset):
         for attempt in range(_ATTEMPTS):
             try:
                 return self._decode(tried), index if attempt == 0 else ~index
-            except Exception as e:  # decoders of broken files fail in every way, decompression bombs in one of their own
+            except Exception as e:  # decoders of broken files fail in every way
                 name, reason = self._name(tried), one_line(e)[:200]
             self.num_unreadable += 1
             if self.num_unreadable <= _NAMED:
