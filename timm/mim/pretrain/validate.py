@@ -38,7 +38,7 @@ _OPTIONS = dict(
     **{name: name for name in (
         'dataset_download', 'dataset_trust_remote_code', 'input_key', 'target_key', 'input_img_mode', 'workers',
         'pin_mem', 'device', 'amp', 'amp_dtype', 'mean', 'std', 'interpolation', 'crop_pct', 'mim_probe_dir',
-        'mim_probe', 'mim_probe_layers', 'mim_probe_pool',
+        'mim_probe', 'mim_probe_layers', 'mim_probe_pool', 'max_unreadable',
     )},
 )
 _OWN = ('mim', 'mim_module', 'checkpoint', 'use_ema', 'mask_seed', 'mim_pictures', 'results_file', 'results_format')
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--mim', metavar='METHOD', help='evaluate a --checkpoint that was pre-trained with this method')
     add('--mim-module', metavar='FILE', help="Python file, or name of a module, with the method (default: the run's)")
     add('--mask-seed', type=int, metavar='N', help=f'seed of the masks (default: {MASK_SEED}, that of training)')
+    add('--max-unreadable', type=float, metavar='SHARE', help='end if more of the images cannot be read (default: 0.1)')
     add('--mim-pictures', metavar='FILE', help='write what the method sees and predicts as a picture')
     add_probe_arguments(group)
 
