@@ -10,7 +10,7 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler that measures me
 
 import torch  # noqa: E402
 
-SECTIONS = ('mae', 'simmim', 'ijepa', 'floor', 'refactor', 'masks', 'scale', 'cuda')
+SECTIONS = ('mae', 'simmim', 'ijepa', 'floor', 'refactor', 'masks', 'loading', 'scale', 'cuda')
 RESULTS = Path(__file__).resolve().parent / 'results'
 
 

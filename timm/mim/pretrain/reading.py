@@ -1,7 +1,7 @@
 """Reading images of any dataset and mode. Another one takes the place of one that cannot be read, which is counted."""
 import logging
 import random
-from typing import Callable, NamedTuple, Tuple
+from typing import Callable, NamedTuple, Tuple, Union
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch.utils.data import Dataset, Subset
 
 from timm.data import ImageDataset
 from .errors import one_line
+from .tensor_transforms import on_tensors, read_jpeg, to_tensor
 
 _logger = logging.getLogger(__name__)
 
@@ -41,14 +42,16 @@ class KeyedImages(Dataset):
 
     Args:
         dataset: Dataset with a `transform`.
-        transform: Transform of a PIL image.
+        transform: timm's transform of a PIL image. Done on tensors where that gives the same.
         mode: PIL mode to convert images to.
         seed: Seed of the run.
     """
 
     def __init__(self, dataset: Dataset, transform: Callable, mode: str, seed: int):
         self.dataset = dataset
-        self.transform = transform
+        tensor_transform = on_tensors(transform, mode)
+        self.on_tensors = tensor_transform is not None
+        self.transform = tensor_transform or transform
         self.seed = seed
         self.to_mode = ToMode(mode)
         self.num_unreadable = 0
@@ -66,7 +69,7 @@ class KeyedImages(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def _read(self, index: int, generator: random.Random) -> Tuple[Image.Image, int]:
+    def _read(self, index: int, generator: random.Random) -> Tuple[Union[Image.Image, torch.Tensor], int]:
         """Read an image, or another one.
 
         Raises:
@@ -84,12 +87,19 @@ class KeyedImages(Dataset):
             tried = generator.randrange(len(self.dataset))
         raise OSError(f'{_ATTEMPTS} images, drawn at random, cannot be read, of which the last is {name}: {reason}')
 
-    def _decode(self, index: int) -> Image.Image:
+    def _decode(self, index: int) -> Union[Image.Image, torch.Tensor]:
         dataset, index = self._place(index)
         if isinstance(dataset, ImageDataset):
             # Not by its __getitem__, which replaces an image without telling.
-            return self.to_mode(Image.open(dataset.reader[index][0]))
-        return dataset[index][0]
+            file = dataset.reader[index][0]
+            image = Image.open(file)
+            pixels = read_jpeg(file, image, self.to_mode.mode) if self.on_tensors else None
+            if pixels is not None:
+                return pixels
+            image = self.to_mode(image)
+        else:
+            image = dataset[index][0]
+        return to_tensor(image) if self.on_tensors else image
 
     def _name(self, index: int) -> str:
         dataset, place = self._place(index)

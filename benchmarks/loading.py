@@ -1,0 +1,68 @@
+"""Images per second and core from JPEG files to a normalised batch: timm's stock loader and ours."""
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+from typing import Callable, List
+
+import torch
+from PIL import Image
+
+from timm.data import create_dataset, create_loader
+from timm.mim.pretrain.loading import create_train_loader
+from timm.mim.pretrain.options import DEFAULTS
+from timm.mim.pretrain.recipes import RECIPES
+from timm.mim.pretrain.sample_photographs import sample_photographs
+
+from .timing import interleave
+
+STATISTICS = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+NUM_FILES = 64
+SIZES = ((500, 375), (1000, 750))  # the mean size in ImageNet, and twice that
+
+
+def run(rounds: int, device: torch.device) -> List[dict]:
+    """One core: no worker, one thread. Flips, and crops of 0.2 to 1 of the image as for MAE."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rows = []
+    for size in SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            kilobytes = _write_files(Path(folder), size)
+            steps = dict(ours=_ours(folder), stock=_stock(folder))
+            times = interleave(steps, max(3, rounds // 3), torch.device('cpu'), warm_up=1)
+        rates = {name: NUM_FILES / min(values) for name, values in times.items()}
+        rows.append(dict(
+            section='loading', case=f'{size[0]} x {size[1]}, {kilobytes:.0f} kB', ours_images_per_second=rates['ours'],
+            stock_images_per_second=rates['stock'], ratio=rates['ours'] / rates['stock']))
+        print(f'  {rows[-1]}', flush=True)
+    torch.set_num_threads(threads)
+    return rows
+
+
+def _write_files(folder: Path, size: tuple) -> float:
+    """Sample photographs as JPEG files of quality 90. Their mean size in kilobytes."""
+    paths = [path for part in sample_photographs() for path in part]
+    photographs = [Image.open(path).convert('RGB').resize(size, Image.LANCZOS) for path in paths]
+    (folder / 'images').mkdir()
+    for number in range(NUM_FILES):
+        photographs[number % len(photographs)].save(folder / 'images' / f'{number:03d}.jpg', quality=90)
+    return sum(path.stat().st_size for path in folder.rglob('*.jpg')) / NUM_FILES / 1e3
+
+
+def _ours(folder: str) -> Callable[[], None]:
+    options = Namespace(**{**DEFAULTS, **RECIPES['mae'], 'mim': 'mae', 'batch_size': 32, 'workers': 0})
+    config = dict(input_size=(3, 224, 224), mode='RGB', interpolation='bicubic', crop_pct=1., **STATISTICS)
+    return _epoch(create_train_loader(create_dataset('', folder), options, config, torch.device('cpu')))
+
+
+def _stock(folder: str) -> Callable[[], None]:
+    return _epoch(create_loader(
+        create_dataset('', folder), (3, 224, 224), 32, is_training=True, scale=(0.2, 1.0), color_jitter=None,
+        interpolation='bicubic', num_workers=0, persistent_workers=False, device=torch.device('cpu'), **STATISTICS))
+
+
+def _epoch(loader) -> Callable[[], None]:
+    def load() -> None:
+        for images, _ in loader:
+            assert images.shape == (32, 3, 224, 224) and images.is_floating_point()
+    return load
