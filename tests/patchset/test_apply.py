@@ -79,6 +79,8 @@ class Wide(EmbedStagesMixin, nn.Module):
     def pool(self, x):
         # ours
         return helper(x)
+
+    extra = 2
 ''',
     'timm/models/__init__.py': b'''# Overlay: a test.
 from ._helper import helper as helper
@@ -91,7 +93,7 @@ from ._mixin import EmbedStagesMixin as EmbedStagesMixin
     'tests/mim/test_mim.py': b'from tiny import TINY\nimport timm.mim\n',
     'tests/mim/tiny.py': b'TINY = 1\n',
     'tests/mim/test_parity.py': b'import reference\n',
-    'tests/mim/reference.py': b'import transformers\n',
+    'tests/mim/reference.py': b'import transformers.models\n',
     'tests/models/test_proof.py': b'from probe import operations\n',
     'tests/equivalence/probe.py': b'',
     'tests/patchset/test_apply.py': b'',
@@ -204,6 +206,17 @@ def test_second_run_touches_nothing_even_after_a_commit(project, tree):
     after = state(tree)
     del after['README.md']
     assert after == before
+
+
+def test_tree_that_was_committed_with_the_pull_request_in_it_is_right_as_it_is(project, tree):
+    apply(project, tree)
+    for file in ('train.py', 'hfdocs/source/_toctree.yml'):
+        git(tree, 'add', file)
+    (tree / '.git').rename(tree / 'old')  # a shallow clone knows no earlier version
+    git(tree, 'init', '--quiet')
+    (tree / 'old').rename(tree.with_name('old'))
+    commit(tree)
+    assert apply(project, tree, only='net').written == []
 
 
 def test_training_script_gets_flags_and_hand_over_and_keeps_its_mode(project, tree):
@@ -335,6 +348,7 @@ def test_merge_carries_what_upstream_changed_in_the_moved_part(project, tmp_path
     tree = make_tree(tmp_path / 'other', net=NET.replace(b'            x = blk(x)', b'            x = blk(x, 1)'))
     _, notes = notes_of(project, tree)
     assert notes == {'Net.forward_features': 'carried'}
+    assert apply(project, tree).written == [], 'what was merged needs no --merge again'
     assert b'def forward_stages(self, x):\n        x = self._pos_embed(x)\n        for blk in self.blocks:\n' \
            b'            x = blk(x, 1)\n' in (tree / 'timm/models/net.py').read_bytes()
 
@@ -381,6 +395,7 @@ def test_merge_finds_the_statement_that_took_the_place_of_an_anchor(project, tmp
     ((b'class Wide(nn.Module)', b'class Wide(Base)'), 'Wide: differs upstream (its bases)'),
     ((b'    def pool', b'    def embed_positions(self):\n        pass\n\n    def pool'), 'upstream has it already'),
     ((b'def _pos_embed', b'def pos_embed'), 'Wide._pos_embed: is gone upstream'),
+    ((b'    def pool', b'    extra = 1\n\n    def pool'), 'assignment Wide.extra: upstream defines it too'),
 ])
 def test_what_does_not_merge_is_left_and_named(project, tmp_path, change, text):
     theirs = WIDE.replace(*change)
@@ -389,6 +404,26 @@ def test_what_does_not_merge_is_left_and_named(project, tmp_path, change, text):
     applied = apply(project, tree, merge=True)
     assert any(note.kind == 'left' and text in note.text for note in applied.notes), applied.notes
     assert (tree / 'timm/models/wide.py').read_bytes() == theirs
+
+
+def test_comment_that_upstream_changed_in_a_replaced_method_is_no_obstacle(project, tmp_path):
+    theirs = WIDE.replace(b'    def pool(self, x):\n', b'    def pool(self, x):\n        # theirs\n')
+    tree = make_tree(tmp_path / 'other', wide=theirs)
+    _, notes = notes_of(project, tree)
+    assert notes == {'Wide.pool': 'carried'}
+    assert b'# ours' in (tree / 'timm/models/wide.py').read_bytes()
+
+
+def test_family_that_stands_on_one_that_is_left_is_left(project, tmp_path):
+    write(project.root, 'timm/models/deep.py', OVERLAY.replace(b'Net', b'Deep').replace(
+        b'from ._mixin', b'from .wide import Wide\nfrom ._mixin'))
+    deep = NET.replace(b'Net', b'Deep')
+    pin_wheel(project, {**UPSTREAM, 'timm/models/deep.py': deep})
+    project.update_lock()
+    tree = make_tree(tmp_path / 'other', deep=deep, wide=WIDE.replace(b'class Wide', b'class Wider'))
+    applied = apply(project, tree, merge=True)
+    assert 'left:      timm/models/deep.py: stands on timm/models/wide.py' in map(str, applied.notes)
+    assert (tree / 'timm/models/deep.py').read_bytes() == deep
 
 
 def test_what_upstream_changed_in_what_is_relied_on_is_named_and_woven(project, tmp_path):

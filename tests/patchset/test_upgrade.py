@@ -103,6 +103,9 @@ def test_what_a_person_has_looked_at_is_kept(project, monkeypatch, capsys):
     refused(project, monkeypatch, capsys, 'left:      timm/models/net.py: Net.pool')
     refused(project, monkeypatch, capsys, '--keep', arguments=['--keep', 'timm/models/nest.py:Net.pool'])
     assert upgrade(project, monkeypatch, '--keep', 'timm/models/net.py:Net.pool') == 0
+    capsys.readouterr()
+    assert upgrade(project, monkeypatch, '--keep', 'timm/models/nest.py:Net.pool') == 2
+    assert '--keep timm/models/nest.py:Net.pool' in capsys.readouterr().err
     assert b'return 2 * x' in project.check().changed['timm/models/net.py']
 
 

@@ -87,6 +87,8 @@ def _exit(error: Exception, code: int, alone: bool = False) -> None:
 
 
 def _run(args: argparse.Namespace, log: LogFile) -> None:
+    if not hasattr(torch, 'compiler'):
+        raise UserError(f'--mim needs PyTorch 2.1 or newer, this is {torch.__version__}.')
     import_mim_module(args)
     options, from_recipe = resolve_options(args)
     _import_device_modules(options)
