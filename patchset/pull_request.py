@@ -20,8 +20,12 @@ FAMILY_TEST_SOURCE = 'patchset/upstream_tests/test_embed_stages.py'
 TEST_FOLDERS = ('tests/models', 'tests/mim', 'tests/train')
 # what upstream's tests do not have: this tool, the fork's own script, libraries (most tests ask for those and skip)
 NOT_UPSTREAM = {'patchset', 'training', 'transformers', 'lightly'}
-# what the fork's script says and takes, where upstream's has its own ways; how its pages are made
-OF_THE_FORK = {'test_pretrain_errors.py', 'test_pretrain_options.py', 'test_pretrain_run.py', 'test_models_page.py'}
+# of the tests of training those that are not about the fork's own scripts and recipes
+OF_TRAINING = {
+    'test_given_arguments.py', 'test_masked_image_modeling_task.py', 'test_old_torch.py', 'test_pretrain_baselines.py',
+    'test_pretrain_data.py', 'test_pretrain_distributed.py', 'test_pretrain_progress.py', 'test_pretrain_resume.py',
+}
+OF_THE_FORK = {'test_models_page.py'}  # how its pages are made
 
 
 class PullRequest:
@@ -137,15 +141,27 @@ def imported_tops(path: str, data: bytes) -> Set[str]:
 
 
 def tests(root: Path) -> Dict[str, bytes]:
-    """Tests that need nothing that upstream's do not have."""
+    """Tests that need nothing that upstream does not have, and the modules that they import."""
     files = {
         path.relative_to(root).as_posix(): path.read_bytes()
-        for folder in TEST_FOLDERS for path in sorted((root / folder).glob('*.py')) if path.name not in OF_THE_FORK
+        for folder in TEST_FOLDERS for path in sorted((root / folder).glob('*.py')) if goes_upstream(path)
     }
     barred = NOT_UPSTREAM | {path.stem for path in (root / 'tests/equivalence').glob('*.py')}
     while True:
         kept = {path: data for path, data in files.items() if not barred.intersection(imported_tops(path, data))}
         barred |= {Path(path).stem for path in files if path not in kept}
+        used = {'conftest'}.union(*(imported_tops(path, data) for path, data in kept.items()))
+        kept = {path: data for path, data in kept.items() if Path(path).stem in used or is_test(path)}
         if len(kept) == len(files):
             return kept
         files = kept
+
+
+def goes_upstream(path: Path) -> bool:
+    if is_test(path.name) and path.parent.name == 'train':
+        return path.name in OF_TRAINING
+    return path.name not in OF_THE_FORK
+
+
+def is_test(path: str) -> bool:
+    return path.split('/')[-1].startswith('test_')

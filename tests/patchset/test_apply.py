@@ -94,6 +94,9 @@ from ._mixin import EmbedStagesMixin as EmbedStagesMixin
     'tests/mim/tiny.py': b'TINY = 1\n',
     'tests/mim/test_parity.py': b'import reference\n',
     'tests/mim/reference.py': b'import transformers.models\n',
+    'tests/mim/unused.py': b'',
+    'tests/train/test_recipes.py': b'',
+    'tests/train/test_given_arguments.py': b'',
     'tests/models/test_proof.py': b'from probe import operations\n',
     'tests/equivalence/probe.py': b'',
     'tests/patchset/test_apply.py': b'',
@@ -110,7 +113,7 @@ from ._mixin import EmbedStagesMixin as EmbedStagesMixin
 }
 NEW = {
     'timm/models/_mixin.py', 'timm/models/_helper.py', 'timm/mim/__init__.py', 'tests/test_embed_stages.py',
-    'tests/mim/test_mim.py', 'tests/mim/tiny.py', 'hfdocs/source/mim.mdx',
+    'tests/mim/test_mim.py', 'tests/mim/tiny.py', 'tests/train/test_given_arguments.py', 'hfdocs/source/mim.mdx',
 }
 CHANGED = {
     'timm/models/net.py', 'timm/models/wide.py', 'timm/models/__init__.py', 'train.py', 'hfdocs/source/_toctree.yml',
