@@ -60,7 +60,7 @@ def with_defaults(parser: argparse.ArgumentParser, given: Dict[str, Any], others
         UserError: A flag of pre-training was given.
     """
     for name in pretraining_flags() & given.keys():
-        if given[name] not in (None, {}):
+        if given[name] not in (None, {}) and given[name] is not False:
             raise UserError(f"--{name.replace('_', '-')} has a meaning with --mim only.")
     if others:
         _logger.warning(f"--config: ignored what is no flag: {', '.join(others)}")

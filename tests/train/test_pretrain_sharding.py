@@ -1,11 +1,15 @@
 """Models sharded over processes (FSDP2)."""
+import json
+
 import pytest
 import torch
 from processes import run_processes
+from tiny_runs import write_images
 
 import timm
 from timm.mim import create_mim
 from timm.mim.pretrain.sharding import repeated_blocks
+from timm.mim.pretrain.validate import evaluate
 
 # Momentum, so that the state of the optimizer counts; plain sums, so that weights differ by rounding alone.
 FLAGS = (
@@ -49,8 +53,16 @@ def test_sharded_run_goes_on_without_shards(train, flags, single, tmp_path):
 
 def test_run_goes_on_with_shards(train, flags, single, tmp_path):
     train(f'{flags} --output {tmp_path} --batch-size 8 --stop-epoch 1')
-    run_processes(2, f'{flags} --output {tmp_path} --fsdp --batch-size 4 --resume auto')
+    for number in range(2):
+        write_images(tmp_path / 'labelled' / str(number), 11, seed=number)
+    probes = f'--mim-probe-dir {tmp_path}/labelled --mim-probe-layers 2 last --mim-probe knn linear attentive'
+    run_processes(2, f'{flags} --output {tmp_path} --fsdp --batch-size 4 --resume auto {probes}')
     assert_close(tmp_path / 'run', single)
+    results = evaluate(dict(
+        mim='ijepa', checkpoint=tmp_path / 'run' / 'last.pth.tar', mim_probe_dir=f'{tmp_path}/labelled',
+        mim_probe=['knn', 'linear', 'attentive'], mim_probe_layers=['2', 'last'], workers=0))
+    probed = json.loads((tmp_path / 'run' / 'summary.json').read_text())['probes']
+    assert len(probed) == 5 and probed == {name: results[name] for name in probed}
     model = timm.create_model(
         'test_vit', num_classes=0, img_size=64, checkpoint_path=tmp_path / 'run' / 'encoder.safetensors')
     assert all(torch.isfinite(p).all() for p in model.parameters())
