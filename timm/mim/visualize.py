@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from .output import View
 
 _GAP = 8
-_LABEL_HEIGHT = 18
+CAPTION_HEIGHT = _LABEL_HEIGHT = 18
 _HIDDEN = (128, 128, 128)
 
 

@@ -8,8 +8,8 @@ Models, optimizers, schedules, checkpoints and readers are timm's, the task is i
 - `datasets`, `loading`, `sample_photographs`: the images, their order and augmentation
 - `build_method`: the model and the method around it
 - `trainer`, `step_guard`, `stop_signal`: the updates, and when they end
-- `held_out`, `baselines`: what was learned
-- `checkpoints`, `records`, `curves`, `encoder_files`, `run_folder`: what a run leaves behind
+- `held_out`, `baselines`, `probes` and its parts, `validate`: what was learned
+- `checkpoints`, `records`, `curves`, `report`, `encoder_files`, `run_folder`: what a run leaves behind
 - `progress`, `summary`, `log_file`, `trackers`: what it says, and to whom
 - `main`: all of it
 """

@@ -52,12 +52,15 @@ def create_figure(lines: List[Dict[str, Any]]):
     steps = [line for line in lines if 'loss' in line]
     evaluations = [line for line in lines if any(name.startswith('eval_') for name in line)]
     groups = _group(evaluations)
-    figure = Figure(figsize=(6 * (1 + len(groups)), 4), layout='constrained')
+    rows = -(-(1 + len(groups)) // 2)
+    figure = Figure(figsize=(12, 4 * rows), layout='constrained')
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 1 + len(groups), squeeze=False)[0]
+    axes = figure.subplots(rows, 2, squeeze=False).flatten()
     _draw_loss(axes[0], steps)
     for axis, (title, names) in zip(axes[1:], groups):
         _draw_measures(axis, title, names, evaluations)
+    for axis in axes[1 + len(groups):]:
+        axis.remove()
     return figure
 
 

@@ -21,6 +21,7 @@ def write_complete(path: Path, write: Callable[[Path], None]) -> None:
     partial = path.with_name(f'.{path.name}.partial')
     try:
         write(partial)
+        os.chmod(partial, 0o666 & ~_file_mode_mask())  # safetensors lets nobody else read
         descriptor = os.open(partial, os.O_RDWR)
         try:
             os.fsync(descriptor)
@@ -32,3 +33,9 @@ def write_complete(path: Path, write: Callable[[Path], None]) -> None:
         if isinstance(e, (OSError, SafetensorError)):  # safetensors has an error of its own for a full disk
             raise OSError(f"'{path}' cannot be written: {one_line(e)}") from e
         raise
+
+
+def _file_mode_mask() -> int:
+    mask = os.umask(0)  # which can only be read by setting it
+    os.umask(mask)
+    return mask

@@ -18,6 +18,7 @@ from ..user_module import import_user_module
 from .build_method import create_method
 from .checkpoints import check_same_run, load_checkpoint, newest_checkpoint
 from .datasets import HELD_OUT_LIMIT, file_names, image_mode, open_data
+from .environment import describe_environment
 from .errors import RunStopped, UserError, lost_process, one_line
 from .held_out import MASK_SEED, HeldOutImages
 from .loading import create_train_loader, ending_workers, load_held_out
@@ -27,6 +28,7 @@ from .probes import Probes
 from .progress import lines_above_bar, wants_bar
 from .reading import UnreadableImages
 from .records import Records
+from .report import Report
 from .run_folder import create_run_folder, find_run_folder
 from .run_loop import RunLoop
 from .stop_signal import StopSignal
@@ -118,7 +120,8 @@ def _run(args: argparse.Namespace, log: LogFile) -> None:
             create_run_folder(folder, options)
             log.open(folder)
             describe(options, from_recipe, data.description, data_config, trainer, held_out, folder, probes)
-            records = Records(folder, data_config, trainer.update, trainer.updates_per_epoch, trackers)
+            report = Report(folder, options, model_args, describe_environment(device, place.world_size))
+            records = Records(folder, data_config, trainer.update, trainer.updates_per_epoch, trackers, report)
         else:
             log.open(None)
         bar = wants_bar(place.distributed)

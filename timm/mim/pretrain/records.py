@@ -10,6 +10,7 @@ from ..output import View
 from ..visualize import save_views
 from .curves import CURVES, can_draw_curves, draw_curves, read_lines
 from .files import write_complete
+from .report import Report
 from .run_folder import PICTURES
 from .trackers import Tracker
 
@@ -30,6 +31,7 @@ class Records:
         update: Number of updates done before.
         updates_per_epoch: Number of updates of an epoch.
         trackers: Who else is told.
+        report: Page that is written anew after each picture.
     """
 
     def __init__(
@@ -39,10 +41,12 @@ class Records:
             update: int,
             updates_per_epoch: int,
             trackers: Sequence[Tracker] = (),
+            report: Optional[Report] = None,
     ):
         self.folder = folder
         self.data_config = data_config
         self.trackers = trackers
+        self.report = report
         self.draws_curves = can_draw_curves()
         trim_summary(str(folder / EPOCHS), update // updates_per_epoch)
         _trim_lines(folder / STEPS, update)
@@ -102,6 +106,8 @@ class Records:
         save_views(path, views, self.data_config['mean'], self.data_config['std'], caption)
         for tracker in self.trackers:
             tracker.add_picture('views', path, update)
+        if self.report is not None:
+            self.report.write(self.folder / STEPS)
 
     def close(self) -> None:
         """Let the trackers end."""

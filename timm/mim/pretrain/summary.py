@@ -10,6 +10,7 @@ from .environment import describe_environment
 from .held_out import HeldOutImages
 from .log_file import LOG
 from .probes import Probes
+from .report import REPORT
 from .run_folder import BEST, LAST, PICTURES, save_results
 from .trainer import Trainer
 
@@ -92,6 +93,7 @@ def conclude(
             (f'{PICTURES}/', 'what the method sees and predicts of held-out images'),
             ('summary.csv, metrics.jsonl', 'numbers of every evaluation, and of every report'),
             (CURVES, 'the same as curves'),
+            (REPORT, 'all of this as a page'),
             (LOG, 'what was said here'),
             ('args.yaml, summary.json', 'options and results of the run'),
     ):
