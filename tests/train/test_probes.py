@@ -187,7 +187,9 @@ def test_folders_that_are_refused(make, message, tmp_path):
         open_probe_data(str(tmp_path / 'labelled'), 'RGB')
 
 
-def test_shares_of_processes_make_the_whole(tmp_path):
+@pytest.fixture
+def make_probes(tmp_path):
+    """Makes probes of a small encoder on 13 images of noise."""
     rng = np.random.default_rng(0)
     for name, count in (('a', 9), ('b', 4)):
         (tmp_path / name).mkdir()
@@ -200,18 +202,40 @@ def test_shares_of_processes_make_the_whole(tmp_path):
     torch.manual_seed(0)
     method = create_mim('simmim', 'test_vit', img_size=32, mask_unit=16).eval()
 
-    def share_of(rank, world_size):
-        probes = Probes(options, method, config, Namespace(
-            device='cpu', rank=rank, world_size=world_size, distributed=False))
+    def make(rank=0, world_size=1):
+        place = Namespace(device='cpu', rank=rank, world_size=world_size, distributed=False)
+        return Probes(options, method, config, place), method
+    return make
+
+
+def test_shares_of_processes_make_the_whole(make_probes):
+    def share_of(rank):
+        probes, method = make_probes(rank, 3)
         kept = []
         probes._gather = lambda share: kept.append(share)
-        assert probes._features(probes.data.train, method, torch.no_grad) == {}
-        return probes, kept[0]
+        assert probes._features(probes.data.train, method, torch.no_grad)[0] == {}
+        return kept[0]
 
-    _, whole = share_of(0, 1)
-    (first, share), *others = [share_of(rank, 3) for rank in range(3)]
-    first._gather = lambda share: [share, *(share for _, share in others)]
-    together = first._features(first.data.train, method, torch.no_grad)
+    whole, method = make_probes()
+    expected, expected_labels = whole._features(whole.data.train, method, torch.no_grad)
+    shares = [share_of(rank) for rank in range(3)]
+    first, _ = make_probes(0, 3)
+    first._gather = lambda share: [share, *shares[1:]]
+    features, labels = first._features(first.data.train, method, torch.no_grad)
     # batches are cut elsewhere, which may change the last bits
-    torch.testing.assert_close(together['last'], whole['last'])
-    assert len(whole['last']) == 10 and len(whole['last'].unique(dim=0)) == 10 and len(share['last']) == 4
+    torch.testing.assert_close(features['last'], expected['last'])
+    assert torch.equal(labels, expected_labels) and torch.equal(labels, whole.data.train.labels)
+    assert len(expected['last'].unique(dim=0)) == 10 and [len(share['last']) for share in shares] == [4, 4, 4]
+
+
+def test_image_that_cannot_be_read(make_probes):
+    probes, method = make_probes()
+    expected, _ = probes._features(probes.data.train, method, torch.no_grad)
+    path, _ = probes.data.train.images.reader.samples[2]
+    with open(path, 'wb') as f:
+        f.write(b'no image')
+    features, labels = probes._features(probes.data.train, method, torch.no_grad)
+    others = [n for n in range(10) if n != 2]
+    assert torch.equal(labels, probes.data.train.labels[others])
+    torch.testing.assert_close(features['last'], expected['last'][others])
+    assert set(probes.measure(method, torch.no_grad)) == {'knn_top1', 'linear_top1'}

@@ -29,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--fsdp', action='store_true',
         help='shard parameters, gradients and optimizer state over processes, for models that outgrow one device')
+    group.add_argument(
+        '--max-unreadable', type=float, metavar='SHARE',
+        help='end a run in which more of the images of an epoch cannot be read (default: 0.1); others take their place '
+             'up to there. A stream of images leaves out what it cannot read without telling')
     add_probe_arguments(group)
     group.add_argument(
         '--mim-probe-interval', type=int, metavar='N',
@@ -40,10 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_probe_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the flags that say how an encoder is probed."""
-    group.add_argument(
-        '--max-unreadable', type=float, metavar='SHARE',
-        help='end a run in which more of the images of an epoch cannot be read (default: 0.1); others take their place '
-             'up to there. A stream of images leaves out what it cannot read without telling')
     group.add_argument(
         '--mim-probe-dir', metavar='DIR',
         help='labelled images to probe the encoder on: class folders, below train/ and val/ or alone')
