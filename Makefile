@@ -3,11 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: pretrain test benchmark upstream-tests lint diff clean
+.PHONY: pretrain demo test benchmark upstream-tests lint diff clean
 
 # The main job on photographs that ship inside scikit-image and scikit-learn: SimMIM, from nothing to pictures.
 pretrain: $(INSTALLED)
 	$(BIN)/python train.py -c recipes/simmim_sample_photographs.yaml
+
+# Digits with few labels, from scratch and after pre-training by each method: a table, and a plot in output/demo.
+demo: $(INSTALLED)
+	$(BIN)/python demo.py $(ARGS)
 
 # The whole suite. ARGS='tests/mim -x' for a part of it.
 test: $(INSTALLED)

@@ -43,8 +43,8 @@ def create(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -> 
             **args.model_kwargs,
         )
         model = create_model(**{
-            'num_classes': args.num_classes,
             **arguments,
+            'num_classes': arguments.get('num_classes') if args.num_classes is None else args.num_classes,
             'pretrained': args.pretrained or bool(args.pretrained_path),
             'checkpoint_path': args.initial_checkpoint,
             'scriptable': args.torchscript,
@@ -70,10 +70,10 @@ def _initialise_head(args: argparse.Namespace, model: nn.Module) -> None:
     if args.head_init_scale is None and args.head_init_bias is None:
         return
     head = model.get_classifier()
-    with torch.no_grad():
+    with torch.no_grad(), user_errors('--head-init-bias: the classifier has none', AttributeError):
         if args.head_init_scale is not None:
-            head.weight.mul_(args.head_init_scale)
-            head.bias.mul_(args.head_init_scale)
+            for parameter in head.parameters():
+                parameter.mul_(args.head_init_scale)
         if args.head_init_bias is not None:
             head.bias.fill_(args.head_init_bias)
 

@@ -182,8 +182,8 @@ def _create_model(args: argparse.Namespace, create_model: Callable[..., nn.Modul
             **args.model_kwargs,
         )
         model = create_model(**{
-            'num_classes': args.num_classes,
             **arguments,
+            'num_classes': arguments.get('num_classes') if args.num_classes is None else args.num_classes,
             'pretrained': args.pretrained,
             'scriptable': args.torchscript,
         })

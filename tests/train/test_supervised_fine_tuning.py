@@ -83,6 +83,11 @@ def test_moving_average(supervise, tmp_path):
     assert not same(weights(stays), weights(stays, 'state_dict_ema'))
 
 
+def test_classes_of_the_flag_go_before_those_of_a_folder(teacher, supervise, tmp_path):
+    run = supervise(f'--model {teacher} --model-kwargs num_classes=7 --num-classes 3 {NOTHING}', tmp_path)
+    assert weights(run)['head.weight'].shape[0] == 3
+
+
 def test_head(supervise, tmp_path):
     plain = weights(supervise(NOTHING, tmp_path / 'plain'))
     run = weights(supervise(f'--head-init-scale 0.5 --head-init-bias -2 {NOTHING}', tmp_path / 'scaled'))
