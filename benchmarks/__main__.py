@@ -1,5 +1,7 @@
 """Run the benchmarks, write table, numbers and plot to benchmarks/results."""
 import argparse
+import importlib
+import inspect
 import json
 import os
 import time
@@ -38,7 +40,6 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> list:
-    import importlib
     device = torch.device(args.device)
     if device.type == 'cuda':
         torch.set_float32_matmul_precision('high')
@@ -49,7 +50,8 @@ def run(args: argparse.Namespace) -> list:
         start = time.perf_counter()
         print(name, flush=True)
         module = importlib.import_module(f'.{name}', __package__)
-        options = dict(compiled=not args.no_compile) if 'compiled' in module.run.__code__.co_varnames else {}
+        takes_compiled = 'compiled' in inspect.signature(module.run).parameters
+        options = dict(compiled=not args.no_compile) if takes_compiled else {}
         rows += module.run(args.rounds, device, **options)
         torch._dynamo.reset()
         print(f'{name}: {time.perf_counter() - start:.0f} s', flush=True)
