@@ -1,4 +1,5 @@
 """Writes the page of classes with embed and stages, `python hfdocs/embed_stages_families.py` with timm installed."""
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, List
@@ -8,6 +9,7 @@ import torch
 import timm
 from timm.models import get_model_class, has_embed_stages, is_model_pretrained, list_models
 
+SMALL = re.compile(r'(^|_)(atto|femto|pico|nano|x*small|mini|tiny|lite|x*s|ti?|[bls]?0)(\d\d)?(_|$)')  # in a name
 PAGE = Path(__file__).with_name('source') / 'embed_stages_families.mdx'
 
 HEAD = """\
@@ -35,9 +37,11 @@ def describe(value: Any) -> str:
     return str(value)
 
 
+@torch.no_grad()
 def row(model_cls: type, names: List[str]) -> List[str]:
     """What stands in the table about a class."""
-    name = min(names, key=lambda name: (not is_model_pretrained(name), len(name), name))
+    # one with weights, and of the smaller ones, which are quick to build
+    name = min(names, key=lambda name: (not is_model_pretrained(name), not SMALL.search(name), len(name), name))
     with torch.device('meta'):
         model = timm.create_model(name, num_classes=0).eval()
         image = torch.empty(1, *model.pretrained_cfg['input_size'])
