@@ -34,7 +34,7 @@ class PullRequest:
     Attributes:
         overlays: Overlays by path.
         modules: New modules by path.
-        others: Tests and documentation pages by path.
+        others: Tests, documentation pages and their pictures by path.
         contents: Entries for the pages, None without pages.
     """
 
@@ -44,7 +44,8 @@ class PullRequest:
         self.overlays = {path: data for path, data in files.items() if data.startswith(HEADER)}
         self.modules = {path: data for path, data in files.items() if path not in self.overlays}
         pages = sorted((root / CONTENTS).parent.rglob('*.mdx'))
-        self.others = {**tests(root), **{p.relative_to(root).as_posix(): p.read_bytes() for p in pages}}
+        pictures = sorted((root / CONTENTS).parent.rglob('*.png'))
+        self.others = {**tests(root), **{p.relative_to(root).as_posix(): p.read_bytes() for p in [*pages, *pictures]}}
         self.contents = (root / CONTENTS).read_bytes() if (root / CONTENTS).is_file() else None
         listed = pages_of(self.contents or b'')
         for page in pages:

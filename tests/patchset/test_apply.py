@@ -100,7 +100,8 @@ from ._mixin import EmbedStagesMixin as EmbedStagesMixin
     'tests/models/test_proof.py': b'from probe import operations\n',
     'tests/equivalence/probe.py': b'',
     'tests/patchset/test_apply.py': b'',
-    'hfdocs/source/mim.mdx': b'# Masked image modeling\n',
+    'hfdocs/source/mim.mdx': b'# Masked image modeling\n\n![Run](images/run.png)\n',
+    'hfdocs/source/images/run.png': b'\x89PNG\r\n\x1a\n\x00\xff',
     'hfdocs/source/_toctree.yml': b'''- sections:
   - local: mim
     title: Masked Image Modeling
@@ -114,6 +115,7 @@ from ._mixin import EmbedStagesMixin as EmbedStagesMixin
 NEW = {
     'timm/models/_mixin.py', 'timm/models/_helper.py', 'timm/mim/__init__.py', 'tests/test_embed_stages.py',
     'tests/mim/test_mim.py', 'tests/mim/tiny.py', 'tests/train/test_given_arguments.py', 'hfdocs/source/mim.mdx',
+    'hfdocs/source/images/run.png',
 }
 CHANGED = {
     'timm/models/net.py', 'timm/models/wide.py', 'timm/models/__init__.py', 'train.py', 'hfdocs/source/_toctree.yml',
