@@ -58,7 +58,8 @@ def test_overlays_are_quoted_word_for_word():
 
 def test_an_error_names_its_page_and_line(tmp_path):
     page = tmp_path / 'page.mdx'
-    page.write_text('# Page\n\n```python\nx = 1\n```\n\n```bash\nfalse\n```\n\n```python\ny = x\n\nassert y == 2\n```\n')
+    code = '# Page\n\n```python\nx = 1\n```\n\n```bash\nfalse\n```\n\n```python\ny = x\n\nassert y == 2\n```\n'
+    page.write_text(code)
     namespace = {}
     first, second = blocks(page, 'python')
     run(first, namespace)
