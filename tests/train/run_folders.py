@@ -22,7 +22,7 @@ def load(path: Path) -> Dict[str, Any]:
     """Load a checkpoint, without the options that differ where two runs do."""
     checkpoint = torch.load(path, weights_only=False)
     checkpoint['args'] = {
-        name: value for name, value in vars(checkpoint['args']).items() if name not in ('output', 'resume')}
+        name: value for name, value in vars(checkpoint['args']).items() if name not in ('output', 'resume', 'stop_epoch')}
     return checkpoint
 
 

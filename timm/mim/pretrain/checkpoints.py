@@ -81,7 +81,7 @@ def check_same_run(checkpoint: Dict[str, Any], path: Path, options: argparse.Nam
     if saved is None:
         return
     present = plain_options(options)
-    for name in _SAME_ON_RESUME:
+    for name in _SAME_ON_RESUME + (() if options.no_resume_opt else ('opt',)):
         if getattr(saved, name, None) != present[name]:
             raise UserError(
                 f"--resume: '{path}' was trained with {name} {getattr(saved, name, None)}, not {present[name]}.")

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from timm.utils import trim_summary, update_summary
+from timm.utils import update_summary
 from ..output import View
 from ..visualize import save_views
 from .curves import CURVES, can_draw_curves, draw_curves, read_lines
@@ -48,8 +48,8 @@ class Records:
         self.trackers = trackers
         self.report = report
         self.draws_curves = can_draw_curves()
-        trim_summary(str(folder / EPOCHS), update // updates_per_epoch)
-        _trim_lines(folder / STEPS, update)
+        _trim_rows(folder / EPOCHS, update // updates_per_epoch)
+        _trim_lines(folder / STEPS, update, updates_per_epoch)
 
     def add_step(self, epoch: int, update: int, values: Dict[str, float]) -> None:
         """Write down what was reported after an update.
@@ -119,17 +119,32 @@ class Records:
             f.write(json.dumps(values) + '\n')
 
 
-def _trim_lines(path: Path, update: int) -> None:
-    """Drop the lines of later updates than one, and one that was not written to its end."""
+def _trim_rows(path: Path, epoch: int) -> None:
+    """Drop the rows of an epoch and later ones, and one that was not written to its end."""
     if not path.exists():
         return
+    header, *rows = path.read_bytes().splitlines(keepends=True) or [b'']
+    kept = [row for row in rows if row.endswith(b'\n') and int(row.split(b',')[0]) < epoch]
+    write_complete(path, lambda partial: partial.write_bytes(b''.join([header, *kept] if kept else [])))
+
+
+def _trim_lines(path: Path, update: int, updates_per_epoch: int) -> None:
+    """Drop the lines of later updates than one, and one that was not written to its end.
+
+    Epochs before may have had another number of updates.
+    """
+    if not path.exists():
+        return
+    epoch, within = divmod(update, updates_per_epoch)
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         try:
-            if line.endswith('\n') and json.loads(line)['update'] <= update:
-                kept.append(line)
+            values = json.loads(line)
         except ValueError:
             continue
+        done = values['epoch'] < epoch or within and values['epoch'] == epoch and values['update'] <= update
+        if done and line.endswith('\n'):
+            kept.append(line)
     write_complete(path, lambda partial: partial.write_text(''.join(kept)))
 
 

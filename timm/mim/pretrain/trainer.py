@@ -167,7 +167,7 @@ class Trainer:
         """
         self._judge(self.guard.finish(), self.update - 1)
         if not self.guard.all_finite(self.task.get_method().parameters()):  # the gradients of a finite loss may not be
-            raise self._not_finite(f'the weights are not finite after update {self.update - 1}', 'they were not saved')
+            raise self._not_finite(f'the weights are not finite after step {self.update}', 'they were not saved')
         run = dict(
             update=self.update,
             updates_per_epoch=self.updates_per_epoch,
@@ -344,7 +344,7 @@ class Trainer:
         """
         if verdict.finite:
             return verdict.stop
-        raise self._not_finite(f'the loss is not finite at update {update}', 'no step was taken with it')
+        raise self._not_finite(f'the loss is not finite in step {update + 1}', 'no step was taken with it')
 
     def _not_finite(self, what: str, consequence: str) -> FloatingPointError:
         learning_rate = self.optimizer.param_groups[0]['lr']

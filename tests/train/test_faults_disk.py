@@ -1,0 +1,86 @@
+"""Faults 3 and 4: a disk that is full, and checkpoints that are not whole."""
+import logging
+
+import pytest
+import torch
+from child_runs import at_update, fill_disk, run_child
+from run_folders import assert_equal_runs, load
+
+FLAGS = '--experiment run --epochs 3 --lr 1e-3 --log-interval 1 --recovery-interval 2'
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(train, images, tmp_path_factory):
+    output = tmp_path_factory.mktemp('uninterrupted')
+    train(f'--data-dir {images} --output {output} {FLAGS}')
+    return output / 'run'
+
+
+@pytest.mark.parametrize('size, update, name', [
+    (2_000_000, 5, 'recovery_tmp.pth.tar'),  # within epoch 1
+    (2_000_000, 6, 'tmp.pth.tar'),  # at its end
+    (500_000, 6, 'encoder.safetensors'),
+])
+def test_full_disk(size, update, name, train, uninterrupted, images, tmp_path):
+    flags = f'--data-dir {images} --output {tmp_path} {FLAGS} --resume auto'
+    assert run_child(flags, tmp_path / 'log', at_update(update, fill_disk(size))) == 1
+    errors = [line for line in (tmp_path / 'log').read_text().splitlines() if 'error:' in line]
+    assert len(errors) == 1 and f"'{tmp_path / 'run' / name}'" in errors[0] and 'File too large' in errors[0]
+    assert 'Traceback' not in (tmp_path / 'log').read_text()
+    assert not list((tmp_path / 'run').glob('*.partial'))
+    assert load(tmp_path / 'run' / 'last.pth.tar')['run']['update'] == 3  # the one before is whole
+    train(flags)
+    assert_equal_runs(uninterrupted, tmp_path / 'run')
+
+
+def test_message_says_how_much_is_missing(images, tmp_path):
+    flags = f'--data-dir {images} --output {tmp_path} {FLAGS}'
+    assert run_child(flags, tmp_path / 'log', at_update(6, fill_disk(2_000_000))) == 1
+    line = next(line for line in (tmp_path / 'log').read_text().splitlines() if 'error:' in line)
+    size = int(line.partition('Checkpoint of ')[2].partition(' bytes')[0])
+    state = load(tmp_path / 'run' / 'last.pth.tar')
+    weights = sum(t.nbytes for t in (*state['state_dict'].values(), *state['task_state']['method'].values()))
+    assert size == pytest.approx(3 * weights, rel=0.1)  # with the two averages of AdamW
+
+
+def cut(path, share):
+    with open(path, 'r+b') as f:
+        f.truncate(int(path.stat().st_size * share))
+
+
+@pytest.mark.parametrize('share', [0.5, 0])
+def test_truncated_checkpoint(share, train, uninterrupted, images, tmp_path, caplog):
+    """The newest one is a hard link of others, which are cut with it; the one before is left."""
+    flags = f'--data-dir {images} --output {tmp_path} {FLAGS}'
+    train(f'{flags} --stop-epoch 2')
+    cut(tmp_path / 'run' / 'last.pth.tar', share)
+    with caplog.at_level(logging.WARNING):
+        train(f'{flags} --resume auto')
+    assert f"'{tmp_path}/run/last.pth.tar' is not a complete checkpoint" in caplog.text
+    assert 'goes on after step 3' in (tmp_path / 'run' / 'train.log').read_text()
+    assert_equal_runs(uninterrupted, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('resume', ['{folder}/last.pth.tar', 'auto'])
+def test_nothing_to_go_on_from(resume, train, images, tmp_path, capsys):
+    """A checkpoint that was asked for, or all of them: never from the beginning instead."""
+    flags = f'--data-dir {images} --output {tmp_path} {FLAGS}'
+    train(f'{flags} --stop-epoch 1')
+    cut(tmp_path / 'run' / 'last.pth.tar', 0.9)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'run').rglob('*') if path.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        train(f'{flags} --resume ' + resume.format(folder=tmp_path / 'run'))
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert 'is not a complete checkpoint' in error or "none of the 3 checkpoints in" in error
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_left_over_file_is_not_taken(train, uninterrupted, images, tmp_path):
+    """A whole checkpoint under a name that says it is not."""
+    flags = f'--data-dir {images} --output {tmp_path} {FLAGS}'
+    train(f'{flags} --stop-epoch 2')
+    other = torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=False)
+    torch.save({**other, 'run': {**other['run'], 'update': 8}}, tmp_path / 'run' / 'tmp.pth.tar.partial')
+    train(f'{flags} --resume auto')
+    assert_equal_runs(uninterrupted, tmp_path / 'run')

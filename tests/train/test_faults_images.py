@@ -1,0 +1,151 @@
+"""Fault 6: images that cannot be read are replaced, counted and named; too many end the run."""
+import csv
+import json
+import logging
+import struct
+import zlib
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from child_runs import run_child
+from PIL import Image
+from run_folders import epochs
+from tiny_runs import write_images
+
+from timm.data import ImageDataset
+from timm.mim.pretrain.datasets import open_data
+from timm.mim.pretrain.loading import create_train_loader
+from timm.mim.pretrain.options import DEFAULTS
+from timm.mim.pretrain.reading import ImageKey, KeyedImages, ToMode
+
+
+def truncated(path):
+    write_images(path.parent / 'whole', 1)
+    path.write_bytes((path.parent / 'whole' / '00.png').read_bytes()[:200])
+    (path.parent / 'whole' / '00.png').unlink()
+    (path.parent / 'whole').rmdir()
+
+
+def empty(path):
+    path.touch()
+
+
+def bomb(path):
+    """A few bytes that say they are 900 million pixels."""
+    def chunk(kind, data):
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    header = chunk(b'IHDR', struct.pack('>IIBBBBB', 30000, 30000, 8, 2, 0, 0, 0))
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + header + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b''))
+
+
+def broken_link(path):
+    path.symlink_to(path.with_name('nowhere.png'))
+
+
+BROKEN = [truncated, empty, bomb, broken_link]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """12 images to train on and 4 that cannot be read, 10 to hold out and one that cannot be read."""
+    folder = tmp_path_factory.mktemp('folder')
+    write_images(folder / 'train', 12)
+    write_images(folder / 'val', 10)
+    for make in BROKEN:
+        make(folder / 'train' / f'{make.__name__}.png')
+    empty(folder / 'val' / 'empty.png')
+    return folder
+
+
+def keyed(folder, transform=np.asarray):
+    return KeyedImages(ImageDataset(str(folder)), transform, 'RGB', seed=3)
+
+
+def test_another_image_takes_its_place(folder):
+    images = keyed(folder / 'train')
+    whole = {images[ImageKey(0, i, i)][0].tobytes() for i in range(12)}
+    for index in range(12, 16):
+        image, found = images[ImageKey(0, 7, index)]
+        assert found == ~index and image.tobytes() in whole
+        assert np.array_equal(images[ImageKey(0, 7, index)][0], image)  # the same one each time
+    drawn = {images[ImageKey(epoch, 7, 14)][0].tobytes() for epoch in range(20)}
+    assert len(drawn) > 6  # not always its neighbour
+    assert [images[ImageKey(0, i, i)][1] for i in range(12)] == list(range(12))
+
+
+def test_workers_agree_on_it(folder):
+    def batches(workers):
+        options = Namespace(**{**DEFAULTS, 'data_dir': str(folder), 'batch_size': 4, 'workers': workers})
+        config = dict(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bicubic', mode='RGB')
+        return list(create_train_loader(open_data(options, 'RGB').train, options, config, torch.device('cpu')))
+    for (a, i), (b, j) in zip(batches(0), batches(2)):
+        assert torch.equal(a, b) and torch.equal(i, j)
+
+
+def test_warnings_name_the_first(folder, caplog):
+    images = keyed(folder / 'train')
+    for index in range(12, 16):
+        images[ImageKey(0, 7, index)]
+    named = [record.getMessage() for record in caplog.records if 'another image takes its place' in record.getMessage()]
+    assert 3 == len(named) and all('.png' in line and ': ' in line for line in named)
+
+
+@pytest.mark.parametrize('mode, name', [('CMYK', 'x.jpg'), ('P', 'x.png'), ('L', 'x.png'), ('RGBA', 'x.png')])
+def test_other_modes_are_no_fault(mode, name, tmp_path):
+    write_images(tmp_path, 1)
+    image = Image.open(tmp_path / '00.png').convert(mode)
+    (tmp_path / '00.png').unlink()
+    image.save(tmp_path / name)
+    found, index = keyed(tmp_path)[ImageKey(0, 0, 0)]
+    assert index == 0
+    assert np.array_equal(found, np.asarray(Image.open(tmp_path / name).convert('RGB')))
+
+
+def test_16_bits_keep_their_levels(tmp_path):
+    """PIL clips them: nearly every pixel would be white."""
+    levels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    Image.fromarray(levels).save(tmp_path / 'x.png')
+    found, _ = keyed(tmp_path)[ImageKey(0, 0, 0)]
+    assert np.array_equal(found, np.repeat((levels // 256).astype(np.uint8)[..., None], 3, axis=2))
+    asked_for = ToMode('I;16')(Image.open(tmp_path / 'x.png'))
+    assert np.array_equal(np.asarray(asked_for), levels)
+
+
+def test_upstreams_dataset_skips_a_bomb(folder):
+    """For training with labels, which takes upstream's own way."""
+    dataset = ImageDataset(str(folder / 'train'), transform=np.asarray)
+    bombs = [i for i in range(16) if 'bomb' in dataset.filename(i)]
+    following = dataset[(bombs[0] + 1) % 16][0]
+    assert np.array_equal(dataset[bombs[0]][0], following)
+
+
+FLAGS = '--experiment run --epochs 2 --lr 1e-3 --log-interval 1'
+
+
+def test_they_are_counted(folder, train, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(f'--data-dir {folder} --output {tmp_path} {FLAGS} --max-unreadable 0.3')
+    with open(tmp_path / 'run' / 'summary.csv', newline='') as f:
+        assert [float(row['train_unreadable']) for row in csv.DictReader(f)] == [0.25, 0.25]
+    lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    assert sum(line.get('unreadable', 0) for line in lines) == 2  # batches of 4, twice 4 images
+    assert 'epoch 1: 25.00% of the images so far cannot be read' in caplog.text
+    assert '10 images with 4 mask(s) each' in (tmp_path / 'run' / 'train.log').read_text()
+
+
+@pytest.mark.parametrize('flags, message', [
+    ('', 'of the images of an epoch cannot be read'),
+    ('--max-unreadable 0.05', '1 of the 11 images that are held out cannot be read'),
+    ('--data-dir {broken} --max-unreadable 1 --workers 1', '10 images, drawn at random, cannot be read'),
+])
+def test_too_many(flags, message, folder, tmp_path):
+    write_images(tmp_path / 'broken' / 'val', 1)
+    for i in range(8):
+        empty(tmp_path / 'broken' / f'{i}.png')
+    flags = f'--data-dir {folder} --output {tmp_path} {FLAGS} {flags.format(broken=tmp_path / "broken")}'
+    assert run_child(flags, tmp_path / 'log') == 1
+    errors = [line for line in (tmp_path / 'log').read_text().splitlines() if 'error:' in line]
+    assert len(errors) == 1 and message in errors[0] and 'Traceback' not in (tmp_path / 'log').read_text()
+    assert not (tmp_path / 'run' / 'summary.csv').exists() or epochs(tmp_path / 'run') == []
