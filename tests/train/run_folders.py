@@ -21,8 +21,8 @@ def equal(a: Any, b: Any) -> bool:
 def load(path: Path) -> Dict[str, Any]:
     """Load a checkpoint, without the options that differ where two runs do."""
     checkpoint = torch.load(path, weights_only=False)
-    checkpoint['args'] = {
-        name: value for name, value in vars(checkpoint['args']).items() if name not in ('output', 'resume', 'stop_epoch')}
+    options = vars(checkpoint['args'])
+    checkpoint['args'] = {k: v for k, v in options.items() if k not in ('output', 'resume', 'stop_epoch')}
     return checkpoint
 
 
