@@ -18,7 +18,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize('method, case', [
             pytest.param(method, case, id=f'{method}-{case.name}') for method in OPTIONS for case in branches(method)])
     if 'name' in metafunc.fixturenames:
-        everything = metafunc.config.getoption('--all-models')
+        everything = metafunc.config.getoption('--all-models', False)
         names = [(method, name) for method in OPTIONS for name in list_mim_models(method)] if everything else []
         metafunc.parametrize('method, name', names)
 

@@ -103,7 +103,7 @@ def test_listed_models_can_be_created(method, names, request):
     assert set(names) <= set(listed)
     # the size that a model has by default need not be one of whole patches or mask units
     sizes = ('takes images whose height is a multiple of', 'mask_unit 32 does not fit')
-    for name in listed if request.config.getoption('--all-models') else names:
+    for name in listed if request.config.getoption('--all-models', False) else names:
         with torch.device('meta'):
             try:
                 create_mim(method, name)
