@@ -5,8 +5,10 @@ import inspect
 import json
 import os
 import time
+import traceback
 import warnings
 from pathlib import Path
+from typing import List, Tuple
 
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler that measures memory reports on itself
 
@@ -25,7 +27,7 @@ def main() -> None:
     parser.add_argument('--output', type=Path, default=RESULTS, help=f'folder of the results (default: {RESULTS})')
     args = parser.parse_args()
     warnings.filterwarnings('ignore')
-    rows = run(args)
+    rows, failed = run(args)
 
     from .plot import plot
     from .report import describe_machine, to_markdown
@@ -34,16 +36,19 @@ def main() -> None:
     path = args.output / torch.device(args.device).type
     path.with_suffix('.json').write_text(json.dumps(dict(machine=machine, rounds=args.rounds, rows=rows), indent=1))
     path.with_suffix('.md').write_text(to_markdown(machine, rows, args.rounds))
-    if set(args.only) >= {'mae', 'simmim', 'ijepa', 'scale'}:
+    if {'MAE', 'SimMIM', 'I-JEPA', 'scale'} <= {row['section'] for row in rows}:
         plot(rows, path.with_suffix('.png'))
     print(f'{path}.md, .json, .png')
+    if failed:
+        raise SystemExit(f'failed: {", ".join(failed)}')
 
 
-def run(args: argparse.Namespace) -> list:
+def run(args: argparse.Namespace) -> Tuple[List[dict], List[str]]:
+    """Run the sections. Rows of the tables, and names of sections that failed."""
     device = torch.device(args.device)
     if device.type == 'cuda':
         torch.set_float32_matmul_precision('high')
-    rows = []
+    rows, failed = [], []
     for name in args.only:
         if name == 'cuda' and device.type != 'cuda':
             continue
@@ -52,10 +57,14 @@ def run(args: argparse.Namespace) -> list:
         module = importlib.import_module(f'.{name}', __package__)
         takes_compiled = 'compiled' in inspect.signature(module.run).parameters
         options = dict(compiled=not args.no_compile) if takes_compiled else {}
-        rows += module.run(args.rounds, device, **options)
+        try:
+            rows += module.run(args.rounds, device, **options)
+        except Exception:  # the other sections are worth having
+            traceback.print_exc()
+            failed.append(name)
         torch._dynamo.reset()
         print(f'{name}: {time.perf_counter() - start:.0f} s', flush=True)
-    return rows
+    return rows, failed
 
 
 if __name__ == '__main__':
