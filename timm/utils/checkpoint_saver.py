@@ -24,8 +24,9 @@ def _write_complete(save_state, save_path):
         if os.path.exists(tmp_save_path):
             os.unlink(tmp_save_path)
         if isinstance(e, (OSError, RuntimeError)):
-            size = _num_bytes(save_state)
-            raise OSError(f"Checkpoint of {size} bytes cannot be written to '{save_path}': {e}") from e
+            size, free = _num_bytes(save_state), shutil.disk_usage(os.path.dirname(save_path) or '.').free
+            raise OSError(
+                f"Checkpoint of {size} bytes cannot be written to '{save_path}', where {free} are free: {e}") from e
         raise
 
 
