@@ -45,9 +45,9 @@ def run(block: Block, namespace: dict) -> None:
 
 
 def commands(block: Block) -> Iterator[List[str]]:
-    """Command lines of a block of a shell, in words, without comments and variables set in front."""
+    """Command lines of a block of a shell, in words, without comments and variables set in front; N is some number."""
     for line in block.code.replace('\\\n', ' ').splitlines():
-        words = shlex.split(line, comments=True)
+        words = ['10' if word == 'N' else word for word in shlex.split(line, comments=True)]
         while words and re.fullmatch(r'[A-Z_]+=.*', words[0]):
             del words[0]
         if words:
