@@ -1,7 +1,6 @@
 """TensorBoard and Weights & Biases, for those who ask for them."""
 import argparse
 import json
-import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, List, Protocol
@@ -10,9 +9,8 @@ import numpy as np
 from PIL import Image
 
 from .errors import UserError, one_line
+from .files import write_complete
 from .run_folder import plain_options
-
-_logger = logging.getLogger(__name__)
 
 RUN_IDS = 'trackers.json'
 _PACKAGES = dict(log_wandb='wandb', log_tensorboard='tensorboard')
@@ -121,7 +119,8 @@ class WeightsAndBiases:
             self.run.define_metric('*', step_metric='update')
         except Exception as e:  # its errors have many types, and none in common
             raise UserError(f'--log-wandb: {one_line(e)}') from e
-        (folder / RUN_IDS).write_text(json.dumps(dict(wandb=self.run.id)) + '\n')
+        text = json.dumps(dict(wandb=self.run.id)) + '\n'
+        write_complete(folder / RUN_IDS, lambda partial: partial.write_text(text))
 
     def add_values(self, values: Dict[str, float], update: int) -> None:
         self.run.log({**values, 'update': update})
