@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from timm.data import create_dataset, create_loader
-from timm.mim.pretrain.loading import create_train_loader
+from timm.mim.pretrain.data.loading import create_train_loader
 from timm.mim.pretrain.options import DEFAULTS
 from timm.mim.pretrain.recipes import RECIPES
-from timm.mim.pretrain.sample_photographs import sample_photographs
+from timm.mim.pretrain.data.sample_photographs import sample_photographs
 
 from .timing import interleave
 

@@ -15,10 +15,10 @@ from run_folders import epochs
 from tiny_runs import write_images
 
 from timm.data import ImageDataset
-from timm.mim.pretrain.datasets import open_data
-from timm.mim.pretrain.loading import create_train_loader
+from timm.mim.pretrain.data.datasets import open_data
+from timm.mim.pretrain.data.loading import create_train_loader
 from timm.mim.pretrain.options import DEFAULTS
-from timm.mim.pretrain.reading import ImageKey, KeyedImages, ToMode
+from timm.mim.pretrain.data.reading import ImageKey, KeyedImages, ToMode
 
 
 def truncated(path):

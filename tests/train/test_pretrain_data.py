@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from tiny_runs import write_images
 
-from timm.mim.pretrain.datasets import HELD_OUT_LIMIT, file_names, image_mode, open_data
-from timm.mim.pretrain.loading import EpochSampler, create_train_loader, load_held_out
+from timm.mim.pretrain.data.datasets import HELD_OUT_LIMIT, file_names, image_mode, open_data
+from timm.mim.pretrain.data.loading import EpochSampler, create_train_loader, load_held_out
 from timm.mim.pretrain.options import DEFAULTS
 from timm.mim.pretrain.recipes import RECIPES
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny_runs import write_images
 
-from timm.mim.pretrain.curves import create_figure
-from timm.mim.pretrain.memory import peak_memory
-from timm.mim.pretrain.records import Records
+from timm.mim.pretrain.reporting.curves import create_figure
+from timm.mim.pretrain.reporting.memory import peak_memory
+from timm.mim.pretrain.reporting.records import Records
 
 
 def messages(folder):

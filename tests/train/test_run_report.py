@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from timm.mim.pretrain import environment
-from timm.mim.pretrain.report import Report
+from timm.mim.pretrain.reporting import environment
+from timm.mim.pretrain.reporting.report import Report
 
 CHROMIUM = os.environ.get('CHROMIUM') or next(
     filter(None, map(shutil.which, ('chromium', 'chromium-headless-shell', 'google-chrome', 'chrome'))), None)

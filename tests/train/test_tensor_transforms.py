@@ -11,11 +11,11 @@ from test_pretrain_data import CPU, config_of, options_of
 from tiny_runs import write_images
 
 from timm.data import create_transform
-from timm.mim.pretrain import tensor_transforms
-from timm.mim.pretrain.datasets import open_data
-from timm.mim.pretrain.loading import create_train_loader
-from timm.mim.pretrain.reading import ToMode
-from timm.mim.pretrain.tensor_transforms import on_tensors, read_jpeg, to_tensor
+from timm.mim.pretrain.data import tensor_transforms
+from timm.mim.pretrain.data.datasets import open_data
+from timm.mim.pretrain.data.loading import create_train_loader
+from timm.mim.pretrain.data.reading import ToMode
+from timm.mim.pretrain.data.tensor_transforms import on_tensors, read_jpeg, to_tensor
 
 pytestmark = pytest.mark.filterwarnings('ignore:The image decoding:DeprecationWarning')
 

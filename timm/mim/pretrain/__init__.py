@@ -5,12 +5,12 @@ A script needs two calls: `add_arguments(parser)` for the flags, and `run(args)`
 Models, optimizers, schedules, checkpoints and readers are timm's, the task is in `timm.task`. In the order of a run:
 
 - `flags`, `given_arguments`, `options`, `recipes`, `refused_flags`: what the user asks for
-- `datasets`, `loading`, `sample_photographs`: the images, their order and augmentation
+- `data/`: the images, their order and augmentation
 - `build_method`: the model and the method around it
-- `trainer`, `step_guard`, `stop_signal`: the updates, and when they end
-- `held_out`, `baselines`, `probes` and its parts, `validate`: what was learned
-- `checkpoints`, `records`, `curves`, `report`, `encoder_files`, `run_folder`: what a run leaves behind
-- `progress`, `summary`, `log_file`, `trackers`: what it says, and to whom
+- `trainer`, `optimizer`, `sharding`, `step_guard`, `stop_signal`: the updates, and when they end
+- `held_out`, `baselines`, `probes/`, `validate`: what was learned
+- `run_folder`, `checkpoints`, `encoder_files`, `files`: what a run leaves behind
+- `reporting/`: what it says and writes down on the way
 - `main`: all of it
 """
 from .flags import add_arguments as add_arguments

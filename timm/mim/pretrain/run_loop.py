@@ -10,10 +10,10 @@ from .checkpoints import RunSaver, load_checkpoint
 from .encoder_files import save_encoder
 from .errors import RunStopped
 from .held_out import HeldOutImages
-from .memory import peak_memory
-from .probes import Probes
-from .progress import Progress
-from .records import Records
+from .reporting.memory import peak_memory
+from .probes.probes import Probes
+from .reporting.progress import Progress
+from .reporting.records import Records
 from .sharding import whole
 from .trainer import Trainer
 

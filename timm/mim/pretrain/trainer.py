@@ -23,7 +23,7 @@ from .errors import RunStopped, UserError, one_line
 from .means import RunningMeans
 from .optimizer import WeightDecaySchedule, create_optimizer
 from .options import resolve_learning_rate
-from .reading import UnreadableImages, sample_seed
+from .data.reading import UnreadableImages, sample_seed
 from .sharding import load_whole_optimizer, shard, whole
 from .step_guard import StepGuard, Verdict
 from .stop_signal import StopSignal

@@ -21,14 +21,14 @@ from timm.utils import is_primary
 from ..visualize import save_views
 from .build_method import create_method
 from .checkpoints import fitting, load_checkpoint
-from .datasets import HELD_OUT_LIMIT, image_mode, open_data, open_to_measure
+from .data.datasets import HELD_OUT_LIMIT, image_mode, open_data, open_to_measure
 from .errors import UserError, flag_name
 from .files import write_complete
 from .flags import add_probe_arguments
 from .held_out import MASK_SEED
 from .main import exit_codes, find_place, hold_out, import_mim_module, resolve_image_config
 from .options import DEFAULTS, resolve_options
-from .probes import Probes
+from .probes.probes import Probes
 
 _PICTURE_ROWS = 8
 # Flags of timm's validation script that go into the options of a run, and their names there

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from timm.data import ImageDataset
-from .errors import UserError
+from ..errors import UserError
 
 _TRAIN = ('train', 'training')
 _TEST = ('val', 'validation', 'valid', 'test', 'eval', 'evaluation')

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 
 from timm.data import create_dataset
 from timm.data.readers.img_extensions import get_img_extensions
-from .errors import UserError
-from .options import DEFAULTS
+from ..errors import UserError
+from ..options import DEFAULTS
 from .sample_photographs import sample_photographs
 
 _logger = logging.getLogger(__name__)

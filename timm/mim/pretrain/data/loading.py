@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from timm.data import create_loader, create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
 from .datasets import HELD_OUT_LIMIT
-from .errors import UserError
+from ..errors import UserError
 from .reading import ImageKey, KeyedImages, sample_seed
-from .stop_signal import SIGNALS
+from ..stop_signal import SIGNALS
 
 
 class EpochSampler(Sampler):

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 
 from timm.data import ImageDataset
-from .errors import one_line
+from ..errors import one_line
 from .tensor_transforms import on_tensors, read_jpeg, to_tensor
 
 _logger = logging.getLogger(__name__)

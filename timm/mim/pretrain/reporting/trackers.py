@@ -8,9 +8,9 @@ from typing import Any, Dict, List, Protocol
 import numpy as np
 from PIL import Image
 
-from .errors import UserError, one_line
-from .files import write_complete
-from .run_folder import plain_options
+from ..errors import UserError, one_line
+from ..files import write_complete
+from ..run_folder import plain_options
 
 RUN_IDS = 'trackers.json'
 _PACKAGES = dict(log_wandb='wandb', log_tensorboard='tensorboard')

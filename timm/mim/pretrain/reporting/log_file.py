@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Optional, Type
 
-from .errors import one_line
+from ..errors import one_line
 
 LOG = 'train.log'
 

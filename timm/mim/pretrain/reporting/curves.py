@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
-from .files import write_complete
+from ..files import write_complete
 
 _logger = logging.getLogger(__name__)
 

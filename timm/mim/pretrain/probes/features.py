@@ -5,8 +5,8 @@ from typing import Dict, List, Sequence, Union
 import torch
 import torch.nn as nn
 
-from ..backbone import feature_map
-from .errors import UserError
+from ...backbone import feature_map
+from ..errors import UserError
 
 LAST = 'last'
 TOKENS = 'tokens'

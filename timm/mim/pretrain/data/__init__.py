@@ -1,0 +1,1 @@
+"""The images of a run: which, in what order, with what augmentation."""
