@@ -47,3 +47,15 @@ def test_official_masks_have_a_graph_for_each_length():
         lengths.add((masks.context.shape, masks.targets.shape))
         expected.append(len(lengths))
     assert train_compiled(method, 3) == expected
+
+
+def test_methods_of_several_image_sizes():
+    """The second and third method of a process meet a compiler that takes their sizes for symbols."""
+    torch._dynamo.reset()
+    for size in (32, 64, 96):
+        method = SimMIM(build('vit', depth=1, img_size=size), mask_unit=16)
+        method.lean = True
+        noise = torch.rand(method.noise_shape(2), generator=torch.Generator().manual_seed(size))
+        expected = method(images_for(method), noise=noise).loss
+        loss = torch.compile(method, backend='eager')(images_for(method), noise=noise).loss
+        torch.testing.assert_close(loss, expected)

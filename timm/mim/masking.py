@@ -35,7 +35,8 @@ def masked_count(num_units: int, ratio: float) -> int:
     """
     if not isinstance(ratio, Real) or not 0 < ratio < 1:
         raise ValueError(f'mask_ratio must be a number between 0 and 1, both excluded, got {ratio!r}.')
-    count = math.ceil(num_units * Fraction(str(ratio)))
+    share = Fraction(str(ratio))
+    count = -(-num_units * share.numerator // share.denominator)  # integers alone: torch.compile may have symbols here
     if count == num_units:
         raise ValueError(
             f'mask_ratio {ratio} masks all {num_units} units of the image, take a smaller ratio or smaller units.')
