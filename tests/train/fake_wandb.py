@@ -17,8 +17,8 @@ class _Run:
         pass
     def log(self, values):
         _note(log=values)
-    def finish(self):
-        _note(finish=self.id)
+    def finish(self, exit_code=None):
+        _note(finish=self.id, exit_code=exit_code)
 
 def init(**arguments):
     if arguments['project'] == 'no-account':

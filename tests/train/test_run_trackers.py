@@ -32,7 +32,7 @@ def test_wandb_goes_on_with_its_run(train, images, tmp_path, wandb_notes):
     assert first[0]['init']['id'] is None and first[0]['init']['resume'] is None
     assert first[0]['init']['project'] == 'photos' and first[0]['init']['tags'] == ['small', 'first']
     assert first[0]['init']['name'] == 'run' and first[0]['init']['config']['mask_ratio'] == 0.6
-    assert first[-1] == {'finish': 'id-of-the-first'}
+    assert first[-1] == {'finish': 'id-of-the-first', 'exit_code': 0}
 
     train(f'{run} --resume auto')
     second = wandb_notes()[len(first):]
@@ -51,6 +51,26 @@ def test_wandb_goes_on_with_its_run(train, images, tmp_path, wandb_notes):
 def test_wandb_resume_id(train, images, tmp_path, wandb_notes):
     train(f'--data-dir {images} --output {tmp_path} --experiment run --epochs 1 --log-wandb --wandb-resume-id abc')
     assert wandb_notes()[0]['init']['id'] == 'abc' and wandb_notes()[0]['init']['resume'] == 'must'
+
+
+@pytest.mark.parametrize('fault, code', [('not finite', 1), ('stopped', 75), ('disk full', 1)])
+def test_wandb_is_told_of_a_run_that_did_not_end_well(fault, code, train, images, tmp_path, wandb_notes, monkeypatch):
+    flags = f'--data-dir {images} --output {tmp_path} --experiment run --epochs 1 --warmup-epochs 0 --log-wandb'
+    if fault == 'not finite':
+        flags += ' --lr 1e30'
+    elif fault == 'stopped':
+        monkeypatch.setattr('timm.mim.pretrain.stop_signal.StopSignal.__bool__', lambda self: True)
+    else:
+        # the last file of a run
+        monkeypatch.setattr('timm.mim.pretrain.reporting.summary.save_results', _no_space)
+    with pytest.raises(SystemExit) as stopped:
+        train(flags)
+    assert stopped.value.code == code
+    assert [note for note in wandb_notes() if 'finish' in note] == [{'finish': 'id-of-the-first', 'exit_code': 1}]
+
+
+def _no_space(*_):
+    raise OSError(28, 'No space left on device')
 
 
 @pytest.mark.parametrize('flags, message', [

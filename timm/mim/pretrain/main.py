@@ -3,7 +3,7 @@ import argparse
 import importlib
 import os
 import sys
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional
 
@@ -33,7 +33,7 @@ from .run_folder import create_run_folder, find_run_folder
 from .run_loop import RunLoop
 from .stop_signal import StopSignal
 from .reporting.summary import conclude, describe
-from .reporting.trackers import check_trackers, create_trackers
+from .reporting.trackers import check_trackers, open_trackers
 from .trainer import Trainer
 
 EXIT_MISTAKE = 2
@@ -114,21 +114,19 @@ def _run(args: argparse.Namespace, log: LogFile) -> None:
         trainer = Trainer(options, method, train_loader, place, stop, checkpoint)
         # once the trainer may have sharded the method
         probes = Probes(options, trainer.trained_method, data_config, place) if options.mim_probe_dir else None
-        records = None
-        if is_primary(place):
-            trackers = create_trackers(options, folder, trainer.update)
+        if not is_primary(place):
+            log.open(None)
+            RunLoop(trainer, held_out, folder, None, checkpoint, probes).train()
+            return
+        bar = wants_bar(place.distributed)
+        with open_trackers(options, folder, trainer.update) as trackers, lines_above_bar(bar):
             create_run_folder(folder, options)
             log.open(folder)
             describe(options, from_recipe, data.description, data_config, trainer, held_out, folder, probes)
             report = Report(folder, options, model_args, describe_environment(device, place.world_size))
             records = Records(folder, data_config, trainer.update, trainer.updates_per_epoch, trackers, report)
-        else:
-            log.open(None)
-        bar = wants_bar(place.distributed)
-        with lines_above_bar(bar), closing(records) if records else nullcontext():
             results = RunLoop(trainer, held_out, folder, records, checkpoint, probes).train(bar)
-    if is_primary(place):
-        conclude(options, folder, trainer, results, model_args, file_names(data.held_out))
+            conclude(options, folder, trainer, results, model_args, file_names(data.held_out))
 
 
 def import_mim_module(args: argparse.Namespace) -> None:

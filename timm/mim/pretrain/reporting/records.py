@@ -109,11 +109,6 @@ class Records:
         if self.report is not None:
             self.report.write(self.folder / STEPS)
 
-    def close(self) -> None:
-        """Let the trackers end."""
-        for tracker in self.trackers:
-            tracker.close()
-
     def _add_line(self, values: Dict[str, Any]) -> None:
         with open(self.folder / STEPS, 'a') as f:
             f.write(json.dumps(values) + '\n')

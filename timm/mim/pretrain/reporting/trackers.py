@@ -1,9 +1,10 @@
 """TensorBoard and Weights & Biases, for those who ask for them."""
 import argparse
 import json
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Dict, List, Protocol
+from typing import Any, Dict, Iterator, List, Protocol
 
 import numpy as np
 from PIL import Image
@@ -25,8 +26,8 @@ class Tracker(Protocol):
     def add_picture(self, name: str, path: Path, update: int) -> None:
         """Add a picture that was written to a file."""
 
-    def close(self) -> None:
-        """Hand over what was not yet written."""
+    def close(self, completed: bool) -> None:
+        """Hand over what was not yet written, and say whether the run came to its end."""
 
 
 def check_trackers(options: argparse.Namespace) -> None:
@@ -44,8 +45,9 @@ def check_trackers(options: argparse.Namespace) -> None:
                 raise UserError(f'--{name.replace("_", "-")} is for --log-wandb, which is not given.')
 
 
-def create_trackers(options: argparse.Namespace, folder: Path, update: int) -> List[Tracker]:
-    """Create the trackers that were asked for.
+@contextmanager
+def open_trackers(options: argparse.Namespace, folder: Path, update: int) -> Iterator[List[Tracker]]:
+    """Open the trackers that were asked for, and close them with the block: an error that leaves it is told to them.
 
     Args:
         options: Options of the run.
@@ -56,11 +58,17 @@ def create_trackers(options: argparse.Namespace, folder: Path, update: int) -> L
         UserError: A tracker cannot be started.
     """
     trackers: List[Tracker] = []
-    if options.log_tensorboard:
-        trackers.append(TensorBoard(folder / 'tensorboard', update))
-    if options.log_wandb:
-        trackers.append(WeightsAndBiases(options, folder))
-    return trackers
+    completed = False
+    try:
+        if options.log_tensorboard:
+            trackers.append(TensorBoard(folder / 'tensorboard', update))
+        if options.log_wandb:
+            trackers.append(WeightsAndBiases(options, folder))
+        yield trackers
+        completed = True
+    finally:
+        for tracker in trackers:
+            tracker.close(completed)
 
 
 class TensorBoard:
@@ -84,7 +92,7 @@ class TensorBoard:
         with Image.open(path) as picture:
             self.writer.add_image(name, np.asarray(picture.convert('RGB')), update, dataformats='HWC')
 
-    def close(self) -> None:
+    def close(self, completed: bool) -> None:
         self.writer.close()
 
 
@@ -128,8 +136,9 @@ class WeightsAndBiases:
     def add_picture(self, name: str, path: Path, update: int) -> None:
         self.run.log({name: self.wandb.Image(str(path)), 'update': update})
 
-    def close(self) -> None:
-        self.run.finish()
+    def close(self, completed: bool) -> None:
+        # without a code a run that failed, or was stopped, would be shown as finished
+        self.run.finish(exit_code=0 if completed else 1)
 
 
 def _read_run_ids(folder: Path) -> Dict[str, Any]:
