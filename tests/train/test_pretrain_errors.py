@@ -48,6 +48,7 @@ CASES = [
     ('--mixup 0.2', '--mixup has no meaning with --mim'),
     ('--num-classes 10', '--num-classes has no meaning with --mim'),
     ('--smoothing 0.1', '--smoothing has no meaning with --mim'),
+    ('--sched-on-updates', '--sched-on-updates has no meaning with --mim: schedules step at every update'),
     ('--kd-model-name resnet50', '--kd-model-name has no meaning with --mim'),
     ('--wandb-project x', '--wandb-project is for --log-wandb'),
     ('--mim-probe knn', '--mim-probe is for --mim-probe-dir'),

@@ -36,8 +36,8 @@ DEFAULTS = dict(
     clip_grad=None, clip_mode='norm', layer_decay=None, layer_decay_min_scale=0.0, layer_decay_no_opt_scale=None,
     opt_kwargs={},
     # schedule
-    lr=None, lr_base=1.5e-4, lr_base_size=256, lr_base_scale='linear', sched='cosine', sched_on_updates=True,
-    epochs=300, start_epoch=None, stop_epoch=None, save_epochs=[], warmup_epochs=None, warmup_lr=0.0,
+    lr=None, lr_base=1.5e-4, lr_base_size=256, lr_base_scale='linear', sched='cosine', epochs=300,
+    start_epoch=None, stop_epoch=None, save_epochs=[], warmup_epochs=None, warmup_lr=0.0,
     warmup_prefix=False, min_lr=0.0, cooldown_epochs=0, decay_milestones=[90, 180, 270], decay_epochs=None,
     decay_rate=0.1, lr_noise=None, lr_noise_pct=0.67, lr_noise_std=1.0, lr_cycle_mul=1.0, lr_cycle_decay=0.5,
     lr_cycle_limit=1, lr_k_decay=1.0, lr_decay_fn=None, lr_stable_timescale=None,

@@ -8,6 +8,7 @@ _SPLITS = 'it compares augmented copies of an image by their predicted classes'
 _DISTILLATION = 'there is no teacher'
 _RESOLUTION = 'the image size of a pre-training run is fixed'
 _NAFLEX = 'pre-training uses a fixed patch grid'
+_SCHEDULE = 'schedules step at every update, as those of the published recipes do'
 
 # Flags without meaning under --mim.
 MEANINGLESS = {
@@ -31,6 +32,7 @@ MEANINGLESS = {
         _NAFLEX:
             'naflex_loader naflex_train_seq_lens naflex_max_seq_len naflex_patch_sizes naflex_patch_size_probs '
             'naflex_loss_scale naflex_patchify_channels_first',
+        _SCHEDULE: 'sched_on_updates',
     }.items()
     for name in names.split()
 }

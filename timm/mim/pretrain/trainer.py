@@ -195,7 +195,7 @@ class Trainer:
         try:
             return create_scheduler_v2(
                 self.optimizer,
-                **scheduler_kwargs(self.options, decreasing_metric=True),
+                **{**scheduler_kwargs(self.options, decreasing_metric=True), 'step_on_epochs': False},
                 updates_per_epoch=self.updates_per_epoch,
             )
         except (AssertionError, ValueError) as e:
