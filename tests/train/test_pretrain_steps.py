@@ -9,8 +9,9 @@ import torch.nn as nn
 
 from timm.mim import create_mim
 from timm.mim.pretrain.means import RunningMeans
-from timm.mim.pretrain.optimizer import WeightDecaySchedule, create_optimizer
+from timm.mim.pretrain.optimizer import create_optimizer
 from timm.mim.pretrain.options import DEFAULTS
+from timm.mim.pretrain.schedules import Schedules, WeightDecaySchedule
 from timm.mim.pretrain.step_guard import StepGuard, Verdict
 from timm.mim.pretrain.stop_signal import StopSignal
 from timm.models import create_model
@@ -118,6 +119,22 @@ def test_means_after_an_interruption(place):
         return reports, means.of_epoch()
     assert means_of(True) == means_of(False)
     assert means_of(False)[1]['loss'] == math.fsum(losses.tolist()) / 100  # correctly rounded
+
+
+@pytest.mark.parametrize('sched, after_warm_up', [
+    ('cosine', lambda update: 0.5 * (1 + math.cos(math.pi * update / 40))),
+    ('multistep', lambda update: 0.1 ** sum(update >= 8 * epoch for epoch in (2, 4))),
+])
+def test_learning_rate_steps_at_every_update(sched, after_warm_up):
+    """Five epochs of eight updates, the first of them warm-up, by the formulas of the papers."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=2.)
+    options = argparse.Namespace(**{
+        **DEFAULTS, 'sched': sched, 'epochs': 5, 'warmup_epochs': 1, 'decay_milestones': [2, 4]})
+    schedules = Schedules(optimizer, options, updates_per_epoch=8)
+    for update in range(40):
+        schedules.step(update)
+        expected = update / 8 if update < 8 else after_warm_up(update)
+        assert optimizer.param_groups[0]['lr'] == pytest.approx(2 * expected, abs=1e-12)
 
 
 def test_weight_decay_schedule():

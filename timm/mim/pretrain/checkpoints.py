@@ -18,7 +18,6 @@ _logger = logging.getLogger(__name__)
 # What a checkpoint must agree on with the run that goes on from it.
 _SAME_ON_RESUME = ('mim', 'model', 'model_kwargs', 'img_size', 'in_chans', 'mask_ratio', 'mask_unit', 'mim_kwargs')
 
-
 # What a run that was killed leaves of the checkpoint that it was writing.
 _UNFINISHED = ('*.partial', 'tmp.pth.tar', 'recovery_tmp.pth.tar')
 
@@ -98,6 +97,12 @@ def fitting(path: Path, flag: str = '--resume') -> Iterator[None]:
         yield
     except (KeyError, RuntimeError, ValueError) as e:
         raise UserError(f"{flag}: '{path}' does not fit this run: {one_line(e)[:300]}") from e
+
+
+def weights_that_count(checkpoint: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[Dict[str, Any]]]:
+    """Return the weights and the task state of a checkpoint, those of its moving average where it has one."""
+    suffix = '_ema' if 'state_dict_ema' in checkpoint else ''
+    return checkpoint[f'state_dict{suffix}'], checkpoint.get(f'task_state{suffix}')
 
 
 class RunSaver(CheckpointSaver):

@@ -18,22 +18,24 @@ from ..user_module import import_user_module
 from .build_method import create_method
 from .checkpoints import check_same_run, load_checkpoint, newest_checkpoint
 from .data.datasets import HELD_OUT_LIMIT, file_names, image_mode, open_data
-from .reporting.environment import describe_environment
+from .data.held_out_share import load_held_out
+from .data.loading import create_train_loader
+from .data.reading import UnreadableImages
+from .data.workers import ending_workers
 from .errors import RunStopped, UserError, lost_process, one_line
 from .held_out import MASK_SEED, HeldOutImages
-from .data.loading import create_train_loader, ending_workers, load_held_out
-from .reporting.log_file import LogFile
 from .options import resolve_options
 from .probes.probes import Probes
+from .reporting.environment import describe_environment
+from .reporting.log_file import LogFile
 from .reporting.progress import lines_above_bar, wants_bar
-from .data.reading import UnreadableImages
 from .reporting.records import Records
 from .reporting.report import Report
+from .reporting.summary import conclude, describe
+from .reporting.trackers import check_trackers, open_trackers
 from .run_folder import create_run_folder, find_run_folder
 from .run_loop import RunLoop
 from .stop_signal import StopSignal
-from .reporting.summary import conclude, describe
-from .reporting.trackers import check_trackers, open_trackers
 from .trainer import Trainer
 
 EXIT_MISTAKE = 2

@@ -1,7 +1,5 @@
-"""The optimizer of a run, and the weight decay over its course."""
+"""The optimizer of a run."""
 import argparse
-import math
-from typing import Optional
 
 import torch
 import torch.nn as nn
@@ -39,27 +37,3 @@ def create_optimizer(
         return create_optimizer_v2(method, **config, **chosen)
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as e:
         raise UserError(f'--opt {options.opt}: {one_line(e)}') from e
-
-
-class WeightDecaySchedule:
-    """Moves the weight decay along half a cosine, as I-JEPA and DINO do, in the groups that have one.
-
-    Args:
-        optimizer: Optimizer.
-        end: Weight decay at the end, None to leave it as it is.
-        num_updates: Number of updates of the whole run.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, end: Optional[float], num_updates: int):
-        self.end = end
-        self.num_updates = num_updates
-        self.groups = [] if end is None else [group for group in optimizer.param_groups if group['weight_decay'] > 0]
-        for group in self.groups:
-            group.setdefault('initial_weight_decay', group['weight_decay'])
-
-    def step(self, update: int) -> None:
-        """Set the weight decay for the next update."""
-        share = (1 - math.cos(math.pi * min(1., update / self.num_updates))) / 2
-        for group in self.groups:
-            start = group['initial_weight_decay']
-            group['weight_decay'] = start + (self.end - start) * share

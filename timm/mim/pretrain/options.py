@@ -200,6 +200,8 @@ def _check_values(options: argparse.Namespace) -> None:
     _check_choice('opt', options.opt.lower(), list_optimizers())
     _check_choice(
         'sched', options.sched, ('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none'))
+    if options.torchcompile_mode and not options.torchcompile:
+        raise UserError('--torchcompile-mode is for --torchcompile, which is not given.')
     if options.fsdp:
         _check_sharding(options)
     _check_probes(options)

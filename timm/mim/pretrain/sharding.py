@@ -2,7 +2,8 @@
 
 What is saved is whole, as if nothing had been sharded, and what is loaded was: runs go on with and without shards.
 """
-from typing import Any, List
+from contextlib import contextmanager
+from typing import Any, Iterator, List
 
 import torch
 import torch.nn as nn
@@ -45,6 +46,14 @@ def repeated_blocks(module: nn.Module) -> List[nn.Module]:
     children = list(module.children())
     alike = len(children) > 1 and len({type(child) for child in children}) == 1
     return children if alike and next(children[0].parameters(), None) is not None else []
+
+
+@contextmanager
+def gradients_unreduced(method: nn.Module) -> Iterator[None]:
+    """Leave the gradients of a sharded method on their process, for all parts of an update but the last."""
+    method.set_requires_gradient_sync(False)
+    yield
+    method.set_requires_gradient_sync(True)
 
 
 def whole(state: Any, keep: bool = True) -> Any:

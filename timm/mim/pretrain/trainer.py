@@ -4,29 +4,30 @@ Masks, augmentation and the random numbers of the model are keyed by the seed an
 run needs no random state to go on with: weights, optimizer and the number of updates are all.
 """
 import argparse
-from contextlib import contextmanager, nullcontext
-from functools import partial
-from itertools import islice
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, ContextManager, Dict, Iterator, Optional, Tuple
 
 import torch
 import torch.nn as nn
 from torch.utils.data import IterableDataset
 
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import MaskedImageModelingTask
-from timm.utils import NativeScaler, dispatch_clip_grad, is_primary
+from timm.utils import dispatch_clip_grad, is_primary
 from ..noise import keyed_noise
-from .checkpoints import fitting, load_checkpoint
-from .errors import RunStopped, UserError, one_line
-from .means import RunningMeans
-from .optimizer import WeightDecaySchedule, create_optimizer
-from .options import resolve_learning_rate
+from .checkpoints import load_checkpoint
+from .data.loading import batches_of_epoch
 from .data.reading import UnreadableImages, sample_seed
-from .sharding import load_whole_optimizer, shard, whole
+from .errors import RunStopped, UserError
+from .means import RunningMeans
+from .optimizer import create_optimizer
+from .options import resolve_learning_rate
+from .precision import autocast_of, scaler_of
+from .resume import restore_optimizer, updates_done
+from .schedules import Schedules
+from .sharding import gradients_unreduced, whole
 from .step_guard import StepGuard, Verdict
 from .stop_signal import StopSignal
+from .task import compile_and_distribute, create_task
 
 
 class Trainer:
@@ -74,90 +75,32 @@ class Trainer:
                 f'--grad-accum-steps {options.grad_accum_steps}: the dataset has {len(train_loader)} batches an epoch.')
         self.images_per_update = options.batch_size * place.world_size * options.grad_accum_steps
         self.learning_rate = resolve_learning_rate(options, self.images_per_update)
-
-        if options.channels_last:
-            method = method.to(memory_format=torch.channels_last)
-        self.autocast, self.scaler = self._mixed_precision()
-        self.task = MaskedImageModelingTask(method, device=self.device, verbose=is_primary(place))
+        self.autocast, self.scaler = autocast_of(options, self.device), scaler_of(options, self.device)
         self.means = RunningMeans(self.device)
         self.update = 0
+
         saved = None if checkpoint is None else load_checkpoint(checkpoint)
-        self._restore_weights(saved, checkpoint)
-        if options.fsdp:
-            for ema in (False, True):
-                if not ema or self.task.has_ema():
-                    shard(self.task.get_method(ema=ema), self.device)
+        self.task = create_task(options, method, place, saved, checkpoint)
         self.optimizer = create_optimizer(method, options, self.learning_rate, self.device)
-        self._restore_progress(saved, checkpoint)
-        self._compile()
-        if place.distributed and not options.fsdp:
-            self.task.prepare_distributed(
-                device_ids=None if self.device.type == 'cpu' else [self.device],
-                **(dict(broadcast_buffers=False) if options.no_ddp_bb else {}),
-            )
-        self.scheduler, self.num_epochs = self._create_scheduler()
-        self.weight_decay = WeightDecaySchedule(
-            self.optimizer, options.weight_decay_end, self.num_epochs * self.updates_per_epoch)
-        self._step_schedules()
+        self._go_to_start(saved, checkpoint)
+        compile_and_distribute(self.task, options, place)
+        self.schedules = Schedules(self.optimizer, options, self.updates_per_epoch)
+        self.schedules.step(self.update)
+        self.num_epochs = self.schedules.num_epochs
         self.guard = StepGuard(self.optimizer, self.device, place.distributed, self.scaler is not None)
 
-    def _mixed_precision(self) -> Tuple[Callable, Optional[NativeScaler]]:
-        if not self.options.amp:
-            return nullcontext, None
-        dtype = getattr(torch, self.options.amp_dtype)
-        # bfloat16 has the range of float32 and needs no scaler
-        scaler = NativeScaler(device=self.device.type) if dtype == torch.float16 else None
-        return partial(torch.autocast, device_type=self.device.type, dtype=dtype), scaler
-
-    def _restore_weights(self, saved: Optional[Dict[str, Any]], path: Optional[Path]) -> None:
-        """Load the weights of a checkpoint, and set up the moving average."""
+    def _go_to_start(self, saved: Optional[Dict[str, Any]], path: Optional[Path]) -> None:
+        """Go to the place in the run that a checkpoint or --start-epoch says, with the optimizer as it was there."""
         options = self.options
         if saved is not None:
-            with fitting(path):
-                self.task.load_checkpoint_state(saved['state_dict'], saved.get('task_state'))
-        if options.model_ema:
-            self.task.setup_ema(
-                decay=options.model_ema_decay,
-                use_warmup=options.model_ema_warmup,
-                foreach=not options.fsdp,  # shards and buffers, which have none, do not mix in one operation
-            )
-            if saved is not None:
-                suffix = '_ema' if 'state_dict_ema' in saved else ''
-                with fitting(path):
-                    self.task.load_checkpoint_state(
-                        saved[f'state_dict{suffix}'], saved.get(f'task_state{suffix}'), ema=True)
-
-    def _restore_progress(self, saved: Optional[Dict[str, Any]], path: Optional[Path]) -> None:
-        """Load the state of optimizer and scaler, and go to the place in the run."""
-        options = self.options
-        if saved is not None:
-            with fitting(path):
-                if 'optimizer' in saved and not options.no_resume_opt:
-                    load_whole_optimizer(self.optimizer, saved['optimizer'])
-                if self.scaler is not None and self.scaler.state_dict_key in saved and not options.no_resume_opt:
-                    self.scaler.load_state_dict(saved[self.scaler.state_dict_key])
-            self._go_to(saved.get('run'), saved.get('epoch', -1))
+            if not options.no_resume_opt:
+                restore_optimizer(self.optimizer, self.scaler, saved, path)
+            self.update = updates_done(saved, self.updates_per_epoch, self.images_per_update)
+            if self.update % self.updates_per_epoch:
+                self.means.load_state_dict(saved['run']['means'])
         if options.start_epoch is not None:
             self.update = options.start_epoch * self.updates_per_epoch
             self.means.reset()
-
-    def _go_to(self, run: Optional[Dict[str, Any]], epoch: int) -> None:
-        """Go to a place in the run, or behind an epoch, in a checkpoint of another program."""
-        if run is None:
-            self.update = (epoch + 1) * self.updates_per_epoch
-            return
-        done, within = divmod(run['update'], run['updates_per_epoch'])
-        if not within:
-            self.update = done * self.updates_per_epoch
-            return
-        saved, present = ((size['updates_per_epoch'], size['images_per_update']) for size in (run, vars(self)))
-        if saved != present:
-            raise UserError(
-                f'--resume: the checkpoint was written within an epoch of {saved[0]} updates with {saved[1]} images, '
-                f'which has {present[0]} with {present[1]} now: go on with as many images and the same batch over all '
-                'processes.')
-        self.update = run['update']
-        self.means.load_state_dict(run['means'])
 
     def state_dict(self) -> Dict[str, Any]:
         """The place in the run for a checkpoint, and what has to be gathered for it. All processes ask together.
@@ -181,26 +124,6 @@ class Trainer:
             state.update(self.task.get_checkpoint_state(ema=True))
         return dict(whole(state, keep=is_primary(self.place)), run=run)
 
-    def _compile(self) -> None:
-        if not self.options.torchcompile:
-            if self.options.torchcompile_mode:
-                raise UserError('--torchcompile-mode is for --torchcompile, which is not given.')
-            return
-        try:
-            self.task.compile(backend=self.options.torchcompile, mode=self.options.torchcompile_mode)
-        except RuntimeError as e:
-            raise UserError(f'--torchcompile {self.options.torchcompile}: {one_line(e)}') from e
-
-    def _create_scheduler(self):
-        try:
-            return create_scheduler_v2(
-                self.optimizer,
-                **{**scheduler_kwargs(self.options, decreasing_metric=True), 'step_on_epochs': False},
-                updates_per_epoch=self.updates_per_epoch,
-            )
-        except (AssertionError, ValueError) as e:
-            raise UserError(f'--sched {self.options.sched}: {one_line(e)}') from e
-
     @property
     def trained_method(self) -> nn.Module:
         """The method that counts: its moving average where there is one."""
@@ -223,7 +146,7 @@ class Trainer:
         if done == 0:
             self.means.reset()
         self.task.train()
-        batches = self._batches(epoch, done * accumulation)
+        batches = batches_of_epoch(self.train_loader, epoch, first=done * accumulation)
         for _ in range(done, self.updates_per_epoch):
             stop = self._train_update(batches)
             yield self.update
@@ -245,16 +168,6 @@ class Trainer:
                 f'them, or allow more than --max-unreadable {self.options.max_unreadable:g}.')
         return share
 
-    def _batches(self, epoch: int, first: int) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of an epoch from a number on."""
-        loader = self.train_loader
-        if hasattr(loader.sampler, 'set_epoch'):
-            loader.sampler.set_epoch(epoch, first)
-            return iter(loader)
-        if hasattr(loader.dataset, 'set_epoch'):
-            loader.dataset.set_epoch(epoch)
-        return islice(loader, first, None)  # a stream can only be read again
-
     def _train_update(self, batches: Iterator[Tuple[torch.Tensor, torch.Tensor]]) -> bool:
         """Do an update, and return whether to stop after it."""
         parts = self.options.grad_accum_steps
@@ -263,7 +176,7 @@ class Trainer:
             images, index = next(batches)
             unreadable = unreadable + (index < 0).float().mean() / parts
             last = part + 1 == parts
-            with nullcontext() if last else self._no_sync():
+            with nullcontext() if last else self._gradients_unreduced():
                 output = self._forward(images, part)
                 loss = output['loss'] / parts
                 total = loss.detach() if total is None else total + loss.detach()
@@ -277,17 +190,9 @@ class Trainer:
         self._after_step()
         return stop
 
-    @contextmanager
-    def _no_sync(self) -> Iterator[None]:
+    def _gradients_unreduced(self) -> ContextManager:
         """Leave gradients on their process, for all parts of an update but the last."""
-        if not self.options.fsdp:
-            with self.task.no_sync():
-                yield
-            return
-        method = self.task.get_method()
-        method.set_requires_gradient_sync(False)
-        yield
-        method.set_requires_gradient_sync(True)
+        return gradients_unreduced(self.task.get_method()) if self.options.fsdp else self.task.no_sync()
 
     def _forward(self, images: torch.Tensor, part: int) -> Dict[str, torch.Tensor]:
         """Mask the images of a part of the update, and predict."""
@@ -327,14 +232,9 @@ class Trainer:
         self.task.update_target(self.update / (self.num_epochs * self.updates_per_epoch))
         self.update += 1
         self.task.update_ema(step=self.update)
-        self._step_schedules()
+        self.schedules.step(self.update)
         if self.options.synchronize_step and self.device.type == 'cuda':
             torch.cuda.synchronize()
-
-    def _step_schedules(self) -> None:
-        if self.scheduler is not None:
-            self.scheduler.step_update(self.update)
-        self.weight_decay.step(self.update)
 
     def _judge(self, verdict: Verdict, update: int) -> bool:
         """Return whether to stop.

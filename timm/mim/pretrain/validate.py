@@ -6,10 +6,8 @@ gave. Model, method and images are those of the run unless said otherwise.
 import argparse
 import csv
 import json
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Dict, Tuple
 
 import torch
 import torch.nn as nn
@@ -20,7 +18,7 @@ from timm.task import MaskedImageModelingTask
 from timm.utils import is_primary
 from ..visualize import save_views
 from .build_method import create_method
-from .checkpoints import fitting, load_checkpoint
+from .checkpoints import fitting, load_checkpoint, weights_that_count
 from .data.datasets import HELD_OUT_LIMIT, image_mode, open_data, open_to_measure
 from .errors import UserError, flag_name
 from .files import write_complete
@@ -28,6 +26,7 @@ from .flags import add_probe_arguments
 from .held_out import MASK_SEED
 from .main import exit_codes, find_place, hold_out, import_mim_module, resolve_image_config
 from .options import DEFAULTS, resolve_options
+from .precision import autocast_of
 from .probes.probes import Probes
 
 _PICTURE_ROWS = 8
@@ -95,7 +94,7 @@ def evaluate(given: Dict[str, Any]) -> Dict[str, Any]:
     held_out = hold_out(
         dataset, options, data_config, place,
         limit=options.val_num_samples or HELD_OUT_LIMIT, mask_seed=given.get('mask_seed', MASK_SEED))
-    autocast = _autocast(options, torch.device(place.device))
+    autocast = autocast_of(options, torch.device(place.device))
 
     measured = held_out.measure(method, autocast)
     baselines = held_out.baselines(method, autocast)
@@ -161,17 +160,9 @@ def _load(method: nn.Module, checkpoint: Dict[str, Any], path: Path, use_ema: bo
     ema = 'state_dict_ema' in checkpoint
     if use_ema and not ema:
         raise UserError(f"--use-ema: '{path}' holds no moving average.")
-    suffix = '_ema' if ema else ''
     with fitting(path, flag='--checkpoint'):
-        MaskedImageModelingTask(method, verbose=False).load_checkpoint_state(
-            checkpoint[f'state_dict{suffix}'], checkpoint.get(f'task_state{suffix}'))
+        MaskedImageModelingTask(method, verbose=False).load_checkpoint_state(*weights_that_count(checkpoint))
     return ema
-
-
-def _autocast(options: argparse.Namespace, device: torch.device) -> Callable:
-    if not options.amp:
-        return nullcontext
-    return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, options.amp_dtype))
 
 
 def _save_results(path: Path, results: Dict[str, Any], kind: str) -> None:

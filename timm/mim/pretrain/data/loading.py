@@ -1,89 +1,25 @@
-"""In what order and with what augmentation images are loaded.
+"""Loaders of images, with their augmentation.
 
-Both depend on the seed, the epoch and the position in the epoch alone: one process or several, with few workers or
-many, fresh or resumed, see the same images.
+Order and augmentation depend on the seed, the epoch and the position in the epoch alone: one process or several, with
+few workers or many, fresh or resumed, see the same images.
 """
 import argparse
-import signal
-from contextlib import contextmanager
-from functools import partial
 from itertools import islice
-from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, Sequence, Tuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from timm.data import create_loader, create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
-from .datasets import HELD_OUT_LIMIT
 from ..errors import UserError
-from .reading import ImageKey, KeyedImages, sample_seed
-from ..stop_signal import SIGNALS
+from .reading import ImageKey, KeyedImages
+from .sampler import EpochSampler
+from .workers import leave_signals_alone
 
-
-class EpochSampler(Sampler):
-    """Shuffles, repeats and distributes the images of an epoch in whole global batches.
-
-    Yields an `ImageKey` per image. Positions run over all processes: a batch of two processes
-    holds the images that one process has in a batch of twice the size. An epoch that is too short for one batch is
-    repeated until it fills one.
-
-    Args:
-        num_images: Number of images in the dataset.
-        batch_size: Batch size of one process.
-        steps_per_update: Batches that make one update.
-        repeats: How often the images are repeated in an epoch, at least once.
-        seed: Seed of the order.
-        rank: This process.
-        world_size: Number of processes.
-    """
-
-    def __init__(
-            self,
-            num_images: int,
-            batch_size: int,
-            steps_per_update: int = 1,
-            repeats: float = 1.0,
-            seed: int = 0,
-            rank: int = 0,
-            world_size: int = 1,
-    ):
-        self.num_images = num_images
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = self.first_batch = 0
-        update_size = batch_size * world_size * steps_per_update
-        num_updates = max(1, int(num_images * max(1.0, repeats)) // update_size)
-        self.num_samples = num_updates * update_size
-
-    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Go to an epoch, and into it where a run goes on that was interrupted."""
-        self.epoch = epoch
-        self.first_batch = first_batch
-
-    def __len__(self) -> int:
-        return self.num_samples // self.world_size
-
-    def __iter__(self) -> Iterator[ImageKey]:
-        generator = torch.Generator().manual_seed(sample_seed(self.seed, self.epoch, -1))
-        passes = -(-self.num_samples // self.num_images)
-        order = torch.cat([torch.randperm(self.num_images, generator=generator) for _ in range(passes)])
-        positions = torch.arange(self.num_samples).view(-1, self.world_size, self.batch_size)
-        positions = positions[self.first_batch:, self.rank].flatten()
-        return iter([ImageKey(self.epoch, p, i) for p, i in zip(positions.tolist(), order[positions].tolist())])
-
-
-class HeldOutShare(NamedTuple):
-    """This process's share of the held-out images: normalised, with their numbers over all processes.
-
-    Attributes:
-        unreadable: How many are missing.
-    """
-    images: torch.Tensor
-    numbers: torch.Tensor
-    unreadable: int = 0
+# What transforms and loaders of timm take from the configuration of the images.
+_NORMALISATION = ('input_size', 'mean', 'std')
+EVALUATION = (*_NORMALISATION, 'interpolation', 'crop_pct')
 
 
 def create_train_loader(
@@ -104,36 +40,13 @@ def create_train_loader(
         rank: This process.
         world_size: Number of processes.
     """
-    augmentation = dict(
-        no_aug=options.no_aug,
-        train_crop_mode=options.train_crop_mode,
-        scale=options.scale,
-        ratio=options.ratio,
-        hflip=options.hflip,
-        vflip=options.vflip,
-        color_jitter=options.color_jitter or None,
-        color_jitter_prob=options.color_jitter_prob,
-        grayscale_prob=options.grayscale_prob,
-        gaussian_blur_prob=options.gaussian_blur_prob,
-        auto_augment=options.aa,
-        interpolation=options.train_interpolation,
-    )
-    if isinstance(dataset, IterableDataset):
-        loader = create_loader(
-            dataset,
-            input_size=data_config['input_size'],
-            batch_size=options.batch_size,
-            is_training=True,
-            mean=data_config['mean'],
-            std=data_config['std'],
-            num_workers=options.workers,
-            distributed=world_size > 1,
-            pin_memory=options.pin_mem,
-            device=device,
-            **augmentation,
-        )
-        _leave_signals_alone(loader.loader)
-        return loader
+    arguments = dict(is_training=True, **{name: data_config[name] for name in _NORMALISATION}, **_augmentation(options))
+    try:
+        if isinstance(dataset, IterableDataset):
+            return _create_stream_loader(dataset, options, device, world_size > 1, arguments)
+        transform = create_transform(use_prefetcher=True, **arguments)
+    except (AssertionError, ValueError) as e:
+        raise UserError(f'--aa, --color-jitter or another augmentation: {e}') from e
     sampler = EpochSampler(
         len(dataset),
         batch_size=options.batch_size,
@@ -143,68 +56,42 @@ def create_train_loader(
         rank=rank,
         world_size=world_size,
     )
-    try:
-        transform = create_transform(
-            data_config['input_size'],
-            is_training=True,
-            mean=data_config['mean'],
-            std=data_config['std'],
-            use_prefetcher=True,
-            **augmentation,
-        )
-    except (AssertionError, ValueError) as e:
-        raise UserError(f'--aa, --color-jitter or another augmentation: {e}') from e
     return _create_loader(dataset, sampler, transform, options.batch_size, options, data_config, device)
 
 
-def load_held_out(
-        dataset: Dataset,
+def _augmentation(options: argparse.Namespace) -> Dict[str, Any]:
+    """The arguments of timm's training transform that flags give."""
+    names = (
+        'no_aug', 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob',
+        'gaussian_blur_prob',
+    )
+    return dict(
+        color_jitter=options.color_jitter or None,
+        auto_augment=options.aa,
+        interpolation=options.train_interpolation,
+        **{name: getattr(options, name) for name in names},
+    )
+
+
+def _create_stream_loader(
+        dataset: IterableDataset,
         options: argparse.Namespace,
-        data_config: Dict[str, Any],
         device: torch.device,
-        rank: int = 0,
-        world_size: int = 1,
-        limit: int = HELD_OUT_LIMIT,
-) -> HeldOutShare:
-    """Load this process's share of the held-out images.
-
-    Args:
-        dataset: Held-out images.
-        options: Options of the run.
-        data_config: Input size, mean, standard deviation, interpolation, crop and mode of the images.
-        device: Device to normalise images on; they are kept in main memory.
-        rank: This process.
-        world_size: Number of processes.
-        limit: Number of images over all processes; of more as many at most are taken, evenly spread.
-    """
-    if isinstance(dataset, IterableDataset):
-        batch_size = options.validation_batch_size or options.batch_size
-        loader = create_loader(
-            dataset,
-            input_size=data_config['input_size'],
-            batch_size=batch_size,
-            num_workers=min(1, options.workers),
-            persistent_workers=False,
-            device=device,
-            mean=data_config['mean'],
-            std=data_config['std'],
-            interpolation=data_config['interpolation'],
-            crop_pct=data_config['crop_pct'],
-        )
-        share = -(-limit // world_size)
-        images = torch.cat([batch.cpu() for batch, _ in islice(loader, -(-share // batch_size))])[:share]
-        return HeldOutShare(images, torch.arange(len(images)) * world_size + rank)
-
-    spacing = -(-len(dataset) // limit)
-    indices = range(0, len(dataset), spacing)
-    numbers = range(rank, len(indices), world_size)
-    loader = create_evaluation_loader(dataset, [indices[n] for n in numbers], options, data_config, device)
-    batches = [(images.cpu(), found.cpu() >= 0) for images, found in loader]
-    if not batches:
-        return HeldOutShare(torch.empty(0, *data_config['input_size']), torch.tensor([], dtype=torch.long))
-    readable = torch.cat([found for _, found in batches])
-    images = torch.cat([images[found] for images, found in batches])
-    return HeldOutShare(images, torch.tensor(list(numbers))[readable], int((~readable).sum()))
+        distributed: bool,
+        arguments: Dict[str, Any],
+) -> PrefetchLoader:
+    """Create timm's loader of a stream, which decides on the order itself."""
+    loader = create_loader(
+        dataset,
+        batch_size=options.batch_size,
+        num_workers=options.workers,
+        distributed=distributed,
+        pin_memory=options.pin_mem,
+        device=device,
+        **arguments,
+    )
+    leave_signals_alone(loader.loader)
+    return loader
 
 
 def create_evaluation_loader(
@@ -224,14 +111,7 @@ def create_evaluation_loader(
         data_config: Input size, mean, standard deviation, interpolation, crop and mode of the images.
         device: Device that images are brought to and normalised on.
     """
-    transform = create_transform(
-        data_config['input_size'],
-        use_prefetcher=True,
-        mean=data_config['mean'],
-        std=data_config['std'],
-        interpolation=data_config['interpolation'],
-        crop_pct=data_config['crop_pct'],
-    )
+    transform = create_transform(use_prefetcher=True, **{name: data_config[name] for name in EVALUATION})
     return _create_loader(
         dataset,
         [ImageKey(0, index, index) for index in indices],
@@ -264,7 +144,7 @@ def _create_loader(
         pin_memory=options.pin_mem,
         persistent_workers=persistent_workers and options.workers > 0,
     )
-    _leave_signals_alone(loader)
+    leave_signals_alone(loader)
     return PrefetchLoader(
         loader,
         mean=data_config['mean'],
@@ -274,24 +154,21 @@ def _create_loader(
     )
 
 
-def _leave_signals_alone(loader: DataLoader) -> None:
-    """Let the workers go on when all processes are told to stop, until the run is saved."""
-    loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
+def batches_of_epoch(
+        loader: PrefetchLoader,
+        epoch: int,
+        first: int = 0,
+) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+    """Return an iterator over the batches of an epoch: images [B, C, H, W] and their indices [B].
 
-
-def _init_worker(others: Optional[Callable], worker: int) -> None:
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    if others is not None:
-        others(worker)
-
-
-@contextmanager
-def ending_workers(loader: PrefetchLoader) -> Iterator[None]:
-    """End the workers of a loader with the block: they ignore the signal that would end them with the program."""
-    try:
-        yield
-    finally:
-        iterator = getattr(loader.loader, '_iterator', None)  # there is no public way
-        if hasattr(iterator, '_shutdown_workers'):
-            iterator._shutdown_workers()
+    Args:
+        loader: Loader of the training images.
+        epoch: Number of the epoch.
+        first: Number of the batch to begin with.
+    """
+    if hasattr(loader.sampler, 'set_epoch'):
+        loader.sampler.set_epoch(epoch, first)
+        return iter(loader)
+    if hasattr(loader.dataset, 'set_epoch'):
+        loader.dataset.set_epoch(epoch)
+    return islice(loader, first, None)  # a stream can only be read again
