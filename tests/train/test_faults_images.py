@@ -17,8 +17,8 @@ from tiny_runs import write_images
 from timm.data import ImageDataset
 from timm.mim.pretrain.data.datasets import open_data
 from timm.mim.pretrain.data.loading import create_train_loader
-from timm.mim.pretrain.options import DEFAULTS
 from timm.mim.pretrain.data.reading import ImageKey, KeyedImages, ToMode
+from timm.mim.pretrain.defaults import DEFAULTS
 
 
 def truncated(path):

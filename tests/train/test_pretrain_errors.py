@@ -5,7 +5,8 @@ import sys
 import pytest
 from tiny_runs import SCRIPT, environment, write_images
 
-from timm.mim.pretrain.options import DEFAULTS, MEANINGLESS, UNSUPPORTED
+from timm.mim.pretrain.defaults import DEFAULTS
+from timm.mim.pretrain.refused_flags import MEANINGLESS, UNSUPPORTED
 
 
 @pytest.fixture(scope='module')
@@ -70,6 +71,7 @@ CASES = [
     ('--interpolation foo', "--interpolation: there is no 'foo'"),
     ('--aa foo', 'foo'),
     ('--torchcompile foo', '--torchcompile foo'),
+    ('--torchcompile-mode default', '--torchcompile-mode is for --torchcompile, which is not given'),
     ('--stop-epoch 5', '--stop-epoch 5'),
     ('--max-unreadable 2', '--max-unreadable 2 must lie between 0 and 1'),
     ('--recovery-interval -1', '--recovery-interval -1 must be 0 or more'),

@@ -8,9 +8,9 @@ import torch
 import torch.nn as nn
 
 from timm.mim import create_mim
+from timm.mim.pretrain.defaults import DEFAULTS
 from timm.mim.pretrain.means import RunningMeans
 from timm.mim.pretrain.optimizer import create_optimizer
-from timm.mim.pretrain.options import DEFAULTS
 from timm.mim.pretrain.schedules import Schedules, WeightDecaySchedule
 from timm.mim.pretrain.step_guard import StepGuard, Verdict
 from timm.mim.pretrain.stop_signal import StopSignal

@@ -1,15 +1,22 @@
 """How well a method reconstructs images that it was not trained on."""
+import argparse
 from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from torch.utils.data import Dataset
 
+from timm.utils import reduce_tensor
 from ..noise import keyed_noise
 from ..output import View
 from ..targets import masked_l1_loss
 from .baselines import diffusion_fill, mean_of_visible
+from .data.datasets import HELD_OUT_LIMIT
+from .data.held_out_share import load_held_out
+from .data.reading import UnreadableImages
+from .errors import UserError
 
 MASK_SEED = 0  # whatever the seed of the run, so that runs can be compared
 FILLS = dict(mean_of_visible=mean_of_visible, diffusion_fill=diffusion_fill)
@@ -138,6 +145,51 @@ class HeldOutImages:
             shares = [share for share in gathered if share[1]]  # a process may have no image
         total = sum(count for _, count in shares)
         return {name: sum(values[name] for values, _ in shares) / total for name in shares[0][0]}
+
+
+def hold_out(
+        dataset: Dataset,
+        options: argparse.Namespace,
+        data_config: Dict[str, Any],
+        place: argparse.Namespace,
+        limit: int = HELD_OUT_LIMIT,
+        mask_seed: int = MASK_SEED,
+) -> HeldOutImages:
+    """Load this process's share of the images to measure on.
+
+    Args:
+        dataset: Held-out images.
+        options: Options of the run.
+        data_config: Input size, mean, standard deviation, interpolation, crop and mode of the images.
+        place: Device and rank of this process.
+        limit: Number of images over all processes at most.
+        mask_seed: Seed of the masks.
+
+    Raises:
+        UnreadableImages: More of them cannot be read than the user allows.
+        UserError: There are none.
+    """
+    device = torch.device(place.device)
+    share = load_held_out(dataset, options, data_config, device, place.rank, place.world_size, limit)
+    counts = torch.tensor([float(len(share.images)), float(share.unreadable)], device=device)
+    if place.distributed:
+        counts = reduce_tensor(counts, 1)
+    count, unreadable = map(int, counts.tolist())
+    if unreadable > options.max_unreadable * (count + unreadable):
+        raise UnreadableImages(
+            f'{unreadable} of the {count + unreadable} images that are held out cannot be read: remove or replace '
+            f'them, or allow more than --max-unreadable {options.max_unreadable:g}.')
+    if not count:
+        raise UserError('--val-split: there is no image to hold out.')
+    return HeldOutImages(
+        share.images,
+        share.numbers,
+        count,
+        device,
+        options.validation_batch_size or options.batch_size,
+        in_step=options.fsdp,
+        mask_seed=mask_seed,
+    )
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 """Going on from a checkpoint: weights, optimizer, and the place in the run."""
+import argparse
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -6,9 +7,29 @@ import torch
 
 from timm.task import MaskedImageModelingTask
 from timm.utils import NativeScaler
-from .checkpoints import fitting, weights_that_count
+from .checkpoints import check_same_run, fitting, load_checkpoint, newest_checkpoint, weights_that_count
 from .errors import UserError
 from .sharding import load_whole_optimizer
+
+
+def find_checkpoint(options: argparse.Namespace, folder: Path) -> Optional[Path]:
+    """Find the checkpoint that `--resume` means, and check that it is one of such a run.
+
+    Args:
+        options: Options of the run.
+        folder: Folder of the run, where `--resume auto` looks.
+
+    Returns:
+        Its file, None for a run that begins anew.
+
+    Raises:
+        UserError: It is of another run, or cannot be read.
+    """
+    path = newest_checkpoint(folder) if options.resume == 'auto' else options.resume and Path(options.resume)
+    if not path:
+        return None
+    check_same_run(load_checkpoint(path), path, options)
+    return path
 
 
 def restore_weights(task: MaskedImageModelingTask, saved: Dict[str, Any], path: Path) -> None:

@@ -17,15 +17,18 @@ from torch.utils.data import Dataset
 from timm.task import MaskedImageModelingTask
 from timm.utils import is_primary
 from ..visualize import save_views
-from .build_method import create_method
+from .build_method import create_method, import_mim_module
 from .checkpoints import fitting, load_checkpoint, weights_that_count
-from .data.datasets import HELD_OUT_LIMIT, image_mode, open_data, open_to_measure
+from .data.datasets import HELD_OUT_LIMIT, open_data, open_to_measure
+from .data.image_config import image_mode, resolve_image_config
+from .defaults import DEFAULTS
 from .errors import UserError, flag_name
+from .exit_codes import exit_codes
 from .files import write_complete
 from .flags import add_probe_arguments
-from .held_out import MASK_SEED
-from .main import exit_codes, find_place, hold_out, import_mim_module, resolve_image_config
-from .options import DEFAULTS, resolve_options
+from .held_out import MASK_SEED, hold_out
+from .options import resolve_options
+from .place import find_place
 from .precision import autocast_of
 from .probes.probes import Probes
 

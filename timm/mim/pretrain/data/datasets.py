@@ -12,8 +12,8 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 
 from timm.data import create_dataset
 from timm.data.readers.img_extensions import get_img_extensions
+from ..defaults import DEFAULTS
 from ..errors import UserError
-from ..options import DEFAULTS
 from .sample_photographs import sample_photographs
 
 _logger = logging.getLogger(__name__)
@@ -23,7 +23,6 @@ HELD_OUT_LIMIT = 256  # images that the masked error is measured on
 HELD_OUT_SEED = 0  # whatever the seed of the run, so that runs can be compared
 
 _VALIDATION_FOLDERS = ('validation', 'val', 'valid', 'eval', 'evaluation')
-_MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 
 
 class PretrainData(NamedTuple):
@@ -51,22 +50,6 @@ class DecodedImages(Dataset):
 
     def __len__(self) -> int:
         return len(self.images)
-
-
-def image_mode(in_chans: int, mode: Optional[str] = None) -> str:
-    """Return the PIL mode that has as many bands as the model has input channels."""
-    if mode is None:
-        if in_chans not in _MODES:
-            raise UserError(
-                f'--in-chans {in_chans}: images can be read with 1 (L), 2 (LA), 3 (RGB) or 4 (RGBA) channels.')
-        return _MODES[in_chans]
-    try:
-        bands = len(Image.new(mode, (1, 1)).getbands())
-    except ValueError:
-        raise UserError(f"--input-img-mode: PIL has no mode '{mode}'; L, RGB or RGBA, for example.") from None
-    if bands != in_chans:
-        raise UserError(f'--input-img-mode {mode} has {bands} channel(s), the model takes {in_chans}.')
-    return mode
 
 
 def open_data(options: argparse.Namespace, mode: str) -> PretrainData:

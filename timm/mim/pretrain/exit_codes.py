@@ -1,0 +1,47 @@
+"""How a script ends where it cannot go on: one line, and an exit code that tells why."""
+import os
+import sys
+from contextlib import contextmanager
+from typing import Iterator
+
+import torch
+
+from .data.reading import UnreadableImages
+from .errors import RunStopped, UserError, lost_process, one_line
+
+EXIT_MISTAKE = 2
+EXIT_FAILED = 1
+EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command with --resume auto goes on
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """End the program with one line and an exit code where the block cannot go on, and leave the other processes."""
+    try:
+        yield
+    except UserError as e:
+        _exit(e, EXIT_MISTAKE)
+    except RunStopped as e:
+        _exit(e, EXIT_STOPPED)
+    except (FloatingPointError, UnreadableImages) as e:
+        _exit(e, EXIT_FAILED)
+    except OSError as e:
+        _exit(e, EXIT_FAILED, alone=True)
+    except RuntimeError as e:
+        lost = lost_process(e)
+        if lost is None:
+            raise
+        _exit(lost, EXIT_FAILED, alone=True)
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _exit(error: Exception, code: int, alone: bool = False) -> None:
+    """End the program with a line, which one process prints for all unless it is alone with the error."""
+    rank, script = int(os.environ.get('RANK', 0)), os.path.basename(sys.argv[0])
+    if alone and rank:
+        script = f'{script}: rank {rank}'
+    if alone or rank == 0:
+        print(f'{script}: error: {one_line(error)}', file=sys.stderr)
+    raise SystemExit(code)

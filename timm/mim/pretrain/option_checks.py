@@ -1,0 +1,126 @@
+"""Values of options that cannot be, before anything is done."""
+import argparse
+import math
+from difflib import get_close_matches
+from typing import Sequence
+
+import torch
+
+from timm.optim import list_optimizers
+from .defaults import DEFAULTS
+from .errors import UserError, flag_name
+from .sharding import has_fsdp2
+
+_ONE_OR_MORE = (
+    'batch_size', 'epochs', 'grad_accum_steps', 'log_interval', 'val_interval', 'checkpoint_hist', 'in_chans',
+    'validation_batch_size', 'stop_epoch', 'lr_base_size',
+)
+_ZERO_OR_MORE = (
+    'workers', 'epoch_repeats', 'warmup_epochs', 'weight_decay', 'weight_decay_end', 'clip_grad', 'start_epoch',
+    'recovery_interval', 'mim_probe_interval',
+)
+_POSITIVE = ('lr', 'lr_base')
+_SHARES = (
+    'hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'drop_path', 'crop_pct',
+    'max_unreadable',
+)
+_INTERPOLATIONS = ('random', 'nearest', 'bilinear', 'bicubic', 'lanczos')
+_CHOICES = dict(
+    interpolation=_INTERPOLATIONS,
+    train_interpolation=_INTERPOLATIONS,
+    train_crop_mode=('rrc', 'rkrc', 'rkrr'),
+    amp_dtype=('bfloat16', 'float16'),
+    clip_mode=('norm', 'value', 'agc'),
+    lr_base_scale=('linear', 'sqrt'),
+    sched=('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none'),
+)
+_MAY_BE_EMPTY = ('interpolation', 'train_interpolation', 'train_crop_mode')
+_PROBES = ('knn', 'linear', 'attentive')
+
+
+def check_values(options: argparse.Namespace) -> None:
+    """Check what can be checked without a model or data.
+
+    Args:
+        options: All options of a run.
+
+    Raises:
+        UserError: A value is outside of its range, there is no such choice, or two options exclude each other.
+    """
+    _check_numbers(options)
+    _check_lists(options)
+    for name, choices in _CHOICES.items():
+        if getattr(options, name) or name not in _MAY_BE_EMPTY:
+            _check_choice(name, getattr(options, name), choices)
+    _check_choice('opt', options.opt.lower(), list_optimizers())
+    if options.stop_epoch is not None and options.stop_epoch > options.epochs:
+        raise UserError(f'--stop-epoch {options.stop_epoch} lies behind the last epoch, {options.epochs}.')
+    if options.torchcompile_mode and not options.torchcompile:
+        raise UserError('--torchcompile-mode is for --torchcompile, which is not given.')
+    if options.fsdp:
+        _check_sharding(options)
+    _check_probes(options)
+    _check_device(options.device)
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    if options.mask_ratio is not None and not 0 < options.mask_ratio < 1:
+        raise UserError(f'--mask-ratio {options.mask_ratio:g} must lie between 0 and 1, both excluded.')
+    for names, allowed, what in (
+            (_ONE_OR_MORE, lambda value: value >= 1, 'be 1 or more'),
+            (_ZERO_OR_MORE, lambda value: value >= 0, 'be 0 or more'),
+            (_POSITIVE, lambda value: 0 < value < math.inf, 'be a positive number'),
+            (_SHARES, lambda value: 0 <= value <= 1, 'lie between 0 and 1'),
+    ):
+        for name in names:
+            value = getattr(options, name)
+            if value is not None and not allowed(value):
+                raise UserError(f'{flag_name(name)} {value:g} must {what}.')
+    if options.crop_pct == 0:
+        raise UserError('--crop-pct 0 leaves nothing of an image.')
+
+
+def _check_lists(options: argparse.Namespace) -> None:
+    for name in ('scale', 'ratio'):
+        value = getattr(options, name)
+        if value is not None and not (len(value) == 2 and 0 < value[0] <= value[1]):
+            raise UserError(f'{flag_name(name)} takes a range: two positive numbers, the smaller one first.')
+    for name in ('mean', 'std'):
+        value = getattr(options, name)
+        if value is not None and len(value) not in (1, options.in_chans):
+            raise UserError(f'{flag_name(name)} has {len(value)} values: give one, or one per channel.')
+
+
+def _check_probes(options: argparse.Namespace) -> None:
+    for name in options.mim_probe:
+        _check_choice('mim_probe', name, _PROBES)
+    _check_choice('mim_probe_pool', options.mim_probe_pool, ('model', 'avg'))
+    for name in ('mim_probe', 'mim_probe_interval', 'mim_probe_layers', 'mim_probe_pool'):
+        if not options.mim_probe_dir and getattr(options, name) != DEFAULTS[name]:
+            raise UserError(f'{flag_name(name)} is for --mim-probe-dir, which is not given.')
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        near = allowed if len(allowed) <= 10 else get_close_matches(value, allowed, n=5)
+        choices = f'; choose {", ".join(near)}.' if near else '.'
+        raise UserError(f"{flag_name(name)}: there is no '{value}'{choices}")
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UserError(f"--device: there is no '{device}'; cpu, cuda or cuda:1, for example.") from None
+    if kind == 'cuda' and not torch.cuda.is_available():
+        raise UserError(f'--device {device}: CUDA is not available here; use --device cpu.')
+
+
+def _check_sharding(options: argparse.Namespace) -> None:
+    if not has_fsdp2:
+        raise UserError(f'--fsdp needs PyTorch 2.6 or newer, this is {torch.__version__}.')
+    for name in ('torchcompile', 'channels_last'):
+        if getattr(options, name):
+            raise UserError(f'{flag_name(name)} does not work with --fsdp: leave one of them out.')
+    if options.clip_grad and options.clip_mode == 'agc':
+        raise UserError('--clip-mode agc looks at whole parameters, and --fsdp shards them: use norm or value.')
