@@ -8,7 +8,7 @@ from .contents import PATH as CONTENTS, merge_contents
 from .errors import PatchsetError
 from .imported import missing_names
 from .project import Project
-from .pull_request import EXPORTS, FAMILY_TEST, MODELS, PullRequest, family_of
+from .pull_request import EXPORTS, FAMILY_TEST, MODELS, REST, PullRequest, family_of
 from .script import PATH as SCRIPT, hand_over
 from .tree import Tree
 
@@ -53,6 +53,7 @@ class Application:
 
     def __init__(self, project: Project, checkout: Checkout, merge: bool):
         self.tree: Tree = project.check()
+        self.version = project.pin['version']
         self.request = PullRequest(project.root)
         self.checkout = checkout
         self.merge = merge
@@ -64,6 +65,10 @@ class Application:
         if only in self.request.families and f'{MODELS}{only}.py' not in files:
             raise UpstreamDiffers(self.notes)
         files.update({path: self.new_file(path, data) for path, data in self.request.modules.items() if path in step})
+        if self.leaves_rest(files, only):
+            step &= self.request.of_families
+            files = {path: data for path, data in files.items() if path in step}
+            self.notes = [note for note in self.notes if note.kind == 'left' or note.path in step]
         files.update({path: self.new_file(path, data) for path, data in self.request.others.items() if path in step})
         files[EXPORTS] = self.exports(set(files))
         families = {path for path in files if path in self.request.overlays}
@@ -72,12 +77,24 @@ class Application:
             files[SCRIPT] = self.settle(SCRIPT, hand_over)
         if CONTENTS in step:
             files[CONTENTS] = self.settle(CONTENTS, lambda theirs: merge_contents(self.request.contents, theirs))
-        if self.merge:
-            new = {path: files[path] for path in self.request.modules if path in files and path.endswith('.py')}
-            self.notes += missing_names(new, {**self.checkout.package(), **files})
         written = {path: data for path, data in files.items() if data != self.checkout.read(path)}
         self.checkout.write(written)
         return Applied(sorted(written), len(files) - len(written), self.notes)
+
+    def leaves_rest(self, files: Dict[str, bytes], only: Optional[str]) -> bool:
+        """Whether the step `mim` cannot come, since its modules import names that this upstream lacks."""
+        new = {path: files[path] for path in self.request.modules if path in files and path.endswith('.py')}
+        package = {**self.checkout.package(), **files, EXPORTS: self.exports(set(files))}
+        missing = list(missing_names(new, package))
+        if not missing:
+            return False
+        names = dict.fromkeys(f'{entry.package}.{name}' for entry in missing for name in entry.names)
+        self.notes.append(Note(
+            'left', f'--only {REST}', f'needs timm {self.version}: upstream lacks {", ".join(names)}; train.py stays '
+                                      'without --mim'))
+        if not self.merge or only == REST or any(entry.path in self.request.of_families for entry in missing):
+            raise UpstreamDiffers(self.notes)
+        return True
 
     def is_done(self, family: str) -> bool:
         """Whether a family is woven in, or is left out because it cannot be."""

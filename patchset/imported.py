@@ -1,16 +1,30 @@
 """Do the names that new modules import from upstream exist in another version of it?"""
 import ast
-from typing import Dict, Iterator, List, Optional, Set
+from typing import Dict, Iterator, List, NamedTuple, Optional, Set
 
-from .adapt import Note
 from .names import bindings
 from .source import parse
 from .tree import PACKAGE
 
 
-def missing_names(modules: Dict[str, bytes], package: Dict[str, bytes]) -> Iterator[Note]:
-    """One note for each name that a module imports and the package lacks.
+class Missing(NamedTuple):
+    """Names that a module imports and upstream lacks.
 
+    Attributes:
+        path: The module that imports them.
+        names: The names.
+        package: Where it looks for them.
+    """
+    path: str
+    names: List[str]
+    package: str
+
+    def __str__(self) -> str:
+        return f'{", ".join(self.names)} from {self.package}'
+
+
+def missing_names(modules: Dict[str, bytes], package: Dict[str, bytes]) -> Iterator[Missing]:
+    """
     Args:
         modules: The modules to look at, by path.
         package: All Python files of the package, those modules among them.
@@ -22,8 +36,7 @@ def missing_names(modules: Dict[str, bytes], package: Dict[str, bytes]) -> Itera
                 public = [alias.name for alias in node.names if alias.name[0] not in '*_']
                 names = [name for name in public if not provides(base, name, package, set())]
                 if base.split('/')[0] == PACKAGE and names:
-                    text = f'imports {", ".join(names)} from {base.replace("/", ".")}, which upstream does not have'
-                    yield Note('missing', path, text)
+                    yield Missing(path, names, base.replace('/', '.'))
 
 
 def base_of(path: str, node: ast.ImportFrom) -> str:

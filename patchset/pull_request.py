@@ -25,7 +25,7 @@ OF_TRAINING = {
     'test_given_arguments.py', 'test_masked_image_modeling_task.py', 'test_old_torch.py', 'test_pretrain_baselines.py',
     'test_pretrain_data.py', 'test_pretrain_distributed.py', 'test_pretrain_progress.py', 'test_pretrain_resume.py',
 }
-OF_THE_FORK = {'test_models_page.py'}  # how its pages are made
+OF_THE_FORK = {'test_maskfeat.py', 'test_models_page.py'}  # its example, and how its pages are made
 
 
 class PullRequest:
@@ -56,6 +56,12 @@ class PullRequest:
     def families(self) -> List[str]:
         """Overlays of model files, by name."""
         return [path[len(MODELS):-3] for path in self.overlays if path.startswith(MODELS) and path != EXPORTS]
+
+    @property
+    def of_families(self) -> Set[str]:
+        """Paths of the files of all families, without the rest."""
+        needed = (self.needed(f'{MODELS}{family}.py') for family in self.families)
+        return {EXPORTS, FAMILY_TEST}.union(*needed)
 
     def step(self, only: Optional[str], present: Callable[[str], bool]) -> Set[str]:
         """Paths of the files of a step: a family, `mim`, or everything.

@@ -57,7 +57,9 @@ def plan_upgrade(project: Project, version: str, keep: Sequence[str] = ()) -> Up
                 notes.append(Note('left', path, 'upstream has a file of that name'))
     check_kept(keep, files)
     modules = {path: data for path, data in files.items() if path not in old and path.endswith('.py')}
-    notes += missing_names(modules, {**stock, **files})
+    notes += [
+        Note('missing', missing.path, f'imports {missing}, which upstream does not have')
+        for missing in missing_names(modules, {**stock, **files})]
     return Upgrade(pin, stock, files, notes + list(new_models(old, stock, files)))
 
 

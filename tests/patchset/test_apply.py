@@ -446,14 +446,22 @@ def test_file_that_the_tree_lacks_is_left(project, tmp_path):
     assert notes == {'upstream has no such file': 'left'}
 
 
-def test_names_that_a_new_module_imports_and_the_tree_lacks_are_named(project, tmp_path):
+def test_rest_is_left_where_upstream_lacks_names_that_it_imports(project, tmp_path, capsys):
+    """Else the training script would fail at its first import, for those too who want nothing of it."""
     write(project.root, 'timm/mim/__init__.py', b'from timm.models import EmbedStagesMixin, Net, build, net\n'
                                                 b'from ..models import renamed as other\nfrom torch import nn\n')
-    tree = make_tree(tmp_path / 'other', net=NET.replace(b'self.blocks = []', b'self.blocks = [1]'))
     project.update_lock()
-    missing = [note for note in apply(project, tree, merge=True).notes if note.kind == 'missing']
-    assert [str(note) for note in missing] == [
-        'missing:   timm/mim/__init__.py: imports renamed from timm.models, which upstream does not have']
+    tree = make_tree(tmp_path / 'other', net=NET.replace(b'self.blocks = []', b'self.blocks = [1]'))
+    applied = apply(project, tree, merge=True)
+    assert str(applied.notes[-1]) == (
+        'left:      --only mim: needs timm 1.0: upstream lacks timm.models.renamed; train.py stays without --mim')
+    assert set(applied.written) == {
+        'timm/models/net.py', 'timm/models/wide.py', 'timm/models/_mixin.py', 'timm/models/_helper.py',
+        'timm/models/__init__.py', 'tests/test_embed_stages.py'}
+    assert apply(project, tree, merge=True).written == []
+    refused(project, tree, 'timm.models.renamed', only='mim', merge=True)
+    refused(project, make_tree(tmp_path / 'equal'), 'timm.models.renamed')
+    assert apply(project, make_tree(tmp_path / 'step'), only='net').notes == []
 
 
 def test_command_line_names_what_differs_and_how_to_go_on(project, tmp_path, capsys):

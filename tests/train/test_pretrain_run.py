@@ -158,6 +158,12 @@ def test_sample_photographs(train, tmp_path, capsys):
     assert results['held_out_images'] == ['chelsea.png', 'china.jpg']
 
 
+def test_milestones_are_kept(train, images, tmp_path):
+    train(f'--data-dir {images} --output {tmp_path} --experiment run --epochs 3 --val-interval 3 --save-epochs 1')
+    assert [row['epoch'] for row in rows(tmp_path / 'run')] == ['0', '2']
+    assert torch.load(tmp_path / 'run' / 'milestone-1.pth.tar', weights_only=False)['epoch'] == 0
+
+
 def test_loss_that_is_not_finite_stops_the_run(train, images, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         train(f'--data-dir {images} --output {tmp_path} --experiment run --epochs 9 --opt sgd --lr 1e30 --clip-grad 0')
