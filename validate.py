@@ -11,10 +11,10 @@ from timm.mim.pretrain import given_arguments
 from timm.mim.pretrain import validate as pretraining
 from timm.models import create_model  # validate() takes it from here, so that another one can be put in its place
 from timm.utils import setup_default_logging
-from training import validation
+from training import bulk_validation, validation, validation_flags
 from training.errors import UserError
 
-parser = validation.create_parser()
+parser = validation_flags.create_parser()
 pretraining.add_arguments(parser)
 
 
@@ -36,9 +36,9 @@ def main() -> None:
     if args.mim is not None:
         pretraining.run(given_arguments(parser))
         return
-    results = validation.validate_all(args, validate)
+    results = bulk_validation.validate_all(args, validate)
     if args.results_file:
-        validation.write_results(args.results_file, results, args.results_format)
+        bulk_validation.write_results(args.results_file, results, args.results_format)
     print(f'--result\n{json.dumps(results, indent=4)}')
 
 

@@ -26,13 +26,32 @@ def resolve(args: argparse.Namespace) -> None:
     _check_loaders(args)
     if args.resume == 'auto' and not args.experiment:
         raise UserError('--resume auto goes on in the folder of a run: name it with --experiment.')
+    check_precision(args)
+    if args.tta > 1:
+        raise UserError('--tta is not supported: the loaders give one view of an image.')
+
+
+def check_precision(args: argparse.Namespace) -> None:
+    """Check --amp, --amp-dtype and --model-dtype.
+
+    Raises:
+        UserError: There is no such type, or the flags contradict each other.
+    """
     if args.amp and args.model_dtype not in (None, 'float32'):
         raise UserError(f'--amp keeps its weights in float32: leave out --model-dtype {args.model_dtype}.')
     for name, value in dict(amp_dtype=args.amp_dtype, model_dtype=args.model_dtype).items():
         if value not in (None, 'float32', 'float16', 'bfloat16') or (name, value) == ('amp_dtype', 'float32'):
             raise UserError(f"--{name.replace('_', '-')}: choose float16 or bfloat16, not '{value}'.")
-    if args.tta > 1:
-        raise UserError('--tta is not supported: the loaders give one view of an image.')
+
+
+def check_labels(args: argparse.Namespace) -> None:
+    """Check that --task and --target-format are of labels of one kind.
+
+    Raises:
+        UserError: They contradict each other.
+    """
+    if args.task != 'multilabel' and args.target_format == 'multihot':
+        raise UserError('--target-format multihot gives several labels an image: add --task multilabel.')
 
 
 def _resolve_image_size(args: argparse.Namespace) -> None:
@@ -51,8 +70,7 @@ def _resolve_task(args: argparse.Namespace) -> None:
         raise UserError('--kd-model-name compares a softmax over classes: use --task classification.')
     if several and args.aug_splits:
         raise UserError('--aug-splits compares a softmax over classes: use --task classification.')
-    if not several and args.target_format == 'multihot':
-        raise UserError('--target-format multihot gives several labels an image: add --task multilabel.')
+    check_labels(args)
     if not 0 < args.multilabel_threshold < 1:
         raise UserError(f'--multilabel-threshold {args.multilabel_threshold:g} must lie between 0 and 1.')
 

@@ -10,8 +10,8 @@ import torch
 from timm.data import MultiLabelTarget, create_dataset
 from timm.loss import CLASS_WEIGHT_METHODS, compute_class_weights
 from timm.utils import setup_default_logging
-from .data import check_source
-from .flags import DefaultsFormatter
+from .datasets import check_source
+from .shared_flags import DefaultsFormatter, add_shared
 
 _logger = logging.getLogger(__name__)
 
@@ -19,18 +19,14 @@ _logger = logging.getLogger(__name__)
 def create_parser() -> argparse.ArgumentParser:
     """Create the parser of `class_weights.py`."""
     parser = argparse.ArgumentParser(description='Count the labels of a dataset.', formatter_class=DefaultsFormatter)
+    add_shared(
+        parser,
+        'data-dir', 'dataset', 'dataset-download', 'dataset-trust-remote-code', 'class-map', 'input-key',
+        'target-key', 'target-format', 'task',
+    )
     add = parser.add_argument
-    add('--data-dir', metavar='DIR', help='folder of the data')
-    add('--dataset', default='', metavar='NAME', help='dataset as <type>/<name>; a folder or tar of images without it')
     add('--split', default='train', metavar='NAME', help='split to count')
-    add('--task', default='classification', choices=('classification', 'multilabel'), help='one label or several')
     add('--num-classes', type=int, metavar='N', help='number of classes, as the dataset has it if absent')
-    add('--class-map', default='', metavar='FILE', help='file that maps names of classes to numbers')
-    add('--input-key', metavar='KEY', help='key of the images in the dataset')
-    add('--target-key', metavar='KEY', help='key of the labels, or one binary field per class with commas between')
-    add('--target-format', choices=('indices', 'multihot'), help='labels of --task multilabel: class numbers or 0/1')
-    add('--dataset-download', action='store_true', help='let timm download torch/ and tfds/ datasets')
-    add('--dataset-trust-remote-code', action='store_true', help='let a hub dataset run code of its own')
     add('--max-samples', type=int, metavar='N', help='count the first so many images only')
     add('-o', '--output', default='', metavar='FILE', help='write the counts here, to standard output if absent')
     add('--method', choices=CLASS_WEIGHT_METHODS, help='show the weights that train.py would make of the counts')

@@ -57,6 +57,19 @@ def precision(args: argparse.Namespace, device: torch.device) -> Place:
     return place
 
 
+def set_fused_operations(args: argparse.Namespace) -> None:
+    """Choose the fuser of TorchScript and the norm layers, as --fuser and --fast-norm say.
+
+    Raises:
+        UserError: There is no such fuser.
+    """
+    if args.fuser:
+        with user_errors(f'--fuser {args.fuser}', AssertionError):
+            set_jit_fuser(args.fuser)
+    if args.fast_norm:
+        set_fast_norm()
+
+
 def set_up(args: argparse.Namespace) -> Place:
     """Find the device, join the other processes, and seed.
 
@@ -76,11 +89,7 @@ def set_up(args: argparse.Namespace) -> Place:
     if args.amp and args.amp_dtype == 'float16' and device.type == 'cuda':
         place.scaler = NativeScaler(device=device.type)
     random_seed(args.seed, args.rank)
-    if args.fuser:
-        with user_errors(f'--fuser {args.fuser}', AssertionError):
-            set_jit_fuser(args.fuser)
-    if args.fast_norm:
-        set_fast_norm()
+    set_fused_operations(args)
     if place.primary:
         types = f'{args.amp_dtype} where autocast allows it' if args.amp else str(place.dtype)
         _logger.info(f'Training with {args.world_size} process(es), this one on {device}, in {types}.')

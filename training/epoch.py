@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from timm.task import TrainingTask
 from timm.utils import AverageMeter, dispatch_clip_grad, reduce_tensor
-from .data import Loaders
 from .device import Place, to_device
+from .loaders import Loaders
 
 _logger = logging.getLogger(__name__)
 

@@ -1,6 +1,9 @@
 """Mistakes of the person who runs a script."""
 from contextlib import contextmanager
 
+# What timm and PyTorch raise for names, arguments and weights that do not fit.
+MISFITS = (AssertionError, AttributeError, OSError, RuntimeError, TypeError, ValueError)
+
 
 class UserError(ValueError):
     """What is wrong and what is allowed, in one line. A script that ends with it prints that line alone."""

@@ -9,6 +9,7 @@ from typing import Set
 from timm.loss import LOSS_TYPES
 from timm.mim import pretrain
 from timm.utils import ParseKwargs
+from .shared_flags import DefaultsFormatter, add_shared
 
 
 def pretraining_flags() -> Set[str]:
@@ -16,14 +17,6 @@ def pretraining_flags() -> Set[str]:
     parser = argparse.ArgumentParser(add_help=False)
     pretrain.add_arguments(parser)
     return {action.dest for action in parser._actions} - {'mim'}
-
-
-class DefaultsFormatter(argparse.HelpFormatter):
-    """Adds the default to the help of each flag that has one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        plain = action.default in (None, '', False, argparse.SUPPRESS) or action.default in ([], {})
-        return action.help if plain or 'default' in action.help else f'{action.help} (default: %(default)s)'
 
 
 class OneOrTwo(argparse.Action):
@@ -51,20 +44,17 @@ def create_parser() -> argparse.ArgumentParser:
 
 
 def _dataset(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('Dataset').add_argument
-    add('--data-dir', metavar='DIR', help='folder of the data')
-    add('--dataset', default='', metavar='NAME', help='dataset as <type>/<name>; a folder or tar of images without it')
+    group = parser.add_argument_group('Dataset')
+    add_shared(
+        group,
+        'data-dir', 'dataset', 'dataset-download', 'dataset-trust-remote-code', 'class-map', 'input-key',
+        'input-img-mode', 'target-key', 'target-format',
+    )
+    add = group.add_argument
     add('--train-split', default='train', metavar='NAME', help='split to train on')
     add('--val-split', default='validation', metavar='NAME', help="split to evaluate on, '' for none")
     add('--train-num-samples', type=int, metavar='N', help='length of the training split, for streamed datasets')
     add('--val-num-samples', type=int, metavar='N', help='length of the validation split, for streamed datasets')
-    add('--dataset-download', action='store_true', help='let timm download torch/ and tfds/ datasets')
-    add('--class-map', default='', metavar='FILE', help='file that maps names of classes to numbers')
-    add('--input-img-mode', metavar='MODE', help='PIL mode to read images in, by the number of channels if absent')
-    add('--input-key', metavar='KEY', help='key of the images in the dataset')
-    add('--target-key', metavar='KEY', help='key of the labels, or one binary field per class with commas between')
-    add('--target-format', choices=('indices', 'multihot'), help='labels of --task multilabel: class numbers or 0/1')
-    add('--dataset-trust-remote-code', action='store_true', help='let a hub dataset run code of its own')
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
@@ -78,41 +68,31 @@ def _model(parser: argparse.ArgumentParser) -> None:
     add('--initial-checkpoint', default='', metavar='FILE', help='start from exactly these weights')
     add('--resume', default='', metavar='FILE', help="checkpoint to go on from; 'auto': the last one of --experiment")
     add('--no-resume-opt', action='store_true', help='resume the weights only, with a fresh optimizer')
-    add('--num-classes', type=int, metavar='N', help='number of classes, as the model has it if absent')
-    add('--gp', metavar='POOL', help='global pooling: avg, max, avgmax, catavgmax, token, map, as the model has it')
     add('--img-size', type=int, nargs='+', action=OneOrTwo, metavar='N', help='image size, or height and width')
-    add('--in-chans', type=int, metavar='N', help='channels of an image, 3 if absent')
-    add('--input-size', type=int, nargs=3, metavar='N', help='channels, height and width')
-    add('--crop-pct', type=float, metavar='X', help='share of an image that the centre crop of validation keeps')
-    add('--mean', type=float, nargs='+', metavar='X', help='mean to normalise images with')
-    add('--std', type=float, nargs='+', metavar='X', help='standard deviation likewise')
-    add('--interpolation', default='', metavar='NAME', help='how validation images are resized')
     add('-b', '--batch-size', type=int, default=128, metavar='N', help='images per process and step')
     add('-vb', '--validation-batch-size', type=int, metavar='N', help='the same for validation')
-    add('--channels-last', action='store_true', help='channels_last memory layout')
     add('--grad-accum-steps', type=int, default=1, metavar='N', help='batches that make one update')
     add('--grad-checkpointing', action='store_true', help='recompute activations, for less memory')
-    add('--fast-norm', action='store_true', help='norm layers in low precision under --amp')
-    add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE', help='arguments of the model')
     add('--head-init-scale', type=float, metavar='X', help='factor on the initial weights of the classifier')
     add('--head-init-bias', type=float, metavar='X', help='initial bias of the classifier')
-    add('--fuser', default='', metavar='NAME', help='fuser of TorchScript: te, old, nvfuser or nvfuser2')
     compiled = group.add_mutually_exclusive_group()
-    compiled.add_argument('--torchscript', action='store_true', help='script the model')
-    compiled.add_argument('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='compile the model')
-    add('--torchcompile-mode', metavar='MODE', help='mode of torch.compile')
+    add_shared(compiled, 'torchscript', 'torchcompile')
+    add_shared(
+        group,
+        'num-classes', 'gp', 'in-chans', 'input-size', 'crop-pct', 'mean', 'std', 'interpolation', 'channels-last',
+        'fast-norm', 'model-kwargs', 'fuser', 'torchcompile-mode',
+    )
 
 
 def _device(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('Device').add_argument
+    group = parser.add_argument_group('Device')
+    add = group.add_argument
     add('--device', default='cuda', metavar='NAME', help='device to train on')
-    add('--amp', action='store_true', help='mixed precision')
-    add('--amp-dtype', default='float16', metavar='TYPE', help='float16 or bfloat16')
-    add('--model-dtype', metavar='TYPE', help='type of the weights without --amp: float32, bfloat16 or float16')
     add('--no-ddp-bb', action='store_true', help='do not broadcast buffers between processes')
     add('--synchronize-step', action='store_true', help='wait for the device after each update')
     add('--local_rank', type=int, default=0, metavar='N', help='for old launchers; the environment decides')
     add('--device-modules', nargs='+', metavar='MODULE', help='modules to import for a device backend')
+    add_shared(group, 'amp', 'amp-dtype', 'model-dtype')
 
 
 def _optimizer(parser: argparse.ArgumentParser) -> None:
@@ -200,9 +180,9 @@ def _augmentation(parser: argparse.ArgumentParser) -> None:
 
 
 def _loss(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('Task and loss').add_argument
-    add('--task', default='classification', choices=('classification', 'multilabel'), help='one label or several')
-    add('--multilabel-threshold', type=float, default=0.5, metavar='P', help='probability that counts as a label')
+    group = parser.add_argument_group('Task and loss')
+    add_shared(group, 'task', 'multilabel-threshold')
+    add = group.add_argument
     add('--loss', choices=LOSS_TYPES, help='loss; ce by default, bce with several labels an image')
     add('--jsd-loss', action='store_true', help='the same as --loss jsd, for --aug-splits')
     add('--bce-loss', action='store_true', help='the same as --loss bce')
@@ -247,17 +227,15 @@ def _moving_average(parser: argparse.ArgumentParser) -> None:
 
 
 def _miscellaneous(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('Miscellaneous').add_argument
+    group = parser.add_argument_group('Miscellaneous')
+    add = group.add_argument
     add('--seed', type=int, default=42, metavar='N', help='seed of weights, order and augmentation')
     add('--worker-seeding', default='all', metavar='MODE', help='what is seeded in a worker: all or part')
     add('--log-interval', type=int, default=50, metavar='N', help='updates between two reports')
     add('--val-interval', type=int, default=1, metavar='N', help='epochs between two evaluations and checkpoints')
     add('--recovery-interval', type=int, default=0, metavar='N', help='updates between two recovery checkpoints')
     add('--checkpoint-hist', type=int, default=10, metavar='N', help='number of checkpoints to keep')
-    add('-j', '--workers', type=int, default=4, metavar='N', help='processes that load images')
     add('--save-images', action='store_true', help='write a batch of training images at every report')
-    add('--pin-mem', action='store_true', help='load images into pinned memory')
-    add('--no-prefetcher', action='store_true', help='normalise images in the workers, not on the device')
     add('--output', default='', metavar='DIR', help='folder of run folders, ./output/train if absent')
     add('--experiment', default='', metavar='NAME', help='name of the run folder; time, model and size if absent')
     add('--eval-metric', metavar='NAME', help='metric of the best checkpoint; top1, or map with several labels')
@@ -267,6 +245,7 @@ def _miscellaneous(parser: argparse.ArgumentParser) -> None:
     add('--wandb-project', metavar='NAME', help='its project')
     add('--wandb-tags', nargs='+', default=[], metavar='TAG', help='its tags')
     add('--wandb-resume-id', default='', metavar='ID', help='its run to go on with')
+    add_shared(group, 'workers', 'pin-mem', 'no-prefetcher')
 
 
 def _scheduled_resolution(parser: argparse.ArgumentParser) -> None:
@@ -284,11 +263,11 @@ def _scheduled_resolution(parser: argparse.ArgumentParser) -> None:
 
 
 def _naflex(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('NaFlex').add_argument
-    add('--naflex-loader', action='store_true', help='images of any aspect ratio, for NaFlex models')
+    group = parser.add_argument_group('NaFlex')
+    add_shared(group, 'naflex-loader', 'naflex-max-seq-len')
+    add = group.add_argument
     add('--naflex-train-seq-lens', type=int, nargs='+', default=[128, 256, 576, 784, 1024], metavar='N',
         help='numbers of patches, one of them for each batch')
-    add('--naflex-max-seq-len', type=int, default=576, metavar='N', help='number of patches in validation')
     add('--naflex-patch-sizes', type=int, nargs='+', metavar='N', help='patch sizes, one of them for each batch')
     add('--naflex-patch-size-probs', type=float, nargs='+', metavar='P', help='probability of each of them')
     add('--naflex-loss-scale', default='linear', choices=('none', 'sqrt', 'linear'),

@@ -9,12 +9,9 @@ import torch.nn as nn
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm
 from timm.models import resolve_model_input_args
 from .device import Place
-from .errors import UserError, user_errors
+from .errors import MISFITS, UserError, user_errors
 
 _logger = logging.getLogger(__name__)
-
-# What timm and PyTorch raise for names, arguments and weights that do not fit.
-MISFITS = (AssertionError, AttributeError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def create(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -> nn.Module:
@@ -29,33 +26,62 @@ def create(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -> 
     """
     files = [f'--{name} {getattr(args, name.replace("-", "_"))}' for name in ('pretrained-path', 'initial-checkpoint')
              if getattr(args, name.replace('-', '_'))]
-    with user_errors(' '.join([f'--model {args.model}', *files]), *MISFITS):
+    architecture = dict(
+        pretrained_cfg_overlay=_pretrained_cfg_overlay(args),
+        drop_block_rate=args.drop_block,
+        drop_path_rate=args.drop_path,
+        drop_rate=args.drop,
+        bn_eps=args.bn_eps,
+        bn_momentum=args.bn_momentum,
+    )
+    model = build(
+        args,
+        create_model,
+        ' '.join([f'--model {args.model}', *files]),
+        architecture,
+        pretrained=args.pretrained or bool(args.pretrained_path),
+        checkpoint_path=args.initial_checkpoint,
+    )
+    _initialise_head(args, model)
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)
+    return model
+
+
+def build(
+        args: argparse.Namespace,
+        create_model: Callable[..., nn.Module],
+        about: str,
+        architecture: Dict[str, Any],
+        **weights: Any,
+) -> nn.Module:
+    """Build the model that the arguments name, and set `num_classes` in them.
+
+    Args:
+        args: Arguments of the script.
+        create_model: `timm.create_model`, or what stands in for it.
+        about: Flags to name where it cannot be built.
+        architecture: Arguments of the model besides its input size, pooling and --model-kwargs.
+        **weights: Arguments of `create_model` for its weights.
+
+    Raises:
+        UserError: There is no such model, or its arguments or weights do not fit.
+    """
+    with user_errors(about, *MISFITS):
         arguments = resolve_model_input_args(
             args.model,
             dict(img_size=args.img_size, in_chans=args.in_chans, input_size=args.input_size),
-            pretrained_cfg_overlay=_pretrained_cfg_overlay(args),
             global_pool=args.gp,
-            drop_block_rate=args.drop_block,
-            drop_path_rate=args.drop_path,
-            drop_rate=args.drop,
-            bn_eps=args.bn_eps,
-            bn_momentum=args.bn_momentum,
+            **architecture,
             **args.model_kwargs,
         )
+        num_classes = arguments.get('num_classes') if args.num_classes is None else args.num_classes
         model = create_model(**{
-            **arguments,
-            'num_classes': arguments.get('num_classes') if args.num_classes is None else args.num_classes,
-            'pretrained': args.pretrained or bool(args.pretrained_path),
-            'checkpoint_path': args.initial_checkpoint,
-            'scriptable': args.torchscript,
-        })
+            **arguments, 'num_classes': num_classes, 'scriptable': args.torchscript, **weights})
     if args.num_classes is None:
         if not hasattr(model, 'num_classes'):
             raise UserError(f'--model {args.model} does not say how many classes it has: give --num-classes.')
         args.num_classes = model.num_classes
-    _initialise_head(args, model)
-    if args.grad_checkpointing:
-        model.set_grad_checkpointing(enable=True)
     return model
 
 

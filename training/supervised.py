@@ -13,11 +13,12 @@ from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkp
 from timm.task.evaluator import evaluation_sample_limit
 from timm.utils import distribute_bn
 from . import device, model as models
-from .data import Loaders, create_loaders, resolve_image_config
+from .datasets import resolve_image_config
 from .device import Place
 from .epoch import Epoch
-from .errors import UserError, user_errors
+from .errors import MISFITS, UserError, user_errors
 from .evaluation import evaluate
+from .loaders import Loaders, create_loaders
 from .objective import create_task
 from .run_folder import RunFolder, find_checkpoint
 from .schedule import create_schedule, resolve_learning_rate, start_schedule
@@ -59,7 +60,7 @@ def _train(
     model = models.place(args, model, place)
     loaders = create_loaders(args, model, data_config, place)
     resolve_learning_rate(args, loaders.average_batch_size, place.primary)
-    with user_errors('--kd-model-name' if args.kd_model_name else '--task', *models.MISFITS):
+    with user_errors('--kd-model-name' if args.kd_model_name else '--task', *MISFITS):
         task = create_task(args, model, place.device, place.dtype, place.primary)
     metric = _resolve_metric(args, task, loaders)
     optimizer = _create_optimizer(args, task, place.primary)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from timm.task import ClassificationTask
-from training.data import Loaders
 from training.device import Place
 from training.epoch import Epoch, count_updates, updates
+from training.loaders import Loaders
 
 
 def epoch_of(batches, learning_rate=0.1, batch_loss_scale='none', average_batch_size=4., **flags):

@@ -1,19 +1,15 @@
-"""Datasets and loaders, with what mixes images."""
+"""The loaders of a run, with what mixes images."""
 import argparse
-import os
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, Optional
 
 import torch.nn as nn
 
-from timm.data import AugMixDataset, FastCollateMixup, Mixup, MultiLabelTarget, NaFlexMixup, create_dataset, \
-    create_loader, create_naflex_loader, resolve_data_config
-from timm.data.loader import adapt_to_chs
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, NaFlexMixup, create_loader, create_naflex_loader
+from .datasets import image_mode, open_splits, patch_size_of
 from .device import Place
-from .errors import UserError, user_errors
-from .model import MISFITS
+from .errors import user_errors
 from .objective import mixes_labels
-
 
 # Arguments of timm's loaders, and the flags that give them.
 _AUGMENTATION = {
@@ -57,46 +53,19 @@ class Loaders:
                 self.train.mixup_enabled = False
 
 
-def resolve_image_config(args: argparse.Namespace, model: nn.Module, **options) -> Dict[str, Any]:
-    """Resolve size, crop and normalisation of images: what the arguments say, else what the model was trained with.
-
-    Args:
-        args: Arguments of the script.
-        model: The model.
-        **options: Options of `timm.data.resolve_data_config`.
-
-    Raises:
-        UserError: There are more means or deviations than channels.
-    """
-    with user_errors('--mean and --std take one number, or one per channel', AssertionError):
-        config = resolve_data_config(vars(args), model=model, **options)
-    channels = config['input_size'][0]
-    for name in ('mean', 'std'):
-        values = config[name]
-        if len(values) != channels:  # the model's are for RGB images
-            config[name] = adapt_to_chs(sum(values) / len(values), channels)
-    return config
-
-
 def create_loaders(args: argparse.Namespace, model: nn.Module, data_config: Dict[str, Any], place: Place) -> Loaders:
     """Open the datasets and make their loaders.
 
     Args:
         args: Arguments of the run.
         model: The model, for its patch size with --naflex-loader.
-        data_config: Size and normalisation of images, from `resolve_image_config`.
+        data_config: Size and normalisation of images, from `training.datasets.resolve_image_config`.
         place: Device and type of the images.
 
     Raises:
         UserError: The data cannot be opened, or a flag does not go with it.
     """
-    mode = args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
-    train = _open(args, args.train_split, mode, is_training=True, num_samples=args.train_num_samples,
-                  repeats=args.epoch_repeats, seed=args.seed)
-    validation = None
-    if args.val_split:
-        validation = _open(args, args.val_split, mode, is_training=False, num_samples=args.val_num_samples)
-
+    train, validation = open_splits(args, image_mode(args, data_config))
     common = dict(
         mean=data_config['mean'],
         std=data_config['std'],
@@ -112,39 +81,6 @@ def create_loaders(args: argparse.Namespace, model: nn.Module, data_config: Dict
         if args.naflex_loader:
             return _naflex_loaders(args, model, data_config, train, train_arguments, validation, validation_arguments)
         return _image_loaders(args, data_config, train, train_arguments, validation, validation_arguments)
-
-
-def _open(args: argparse.Namespace, split: str, mode: str, **arguments):
-    if args.task == 'multilabel':
-        arguments['target_transform'] = MultiLabelTarget(args.num_classes, dense=args.target_format == 'multihot')
-        arguments['target_format'] = args.target_format
-    check_source(args.dataset, args.data_dir)
-    with user_errors(f'--dataset {args.dataset or args.data_dir}, split {split}', *MISFITS, ImportError):
-        return create_dataset(
-            args.dataset,
-            root=args.data_dir,
-            split=split,
-            class_map=args.class_map,
-            download=args.dataset_download,
-            batch_size=args.batch_size,
-            input_img_mode=mode,
-            input_key=args.input_key,
-            target_key=args.target_key,
-            trust_remote_code=args.dataset_trust_remote_code,
-            **arguments,
-        )
-
-
-def check_source(dataset: str, folder: Optional[str]) -> None:
-    """Check that there is something to read.
-
-    Raises:
-        UserError: Neither a dataset nor a folder is named, or there is no such folder.
-    """
-    if not dataset and not folder:
-        raise UserError('--data-dir or --dataset must name the images.')
-    if not dataset and not os.path.exists(folder):
-        raise UserError(f"--data-dir: there is no '{folder}'.")
 
 
 def _train_arguments(args: argparse.Namespace, data_config: Dict[str, Any]) -> Dict[str, Any]:
@@ -239,7 +175,7 @@ def _naflex_loaders(
         validation,
         validation_arguments: Dict[str, Any],
 ) -> Loaders:
-    patch_size = model.get_patch_size() if hasattr(model, 'get_patch_size') else (16, 16)
+    patch_size = patch_size_of(model)
     mixup = None
     if mixes_labels(args):
         mixup = NaFlexMixup(**_mixup_arguments(args), mixup_off_epoch=args.mixup_off_epoch)

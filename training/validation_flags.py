@@ -1,0 +1,71 @@
+"""The flags of `validate.py`."""
+import argparse
+
+from .shared_flags import DefaultsFormatter, add_shared
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Create the parser of `validate.py`, with the flags and defaults of timm's."""
+    parser = argparse.ArgumentParser(description='Evaluate image models.', formatter_class=DefaultsFormatter)
+    parser.add_argument('data', nargs='?', metavar='DIR', help='the same as --data-dir')
+    for add_flags in (_dataset_flags, _model_flags, _device_flags, _output_flags):
+        add_flags(parser)
+    return parser
+
+
+def _dataset_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Dataset')
+    add_shared(
+        group,
+        'data-dir', 'dataset', 'dataset-download', 'dataset-trust-remote-code', 'class-map', 'input-key',
+        'input-img-mode', 'target-key', 'target-format', 'task', 'multilabel-threshold',
+    )
+    add = group.add_argument
+    add('--split', default='validation', metavar='NAME', help='split to evaluate on')
+    add('--num-samples', type=int, metavar='N', help='length of the split, for streamed datasets')
+    add('--real-labels', default='', metavar='FILE', help='JSON with the labels of ImageNet ReaL')
+    add('--valid-labels', default='', metavar='FILE', help='file with the numbers of the only classes to look at')
+    add('-b', '--batch-size', type=int, default=256, metavar='N', help='images in a batch')
+    add('--img-size', type=int, metavar='N', help='image size, as the model has it if absent')
+    add('--use-train-size', action='store_true', help='size of training, where the weights have another for tests')
+    add('--crop-mode', metavar='MODE', help='squash, border or center, as the model has it if absent')
+    add('--crop-border-pixels', type=int, metavar='N', help='pixels to cut off at each side of an image first')
+    add('--tf-preprocessing', action='store_true', help='preprocess with TensorFlow')
+    add_shared(
+        group,
+        'in-chans', 'input-size', 'crop-pct', 'mean', 'std', 'interpolation', 'workers', 'pin-mem', 'no-prefetcher',
+        'naflex-loader', 'naflex-max-seq-len',
+    )
+
+
+def _model_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Model')
+    add = group.add_argument
+    add('-m', '--model', default='dpn92', metavar='NAME', help='model, a pattern of names, a file of names, or all')
+    add('--pretrained', action='store_true', help='published weights; the default without --checkpoint')
+    add('--checkpoint', default='', metavar='FILE', help='weights, or a folder of them')
+    add('--use-ema', action='store_true', help='the moving average of the checkpoint, if it has one')
+    add('--test-pool', action='store_true', help='pool after the classifier, where images are larger than in training')
+    add('--reparam', action='store_true', help='reparameterise the model')
+    compiled = group.add_mutually_exclusive_group()
+    add_shared(compiled, 'torchscript', 'torchcompile')
+    compiled.add_argument('--aot-autograd', action='store_true', help='compile the model by functorch')
+    add_shared(group, 'num-classes', 'gp', 'model-kwargs', 'torchcompile-mode')
+
+
+def _device_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Device')
+    add = group.add_argument
+    add('--device', default='cuda', metavar='NAME', help='device to evaluate on')
+    add('--num-gpu', type=int, default=1, metavar='N', help='number of GPUs')
+    add('--seed', type=int, default=42, metavar='N', help='seed')
+    add_shared(group, 'channels-last', 'amp', 'amp-dtype', 'model-dtype', 'fuser', 'fast-norm')
+
+
+def _output_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('Output').add_argument
+    add('--log-freq', type=int, default=10, metavar='N', help='batches between two reports')
+    add('--metrics-avg', choices=('micro', 'macro', 'weighted'), help='add precision, recall and F1, averaged so')
+    add('--results-file', default='', metavar='FILE', help='write the results to this file')
+    add('--results-format', default='csv', choices=('csv', 'json'), help='its format')
+    add('--retry', action='store_true', help='after an error, try again with smaller batches')
