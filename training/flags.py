@@ -88,11 +88,11 @@ def _device(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Device')
     add = group.add_argument
     add('--device', default='cuda', metavar='NAME', help='device to train on')
+    add_shared(group, 'amp', 'amp-dtype', 'model-dtype')
     add('--no-ddp-bb', action='store_true', help='do not broadcast buffers between processes')
     add('--synchronize-step', action='store_true', help='wait for the device after each update')
     add('--local_rank', type=int, default=0, metavar='N', help='for old launchers; the environment decides')
     add('--device-modules', nargs='+', metavar='MODULE', help='modules to import for a device backend')
-    add_shared(group, 'amp', 'amp-dtype', 'model-dtype')
 
 
 def _optimizer(parser: argparse.ArgumentParser) -> None:

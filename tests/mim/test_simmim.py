@@ -6,8 +6,9 @@ import torch.nn as nn
 
 import timm
 from host_sync import NoHostSync
+from timm.layers import set_fast_norm
 from timm.mim import MIMOutput, SimMIM, create_mim, keyed_noise
-from timm.mim.backbone import dry_run
+from timm.mim.meta_run import dry_run
 from timm.models.vision_transformer import VisionTransformer
 from tiny_models import BUILDERS, build, images_for
 
@@ -146,6 +147,19 @@ def test_construction_with_a_tensor_that_is_no_buffer():
     model.cached = cached = torch.ones(24)
     assert SimMIM(model, mask_unit=16)(torch.randn(1, 3, 32, 32)).loss.isfinite()
     assert model.cached is cached
+
+
+@pytest.mark.parametrize('name', ['simmim', 'mae', 'ijepa'])
+def test_construction_with_fast_norm(name):
+    """Which looks for the autocast of a device, and the meta device of the dry run has none."""
+    set_fast_norm(True)
+    try:
+        backbone = timm.create_model('test_vit', img_size=64)
+    finally:
+        set_fast_norm(False)
+    method = create_mim(name, backbone)
+    assert all(m._fast_norm for m in method.backbone.modules() if hasattr(m, '_fast_norm'))
+    assert method(torch.rand(2, 3, 64, 64)).loss.isfinite()
 
 
 def test_construction_with_gradient_checkpointing():

@@ -116,8 +116,8 @@ def test_what_is_printed(train, images, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('flags', [
-    '--amp', '--channels-last', '--grad-checkpointing', '--torchcompile eager', '--sched none', '--aa rand-m5-inc1',
-    '--img-size 64 48', '--opt sgd --momentum 0.5', '--clip-grad 0', '--workers 2',
+    '--amp', '--amp --fast-norm', '--channels-last', '--grad-checkpointing', '--torchcompile eager', '--sched none',
+    '--aa rand-m5-inc1', '--img-size 64 48', '--opt sgd --momentum 0.5', '--clip-grad 0', '--workers 2',
     '--model swin_tiny_patch4_window7_224 --model-kwargs depths=(1,1) num_heads=(1,2) embed_dim=8 window_size=2',
 ])
 def test_flags_work(flags, train, images, tmp_path):

@@ -1,4 +1,4 @@
-from .backbone import FeatureMap as FeatureMap, dry_run as dry_run, remove_unused as remove_unused
+from .backbone import remove_unused as remove_unused
 from .decoder import MaskedDecoder as MaskedDecoder, PixelDecoder as PixelDecoder
 from .factory import (
     create_mim as create_mim,
@@ -21,13 +21,14 @@ from .masking import (
     upsample_mask as upsample_mask,
     visible_count as visible_count,
 )
+from .meta_run import FeatureMap as FeatureMap, dry_run as dry_run
 from .method import MIMMethod as MIMMethod
 from .multi_block import (
     MultiBlockMasks as MultiBlockMasks,
     MultiBlockSampler as MultiBlockSampler,
-    official_multi_block_masks as official_multi_block_masks,
 )
 from .noise import keyed_noise as keyed_noise
+from .official_multi_block import official_multi_block_masks as official_multi_block_masks
 from .output import MIMOutput as MIMOutput, MIMUnsupportedError as MIMUnsupportedError, View as View
 from .positions import sincos_position_embedding as sincos_position_embedding
 from .simmim import SimMIM as SimMIM

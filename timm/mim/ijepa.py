@@ -23,12 +23,14 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from timm.models._embed_stages import gather_patches
 
-from .backbone import dry_run, dry_run_visible, encode_visible, num_prefix_tokens, remove_unused
+from .backbone import encode_visible, num_prefix_tokens, remove_unused
 from .decoder import MaskedDecoder
 from .factory import register_mim
 from .lean import decode_masked, embed_visible, embeds_patches
 from .masking import scatter_patches
-from .multi_block import MultiBlockMasks, MultiBlockSampler, OfficialMultiBlockSampler
+from .meta_run import dry_run, dry_run_visible
+from .multi_block import MultiBlockMasks, MultiBlockSampler
+from .official_multi_block import OfficialMultiBlockSampler
 from .output import MIMOutput, MIMUnsupportedError, View
 from .targets import patchify
 from .teacher import EMATeacherMethod, check_momentum

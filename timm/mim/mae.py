@@ -18,11 +18,12 @@ import torch.nn.functional as F
 
 from timm.models._embed_stages import gather_patches
 
-from .backbone import dry_run_visible, encode_visible, num_prefix_tokens, remove_unused
+from .backbone import encode_visible, num_prefix_tokens, remove_unused
 from .decoder import MaskedDecoder, init_xavier
 from .factory import register_mim
 from .lean import decode_masked, embed_visible, embeds_patches, select_patches
 from .masking import block_mask, block_noise_size, random_mask, scatter_patches, split_mask, visible_count
+from .meta_run import dry_run_visible
 from .method import MIMMethod
 from .output import MIMOutput, View
 from .targets import normalize_patches, patch_statistics, patchify, unpatchify

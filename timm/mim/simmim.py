@@ -19,12 +19,13 @@ import torch.nn.functional as F
 
 from timm.layers import trunc_normal_
 
-from .backbone import dry_run, model_name, patch_stride, remove_unused, to_pair
+from .backbone import model_name, patch_stride, remove_unused, to_pair
 from .decoder import PixelDecoder
 from .extraction import attention_maps, masked_intermediates
 from .factory import register_mim
 from .lean import embeds_patches, encode_masked, select_patches
 from .masking import block_mask, block_noise_size, masked_count, random_mask, split_mask, unit_grid, upsample_mask
+from .meta_run import dry_run
 from .method import MIMMethod
 from .output import MIMOutput
 from .target_factory import Target, create_target, target_shape

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from timm.data.loader import adapt_to_chs
 
-from .backbone import dry_run, feature_map, model_input, model_name, to_pair, unsupported_reason
+from .backbone import feature_map, model_input, model_name, to_pair, unsupported_reason
+from .meta_run import dry_run
 from .method import MIMMethod
 from .output import MIMUnsupportedError
 
