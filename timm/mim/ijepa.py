@@ -238,12 +238,9 @@ class IJEPA(EMATeacherMethod):
     def _predict_masked(self, context: torch.Tensor, masks: MultiBlockMasks) -> torch.Tensor:
         """ What `_predict` makes of the context (B, K, C), by less work.
         """
-        batch_size, num_targets, _ = masks.targets.shape
-        tokens, places = (
-            x.unsqueeze(1).expand(-1, num_targets, *x.shape[1:]).flatten(0, 1)
-            for x in (self.predictor_embed(context), masks.context))
-        decoded = decode_masked(self.predictor, tokens, places, masks.targets.flatten(0, 1))
-        return self.predictor_proj(decoded).unflatten(0, (batch_size, num_targets))
+        targets = masks.targets.flatten(0, 1)  # (B * T, M)
+        decoded = decode_masked(self.predictor, self.predictor_embed(context), masks.context, targets)
+        return self.predictor_proj(decoded).unflatten(0, masks.targets.shape[:2])
 
     def _unseen(self, context: torch.Tensor) -> torch.Tensor:
         """ The patches (B, h, w) bool that are not part of the context.

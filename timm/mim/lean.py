@@ -6,6 +6,7 @@ transformer the same loss takes less work:
 - Patches are cut once, for the input and for the target, and only those that are seen are embedded: a convolution whose
   kernel is its stride is a linear layer on patches.
 - Tokens stay in the order (prefix, visible, masked). Attention over all tokens has no order, positions tell the place.
+- What stands at a masked place is the same for all images: the first block projects it once, not once for each image.
 - Of the last block only the masked tokens are computed, the others serve as keys and values.
 
 Each is tested for equal loss and gradients. Dropout, where a model has any, falls on other elements than in the plain
@@ -107,14 +108,9 @@ def encode_masked(
     Returns:
         Features of shape (B, M, C).
     """
-    prefix, positions = position_table(backbone, grid_size)
-    tokens = embed_patches(backbone, select_patches(patches, visible))
-    x = torch.cat([
-        prefix.expand(len(tokens), -1, -1),
-        tokens + F.embedding(visible, positions),
-        mask_token.to(tokens.dtype) + F.embedding(masked, positions),
-    ], dim=1)
-    return backbone.norm(run_blocks(backbone.blocks, x, masked.shape[1], backbone.grad_checkpointing))
+    seen = embed_visible(backbone, patches, visible, grid_size)
+    unseen = mask_token[0].to(seen.dtype) + position_table(backbone, grid_size)[1]
+    return backbone.norm(run_blocks(backbone.blocks, seen, unseen, masked, backbone.grad_checkpointing))
 
 
 def decode_masked(
@@ -129,37 +125,59 @@ def decode_masked(
         decoder: Decoder.
         tokens: Prefix tokens and visible patches of shape (B, P + K, C).
         visible: Indices of the visible patches of shape (B, K).
-        masked: Indices of the masked patches of shape (B, M).
+        masked: Indices of the masked patches of shape (B, M), or (B * T, M) for T sets of each image in turn, each of
+            which is decoded by itself.
 
     Returns:
-        Tokens of the masked patches of shape (B, M, C).
+        Tokens of the masked patches of shape (B, M, C) or (B * T, M, C).
     """
     prefix, positions = decoder.pos_embed[0].tensor_split([decoder.num_prefix_tokens])
     places = F.embedding(visible, positions)
     if decoder.num_prefix_tokens:
         places = torch.cat([prefix.expand(len(places), -1, -1), places], dim=1)
-    x = torch.cat([tokens + places, decoder.mask_token + F.embedding(masked, positions)], dim=1)
-    return decoder.norm(run_blocks(decoder.blocks, x, masked.shape[1], decoder.grad_checkpointing))
+    unseen = decoder.mask_token[0] + positions
+    return decoder.norm(run_blocks(decoder.blocks, tokens + places, unseen, masked, decoder.grad_checkpointing))
 
 
-def run_blocks(blocks: nn.Sequential, x: torch.Tensor, count: int, grad_checkpointing: bool = False) -> torch.Tensor:
-    """ Run blocks of which the last `count` tokens are wanted.
+def run_blocks(
+        blocks: nn.Sequential,
+        seen: torch.Tensor,
+        unseen: torch.Tensor,
+        masked: torch.Tensor,
+        grad_checkpointing: bool = False,
+) -> torch.Tensor:
+    """ Run blocks of which the masked tokens are wanted.
 
     Args:
         blocks: Blocks.
-        x: Tokens of shape (B, N, C).
-        count: Number of tokens at the end that are wanted.
+        seen: Tokens of each image of shape (B, S, C).
+        unseen: What stands at a place that is masked, the same for all images, of shape (N, C).
+        masked: Indices of the masked places of shape (B, M), or (B * T, M) for T sets of each image in turn.
         grad_checkpointing: Compute activations again in the backward pass.
 
     Returns:
-        Tokens of shape (B, count, C).
+        Tokens of the masked places of shape (B, M, C) or (B * T, M, C).
     """
+    count = masked.shape[1]
+    x = _join(seen, unseen, masked)
     if grad_checkpointing:
         return checkpoint_seq(blocks, x)[:, -count:]
-    for block in blocks[:-1]:
+    if not len(blocks) or not all(_is_plain(block) for block in blocks):
+        return blocks(x)[:, -count:]
+    if len(blocks) > 1:
+        x = _run_first(blocks[0], x, seen, unseen, masked)
+    for block in blocks[1:-1]:
         x = block(x)
-    last = blocks[-1]
-    return _run_last(last, x, count) if _is_plain(last) else last(x)[:, -count:]
+    return _run_last(blocks[-1], x, count)
+
+
+def _join(seen: torch.Tensor, unseen: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    """ Tokens (B * T, S + M, C) of the tokens (B, S, C) of each image, and of those (N, C) that stand at masked places.
+    """
+    times = len(masked) // len(seen)
+    if times > 1:
+        seen = seen.unsqueeze(1).expand(-1, times, -1, -1).flatten(0, 1)
+    return torch.cat([seen, F.embedding(masked, unseen)], dim=1)
 
 
 def _is_plain(block: nn.Module) -> bool:
@@ -168,32 +186,54 @@ def _is_plain(block: nn.Module) -> bool:
     return type(block.attn.qkv) is nn.Linear and block.attn.gate is None and block.attn.fused_attn
 
 
+def _run_first(
+        block: nn.Module,
+        x: torch.Tensor,
+        seen: torch.Tensor,
+        unseen: torch.Tensor,
+        masked: torch.Tensor,
+) -> torch.Tensor:
+    """ A block on the joined tokens x, in which each token that is there more than once is projected once.
+    """
+    def project(tokens: torch.Tensor) -> torch.Tensor:
+        return block.attn.qkv(block.norm1(tokens))
+
+    projected = _join(project(seen), project(unseen), masked)
+    return _finish(block, x, _attend(block.attn, *projected.chunk(3, dim=-1)))
+
+
 def _run_last(block: nn.Module, x: torch.Tensor, count: int) -> torch.Tensor:
     """ A block in which the last `count` tokens alone ask, and all answer.
     """
-    normed = block.norm1(x)
-    attended = _attend(block.attn, normed[:, -count:], normed)
-    x = x[:, -count:] + block.drop_path1(block.ls1(attended))
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    qkv, normed = block.attn.qkv, block.norm1(x)
+    sizes = [block.attn.attn_dim, 2 * block.attn.attn_dim]
+    query_weight, key_value_weight = qkv.weight.split(sizes)
+    query_bias, key_value_bias = (None, None) if qkv.bias is None else qkv.bias.split(sizes)
+    query = F.linear(normed[:, -count:], query_weight, query_bias)
+    key, value = F.linear(normed, key_value_weight, key_value_bias).chunk(2, dim=-1)
+    return _finish(block, x[:, -count:], _attend(block.attn, query, key, value))
 
 
-def _attend(attn: nn.Module, asking: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """ Attention of the tokens (B, M, C) that ask to the tokens (B, N, C), with the weights of self attention.
+def _attend(attn: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """ Attention of queries (B, M, width) to keys and values (B, N, width).
     """
-    def heads(projected: torch.Tensor) -> torch.Tensor:  # (B, N, C) -> (B, heads, N, width of a head)
+    def heads(projected: torch.Tensor) -> torch.Tensor:  # (B, N, width) -> (B, heads, N, width of a head)
         return projected.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2)
 
-    sizes = [attn.attn_dim, 2 * attn.attn_dim]
-    query_weight, key_value_weight = attn.qkv.weight.split(sizes)
-    query_bias, key_value_bias = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split(sizes)
-    key, value = F.linear(x, key_value_weight, key_value_bias).chunk(2, dim=-1)
     attended = F.scaled_dot_product_attention(
-        attn.q_norm(heads(F.linear(asking, query_weight, query_bias))),
+        attn.q_norm(heads(query)),
         attn.k_norm(heads(key)),
         heads(value),
         dropout_p=attn.attn_drop.p if attn.training else 0.,
     )
     return attn.proj_drop(attn.proj(attn.norm(attended.transpose(1, 2).flatten(2))))
+
+
+def _finish(block: nn.Module, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    """ What a block does with tokens x (B, M, C) after attention.
+    """
+    x = x + block.drop_path1(block.ls1(attended))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
 def select_patches(patches: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
