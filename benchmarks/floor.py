@@ -22,7 +22,7 @@ def training_step(method: str, model: str, batch: int, precision: str, device: t
 
 def run(rounds: int, device: torch.device) -> List[dict]:
     rows = []
-    batch = 4 if device.type == 'cpu' else 256
+    batch = 8 if device.type == 'cpu' else 256
     for method, model, name in (
             ('mae', 'vit_small_patch16_224', 'MAE, ViT-S/16'),
             ('simmim', 'vit_small_patch16_224', 'SimMIM, ViT-S/16'),

@@ -67,7 +67,7 @@ def create_modules(method: nn.Module, device: torch.device) -> Dict[str, nn.Modu
 
 def run(rounds: int, device: torch.device, compiled: bool) -> List[dict]:
     rows = []
-    batch = 4 if device.type == 'cpu' else 128
+    batch = 8 if device.type == 'cpu' else 128
     for depth, predictor_depth, precisions, compile_it in (
             (12, 6, ('float32', 'bfloat16'), False), (3, 2, ('float32',), True)):
         if compile_it and not compiled:

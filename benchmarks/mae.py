@@ -121,7 +121,7 @@ def create_modules(model: str, device: torch.device, depth: int = 0, **options) 
 def run(rounds: int, device: torch.device, compiled: bool) -> List[dict]:
     """Training steps of all, eager in both precisions, and compiled of a shallower model: compiling takes long."""
     rows = []
-    batch = 4 if device.type == 'cpu' else 256
+    batch = 8 if device.type == 'cpu' else 256
     images, noise = torch.randn(batch, 3, 224, 224, device=device), torch.rand(batch, 196, device=device)
     modules = create_modules('vit_small_patch16_224', device)
     for precision in ('float32', 'bfloat16'):

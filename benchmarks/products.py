@@ -9,16 +9,16 @@ from .timing import seconds
 
 PRODUCTS = ('mm', 'addmm', 'bmm', 'baddbmm', 'convolution', 'convolution_backward')
 ATTENTION = '_scaled_dot_product_'
-REPEATS = 4
+REPEATS = 3
 
 
 class _Recorder(TorchDispatchMode):
-    """Counts products and attentions by operation and the layout of their operands."""
+    """Products and attentions, by operation and the layout of their operands, and the order of the calls."""
 
     def __init__(self):
         super().__init__()
         self.calls: Dict[str, Tuple[Callable, Any, Any]] = {}
-        self.counts: Dict[str, int] = {}
+        self.order: List[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -26,7 +26,7 @@ class _Recorder(TorchDispatchMode):
             call = tree_map(_layout, (args, kwargs or {}))
             key = f'{func} {call}'
             self.calls[key] = (func, *call)
-            self.counts[key] = self.counts.get(key, 0) + 1
+            self.order.append(key)
         return func(*args, **(kwargs or {}))
 
 
@@ -56,16 +56,23 @@ def record(step: Callable[[], Any]) -> _Recorder:
 
 
 def seconds_of_products(recorder: _Recorder, device: torch.device) -> float:
-    """Seconds that the recorded operations take one after the other, each at its best of a few times."""
+    """Seconds that the recorded operations take one after the other, in the order of the step, at best of a few times.
+
+    An operation repeated by itself would find its operands in the cache, which in a step others have used meanwhile.
+    """
     def is_layout(value: Any) -> bool:
         return isinstance(value, tuple) and len(value) > 0 and value[0] == 'tensor'
 
-    total = 0.
-    for key, (func, args, kwargs) in recorder.calls.items():
-        args, kwargs = tree_map(_operand, (args, kwargs), is_leaf=is_layout)
-        times = [seconds(lambda: func(*args, **kwargs), device) for _ in range(REPEATS + 1)]
-        total += recorder.counts[key] * min(times[1:])
-    return total
+    calls = {
+        key: (func, *tree_map(_operand, (args, kwargs), is_leaf=is_layout))
+        for key, (func, args, kwargs) in recorder.calls.items()}
+
+    def replay() -> None:
+        for key in recorder.order:
+            func, args, kwargs = calls[key]
+            func(*args, **kwargs)
+
+    return min([seconds(replay, device) for _ in range(REPEATS + 1)][1:])
 
 
 def against_products(section: str, case: str, step: Callable[[], Any], rounds: int, device: torch.device) -> List[dict]:

@@ -11,15 +11,21 @@ from timm.models import create_model
 from .stock import StockTimm
 from .timing import compare
 
+# one of each file that is cut; the giants among them with fewer blocks
 FAMILIES = (
     'beit_base_patch16_224', 'cait_xxs24_224', 'coat_lite_tiny', 'coatnet_nano_rw_224', 'convit_tiny',
-    'crossvit_tiny_240', 'davit_tiny', 'deit_tiny_distilled_patch16_224', 'edgenext_xx_small', 'efficientformer_l1',
-    'eva02_tiny_patch14_224', 'fastvit_t8', 'focalnet_tiny_srf', 'gcvit_xxtiny', 'hiera_tiny_224', 'levit_128s',
-    'mixer_s32_224', 'mvitv2_tiny', 'nest_tiny', 'pit_ti_224', 'poolformer_s12', 'pvt_v2_b0',
-    'swin_tiny_patch4_window7_224', 'swinv2_cr_tiny_224', 'tiny_vit_5m_224', 'tnt_s_legacy_patch16_224',
-    'twins_pcpvt_small', 'vit_relpos_small_patch16_224', 'vit_tiny_patch16_224', 'visformer_tiny', 'volo_d1_224',
-    'xcit_nano_12_p16_224',
+    'convmixer_768_32', 'cpubone_nano', 'crossvit_tiny_240', 'csatv2', 'davit_tiny', 'deepseek_vit_412m',
+    'deit_tiny_distilled_patch16_224', 'edgenext_xx_small', 'efficientformer_l1', 'efficientformerv2_s0',
+    'efficientvim_m1', 'efficientvit_b0', 'efficientvit_m0', 'eva02_tiny_patch14_224', 'fastvit_t8',
+    'focalnet_tiny_srf', 'gcvit_xxtiny', 'gemma4_vit_167m', 'hiera_tiny_224', 'hieradet_small', 'iformer_t',
+    'levit_128s', 'lowformer_b0', 'mambaout_femto', 'mixer_s32_224', 'mobilenetv4_hybrid_medium_075',
+    'mobilenetv5_base', 'mobilevit_xxs', 'mvitv2_tiny', 'naflexvit_base_patch16_gap', 'nest_tiny', 'nextvit_small',
+    'pit_ti_224', 'poolformer_s12', 'pvt_v2_b0', 'qwen3_vit_88m', 'samvit_base_patch16_224', 'sequencer2d_s',
+    'shvit_s1', 'swiftformer_xs', 'swin_tiny_patch4_window7_224', 'swinv2_cr_tiny_224', 'swinv2_tiny_window8_256',
+    'tiny_vit_5m_224', 'tnt_s_legacy_patch16_224', 'twins_pcpvt_small', 'vit_relpos_small_patch16_224',
+    'vit_tiny_patch16_224', 'visformer_tiny', 'volo_d1_224', 'xcit_nano_12_p16_224',
 )
+FEWER_BLOCKS = dict(deepseek_vit_412m=1, gemma4_vit_167m=1, qwen3_vit_88m=1, naflexvit_base_patch16_gap=4)
 COMPILED = ('vit_tiny_patch16_224', 'pvt_v2_b0', 'xcit_nano_12_p16_224')
 
 
@@ -56,10 +62,11 @@ def run(rounds: int, device: torch.device, compiled: bool) -> List[dict]:
     stock = StockTimm()
     rows = []
     for name in FAMILIES:
+        options = dict(depth=FEWER_BLOCKS[name]) if name in FEWER_BLOCKS else {}
         with stock.active():
             from timm.models import create_model as create_stock_model
-            theirs = create_stock_model(name, num_classes=0).eval().to(device)
-        ours = create_model(name, num_classes=0).eval().to(device)
+            theirs = create_stock_model(name, num_classes=0, **options).eval().to(device)
+        ours = create_model(name, num_classes=0, **options).eval().to(device)
         ours.load_state_dict(theirs.state_dict())
         side = ours.pretrained_cfg['input_size'][-1]
         images = torch.randn(1, 3, side, side, device=device)

@@ -51,8 +51,8 @@ def create_modules(model: str, device: torch.device, **options) -> Dict[str, nn.
 def run(rounds: int, device: torch.device, compiled: bool) -> List[dict]:
     rows = []
     for model, name, batch, shallow in (
-            ('vit_small_patch16_224', 'ViT-S/16', 4, dict(depth=3)),
-            ('swin_tiny_patch4_window7_224', 'Swin-T', 2, dict(depths=(1, 1, 1, 1)))):
+            ('vit_small_patch16_224', 'ViT-S/16', 8, dict(depth=3)),
+            ('swin_tiny_patch4_window7_224', 'Swin-T', 4, dict(depths=(1, 1, 1, 1)))):
         batch = batch if device.type == 'cpu' else 128
         inputs = torch.randn(batch, 3, 224, 224, device=device), torch.rand(batch, 49, device=device)
         modules = create_modules(model, device)

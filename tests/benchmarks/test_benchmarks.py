@@ -1,16 +1,18 @@
 """What the benchmarks compare computes the same, and the tables say what was measured."""
+from pathlib import Path
+
 import pytest
 import torch
 
 pytest.importorskip('transformers')
 pytest.importorskip('lightly')
 
-from benchmarks import ijepa, mae, simmim  # noqa: E402
+from benchmarks import ijepa, mae, refactor, simmim  # noqa: E402
 from benchmarks.products import record, seconds_of_products  # noqa: E402
 from benchmarks.report import to_markdown  # noqa: E402
 from benchmarks.timing import compare, interleave, peak_memory  # noqa: E402
 from timm.mim import IJEPA  # noqa: E402
-from timm.models import create_model  # noqa: E402
+from timm.models import create_model, get_model_class  # noqa: E402
 
 CPU = torch.device('cpu')
 
@@ -77,8 +79,10 @@ def test_ijepa_of_the_reference_has_our_loss():
 
 def test_products_of_a_step():
     weight, x = torch.randn(8, 8), torch.randn(4, 8)
-    recorder = record(lambda: [torch.relu(x @ weight) for _ in range(3)])
-    assert sum(recorder.counts.values()) == 3 and len(recorder.calls) == 1
+    recorder = record(lambda: [torch.relu(x @ weight) for _ in range(3)] + [x @ weight.T])
+    assert len(recorder.calls) == 2
+    first, last = recorder.calls
+    assert recorder.order == [first, first, first, last]
     assert seconds_of_products(recorder, CPU) > 0
 
 
@@ -99,3 +103,9 @@ def test_table():
     rows = compare('MAE', 'a case', dict(ours=lambda: None, peer=lambda: None), 3, CPU)
     text = to_markdown(dict(date='2026-11-21'), rows, 3)
     assert '**MAE, a training step**' in text and '| a case | peer |' in text and 'date 2026-11-21.' in text
+
+
+def test_one_model_of_each_file_that_is_cut():
+    overlays = Path(__file__).parents[2] / 'timm' / 'models'
+    cut = {path.stem for path in overlays.glob('[!_]*.py')}
+    assert cut <= {get_model_class(name).__module__.split('.')[-1] for name in refactor.FAMILIES}
