@@ -1,4 +1,5 @@
 """Turns a git tree of upstream into the pull request."""
+from functools import partial
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
 
@@ -9,7 +10,7 @@ from .errors import PatchsetError
 from .imported import missing_names
 from .project import Project
 from .pull_request import EXPORTS, FAMILY_TEST, MODELS, REST, PullRequest, family_of
-from .script import PATH as SCRIPT, hand_over
+from .script import SCRIPTS, hand_over
 from .tree import Tree
 
 
@@ -73,8 +74,8 @@ class Application:
         files[EXPORTS] = self.exports(set(files))
         families = {path for path in files if path in self.request.overlays}
         files[FAMILY_TEST] = self.family_test(families)
-        if SCRIPT in step:
-            files[SCRIPT] = self.settle(SCRIPT, hand_over)
+        for script in sorted(step.intersection(SCRIPTS)):
+            files[script] = self.settle(script, partial(hand_over, path=script))
         if CONTENTS in step:
             files[CONTENTS] = self.settle(CONTENTS, lambda theirs: merge_contents(self.request.contents, theirs))
         written = {path: data for path, data in files.items() if data != self.checkout.read(path)}
@@ -90,8 +91,8 @@ class Application:
             return False
         names = dict.fromkeys(f'{entry.package}.{name}' for entry in missing for name in entry.names)
         self.notes.append(Note(
-            'left', f'--only {REST}', f'needs timm {self.version}: upstream lacks {", ".join(names)}; train.py stays '
-                                      'without --mim'))
+            'left', f'--only {REST}', f'needs timm {self.version}: upstream lacks {", ".join(names)}; the '
+                                      'scripts stay without --mim'))
         if not self.merge or only == REST or any(entry.path in self.request.of_families for entry in missing):
             raise UpstreamDiffers(self.notes)
         return True

@@ -7,7 +7,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Set
 from .contents import PATH as CONTENTS, pages_of
 from .errors import PatchsetError
 from .overlay import HEADER
-from .script import PATH as SCRIPT
+from .script import SCRIPTS
 from .source import parse
 from .tree import PACKAGE, read_overlays
 
@@ -25,7 +25,9 @@ OF_TRAINING = {
     'test_given_arguments.py', 'test_masked_image_modeling_task.py', 'test_old_torch.py', 'test_pretrain_baselines.py',
     'test_pretrain_data.py', 'test_pretrain_distributed.py', 'test_pretrain_progress.py', 'test_pretrain_resume.py',
 }
-OF_THE_FORK = {'test_maskfeat.py', 'test_models_page.py'}  # its example, and how its pages are made
+OF_THE_FORK = {'test_models_page.py'}  # how its pages are made
+# what the pages speak of
+EXAMPLES = ('recipes/*.yaml', 'examples/maskfeat.py')
 
 
 class PullRequest:
@@ -34,7 +36,7 @@ class PullRequest:
     Attributes:
         overlays: Overlays by path.
         modules: New modules by path.
-        others: Tests, documentation pages and their pictures by path.
+        others: Tests, documentation pages and their pictures, recipes and an example by path.
         contents: Entries for the pages, None without pages.
     """
 
@@ -45,7 +47,9 @@ class PullRequest:
         self.modules = {path: data for path, data in files.items() if path not in self.overlays}
         pages = sorted((root / CONTENTS).parent.rglob('*.mdx'))
         pictures = sorted((root / CONTENTS).parent.rglob('*.png'))
-        self.others = {**tests(root), **{p.relative_to(root).as_posix(): p.read_bytes() for p in [*pages, *pictures]}}
+        examples = sorted(path for pattern in EXAMPLES for path in root.glob(pattern))
+        documents = [*pages, *pictures, *examples]
+        self.others = {**tests(root), **{path.relative_to(root).as_posix(): path.read_bytes() for path in documents}}
         self.contents = (root / CONTENTS).read_bytes() if (root / CONTENTS).is_file() else None
         listed = pages_of(self.contents or b'')
         for page in pages:
@@ -69,7 +73,7 @@ class PullRequest:
         Args:
             present: Whether a family is in the tree, from an earlier step.
         """
-        everything = {*self.overlays, *self.modules, *self.others, FAMILY_TEST, SCRIPT}
+        everything = {*self.overlays, *self.modules, *self.others, FAMILY_TEST, *SCRIPTS}
         everything |= {CONTENTS} if self.contents is not None else set()
         if only is None:
             return everything

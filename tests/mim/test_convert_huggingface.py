@@ -196,4 +196,3 @@ def test_indices_of_older_swin_files(tmp_path):
         else:
             with pytest.raises(ConversionError, match=f'{name} is a constant'):
                 convert(tmp_path / 'theirs', tmp_path / 'other.safetensors')
-

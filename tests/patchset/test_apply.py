@@ -38,6 +38,22 @@ def main():
 
     create_model(args.last)
 '''
+VALIDATE = b'''import argparse
+
+from timm.models import create_model
+
+parser = argparse.ArgumentParser()
+parser.add_argument('--last')
+
+
+def validate(args):
+    create_model(args.last)
+
+
+def main():
+    args = parser.parse_args()
+    validate(args)
+'''
 CONTENTS = b'''- sections:
   - local: index
     title: Home
@@ -47,6 +63,7 @@ CONTENTS = b'''- sections:
     title: Models
   title: Reference
 '''
+SCRIPTS = {'train.py': TRAIN, 'validate.py': VALIDATE}
 UPSTREAM = {**STOCK, 'timm/models/__init__.py': EXPORTS, 'timm/models/wide.py': WIDE}
 OVERLAY = b'''# Overlay: a test.
 from ._mixin import EmbedStagesMixin
@@ -101,6 +118,9 @@ from ._mixin import EmbedStagesMixin as EmbedStagesMixin
     'tests/equivalence/probe.py': b'',
     'tests/patchset/test_apply.py': b'',
     'hfdocs/source/mim.mdx': b'# Masked image modeling\n\n![Run](images/run.png)\n',
+    'recipes/short.yaml': b'mim: simmim\n',
+    'examples/maskfeat.py': b'',
+    'examples/other.py': b'',
     'hfdocs/source/images/run.png': b'\x89PNG\r\n\x1a\n\x00\xff',
     'hfdocs/source/_toctree.yml': b'''- sections:
   - local: mim
@@ -115,10 +135,11 @@ from ._mixin import EmbedStagesMixin as EmbedStagesMixin
 NEW = {
     'timm/models/_mixin.py', 'timm/models/_helper.py', 'timm/mim/__init__.py', 'tests/test_embed_stages.py',
     'tests/mim/test_mim.py', 'tests/mim/tiny.py', 'tests/train/test_given_arguments.py', 'hfdocs/source/mim.mdx',
-    'hfdocs/source/images/run.png',
+    'hfdocs/source/images/run.png', 'recipes/short.yaml', 'examples/maskfeat.py',
 }
 CHANGED = {
-    'timm/models/net.py', 'timm/models/wide.py', 'timm/models/__init__.py', 'train.py', 'hfdocs/source/_toctree.yml',
+    'timm/models/net.py', 'timm/models/wide.py', 'timm/models/__init__.py', 'train.py', 'validate.py',
+    'hfdocs/source/_toctree.yml',
 }
 
 
@@ -145,7 +166,7 @@ def make_tree(root, **changed):
         changed: Other contents by the name of a module in timm/models.
     """
     modules = {f'timm/models/{name}.py': data for name, data in changed.items()}
-    for path, data in {**UPSTREAM, 'hfdocs/source/_toctree.yml': CONTENTS, 'train.py': TRAIN, **modules}.items():
+    for path, data in {**UPSTREAM, 'hfdocs/source/_toctree.yml': CONTENTS, **SCRIPTS, **modules}.items():
         write(root, path, data)
     (root / 'train.py').chmod(0o755)
     git(root, 'init', '--quiet')
@@ -235,6 +256,17 @@ def test_training_script_gets_flags_and_hand_over_and_keeps_its_mode(project, tr
         '    create')
     assert (tree / 'train.py').read_text() == expected
     assert stat.S_IMODE((tree / 'train.py').stat().st_mode) == 0o755
+
+
+def test_validation_script_gets_them_too(project, tree):
+    apply(project, tree)
+    expected = VALIDATE.decode().replace(
+        'from timm.models import',
+        'from timm.mim.pretrain import given_arguments, validate as pretraining\nfrom timm.models import').replace(
+        "'--last')\n", "'--last')\n\n# Masked image modeling parameters\npretraining.add_arguments(parser)\n").replace(
+        'parse_args()\n', 'parse_args()\n    if args.mim:\n        pretraining.run(given_arguments(parser))\n'
+                          '        return\n')
+    assert (tree / 'validate.py').read_text() == expected
 
 
 @pytest.mark.parametrize('gone, name', [
@@ -454,7 +486,7 @@ def test_rest_is_left_where_upstream_lacks_names_that_it_imports(project, tmp_pa
     tree = make_tree(tmp_path / 'other', net=NET.replace(b'self.blocks = []', b'self.blocks = [1]'))
     applied = apply(project, tree, merge=True)
     assert str(applied.notes[-1]) == (
-        'left:      --only mim: needs timm 1.0: upstream lacks timm.models.renamed; train.py stays without --mim')
+        'left:      --only mim: needs timm 1.0: upstream lacks timm.models.renamed; the scripts stay without --mim')
     assert set(applied.written) == {
         'timm/models/net.py', 'timm/models/wide.py', 'timm/models/_mixin.py', 'timm/models/_helper.py',
         'timm/models/__init__.py', 'tests/test_embed_stages.py'}
@@ -473,11 +505,11 @@ def test_command_line_names_what_differs_and_how_to_go_on(project, tmp_path, cap
 
 
 def test_real_overlays_make_the_first_step_and_the_whole(tmp_path):
-    """On the pinned release, with a training script in place of upstream's, which no release holds."""
+    """On the pinned release, with scripts in place of upstream's, which no release holds."""
     project = Project()
     woven, stock = project.check(), read_package(project.wheel())
     root = tmp_path / 'upstream'
-    for path, data in {**stock, 'train.py': TRAIN, 'hfdocs/source/_toctree.yml': CONTENTS}.items():
+    for path, data in {**stock, **SCRIPTS, 'hfdocs/source/_toctree.yml': CONTENTS}.items():
         write(root, path, data)
     git(root, 'init', '--quiet')
     commit(root)
