@@ -8,4 +8,5 @@ spec = spec_from_file_location('family_test', Project().root / FAMILY_TEST_SOURC
 family_test = module_from_spec(spec)
 spec.loader.exec_module(family_test)
 globals().update({
-    name: value for name, value in vars(family_test).items() if name.startswith('test_') or name in ('model', 'images')})
+    name: value for name, value in vars(family_test).items()
+    if name.startswith('test_') or name in ('model', 'images')})
