@@ -2,7 +2,7 @@
 """Count the labels of a training set, for the losses of `train.py` that weigh classes.
 
     python class_weights.py --data-dir FOLDER --output stats.json
-    python train.py --data-dir FOLDER --class-stats stats.json --bce-loss --loss-pos-weight neg_pos
+    python train.py --data-dir FOLDER --num-classes 10 --class-stats stats.json --bce-loss --loss-pos-weight neg_pos
 """
 from training.class_counts import main
 

@@ -67,12 +67,12 @@ def build(
     Raises:
         UserError: There is no such model, or its arguments or weights do not fit.
     """
+    architecture = dict(architecture, global_pool=args.gp)  # what is None here --model-kwargs may say
     with user_errors(about, *MISFITS):
         arguments = resolve_model_input_args(
             args.model,
             dict(img_size=args.img_size, in_chans=args.in_chans, input_size=args.input_size),
-            global_pool=args.gp,
-            **architecture,
+            **{name: value for name, value in architecture.items() if value is not None},
             **args.model_kwargs,
         )
         num_classes = arguments.get('num_classes') if args.num_classes is None else args.num_classes

@@ -1,8 +1,7 @@
 """Pages of the documentation and the blocks of code in them."""
 import re
-import shlex
 from pathlib import Path
-from typing import Iterator, List, NamedTuple
+from typing import List, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / 'hfdocs' / 'source'
@@ -42,13 +41,3 @@ def run(block: Block, namespace: dict) -> None:
     """Run a block of Python; an error's traceback names the line of the page."""
     lines_before = '\n' * (block.line - 1)
     exec(compile(lines_before + block.code, str(block.page), 'exec'), namespace)
-
-
-def commands(block: Block) -> Iterator[List[str]]:
-    """Command lines of a block of a shell, in words, without comments and variables set in front; N is some number."""
-    for line in block.code.replace('\\\n', ' ').splitlines():
-        words = ['10' if word == 'N' else word for word in shlex.split(line, comments=True)]
-        while words and re.fullmatch(r'[A-Z_]+=.*', words[0]):
-            del words[0]
-        if words:
-            yield words

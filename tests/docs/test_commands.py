@@ -1,134 +1,180 @@
-"""Every command in the documentation is one that the scripts take, and every method and model in it can be built."""
-import importlib.util
+"""Every command in the documentation runs, and leaves what the documentation says."""
+import csv
+import json
 import re
-from pathlib import Path
+import shlex
+import shutil
+import subprocess
+from importlib.util import find_spec
 
 import pytest
-import torch
+import safetensors.torch
+from PIL import Image
 
-import timm
-from pages import PAGES, ROOT, blocks, commands
-from timm.mim import factory, target_factory
-from timm.mim.convert import FORMATS
-from timm.mim.convert.__main__ import _parser as convert_parser
-from timm.mim.pretrain.build_method import create_method
-from timm.mim.pretrain.errors import UserError
-from timm.mim.pretrain.options import resolve_options
-from timm.mim.user_module import import_user_module
+import timm.mim
+from commands import documented_commands
+from pages import ROOT
+from reader import Reader
+from small_commands import value_of
 
-COMMANDS = [
-    pytest.param(words, id=f'{block.place}-{number}')
-    for page in PAGES for block in blocks(page, 'bash', 'sh', 'shell', 'console')
-    for number, words in enumerate(commands(block))]
+# Commands that do not run here, why, and where what they do is run
+ELSEWHERE = {
+    'make test': 'this suite',
+    'make test ARGS=tests/mim': 'this suite',
+    'pytest tests/train/test_supervised_arguments.py': 'this suite: tests/train/test_supervised_arguments.py',
+    'pytest -m cuda': 'needs a CUDA device: tests/equivalence/test_cuda.py',
+    'make benchmark': 'takes minutes; the parts: tests/benchmarks/test_benchmarks.py',
+    "make benchmark ARGS='--rounds 8 --no-compile --only mae simmim ijepa floor refactor masks loading'": 'the same',
+    "make benchmark ARGS='--only refactor --rounds 8 --no-compile'": 'the same',
+    'make upstream-tests': 'takes hours; a sample: tests/upstream/test_upstream_sample.py::test_sample',
+    'python tests/upstream/run_scripts.py': 'tests/train/test_supervised_upstream.py::test_scripts',
+    'pip install git+https://github.com/OWNER/REPOSITORY':
+        'there is no such address yet; from another one: tests/patchset/test_packaging.py::test_install_from_git',
+    "pip install '.[samples]'":
+        'fetches packages; timm itself: tests/patchset/test_packaging.py::test_pip_wheel',
+    'python -m patchset apply TREE':
+        'needs a tree of upstream: tests/patchset/test_apply.py::test_real_overlays_make_the_first_step_and_the_whole',
+    'python -m patchset upgrade VERSION':
+        'fetches a release: tests/patchset/test_upgrade.py::test_release_that_changes_the_moved_part_is_carried_along',
+    # no commands, but forms of some
+    'torchrun --nproc-per-node 8 train.py ...': 'whole ones are in blocks of code',
+    'python -m timm.mim.convert': 'whole ones are in blocks of code',
+    "python -m timm.mim.convert SOURCE DEST '[--to' 'FORMAT]'": 'whole ones are in blocks of code',
+    "python -m patchset build '|' check '|' lock '|' diff '|' apply '|' upgrade": 'tests/patchset/test_project.py',
+}
+COMMANDS = [command for command in documented_commands() if list(command.words) not in map(shlex.split, ELSEWHERE)]
+
+# Programs run inside of this one
+pytestmark = pytest.mark.filterwarnings('ignore:.*found in sys.modules', 'ignore:Unable to enable fault handler')
+
+RUN_FILES = (
+    'encoder.safetensors', 'encoder/config.json', 'encoder/model.safetensors', 'last.pth.tar', 'summary.csv',
+    'metrics.jsonl', 'report.html', 'train.log', 'args.yaml', 'summary.json')
 
 
-@pytest.fixture(scope='module')
-def scripts():
-    def load(name):
-        spec = importlib.util.spec_from_file_location(f'documented_{name}', ROOT / f'{name}.py')
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    return {name: load(name) for name in ('train', 'validate')}
+@pytest.fixture(scope='session')
+def reader(tmp_path_factory):
+    return Reader(tmp_path_factory.mktemp('reader'))
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    """Teachers come without their weights, and methods that a command registers are gone after it."""
-    def create_model(*args, pretrained=False, **kwargs):
-        return timm.create_model(*args, **kwargs)
-    monkeypatch.setattr(target_factory, 'create_model', create_model)
-    monkeypatch.setattr(factory, '_methods', dict(factory._methods))
-    monkeypatch.chdir(ROOT)
+@pytest.mark.xdist_group('documented_commands')
+@pytest.mark.parametrize('command', COMMANDS, ids=lambda command: f'{command.place}-{command}')
+def test_command(command, reader):
+    if command.words[0] == 'make' and not shutil.which('make'):
+        pytest.skip('needs make')
+    if 'demo' in str(command):
+        pytest.importorskip('matplotlib')
+    outcome = reader.run(command.words)
+    for start, check in PROMISES.items():
+        if str(command).startswith(start):
+            check(reader.folder, outcome)
+            return
+    pytest.fail('nothing says what it should leave, and it is not in ELSEWHERE')
 
 
-def check_train(scripts, words):
-    args, _ = scripts['train']._parse_args([*words, '--device', 'cpu'])
-    if getattr(args, 'mim', None) is None:
-        assert args.pretrained_path or args.data_dir, 'nothing to train on'
-        with torch.device('meta'):
-            timm.create_model(args.model, num_classes=args.num_classes or 1000, **args.model_kwargs)
+def check_train(folder, outcome):
+    if '--mim' not in outcome.words and '-c' not in outcome.words:
+        return check_supervised(folder / 'output' / 'train' / outcome.experiment)
+    run = folder / 'output' / 'pretrain' / outcome.experiment
+    assert [name for name in RUN_FILES if not (run / name).is_file()] == []
+    pictures = [*run.glob('reconstructions/*.png'), *([run / 'curves.png'] if find_spec('matplotlib') else [])]
+    for picture in pictures:
+        Image.open(picture).verify()
+    results = json.loads((run / 'summary.json').read_text())
+    if '--mim-probe-dir' in outcome.words:
+        probes = ['attentive'] if 'attentive' in outcome.words else ['knn', 'linear']
+        assert [any(probe in name for name in results['probes']) for probe in probes] == [True] * len(probes)
+
+
+def check_supervised(run):
+    assert (run / 'model_best.pth.tar').is_file() and (run / 'args.yaml').is_file()
+    with open(run / 'summary.csv', newline='') as file:
+        assert len(list(csv.DictReader(file))) == 1
+
+
+def check_validate(folder, outcome):
+    results = json.loads(outcome.output.split('--result\n')[1])
+    if '--mim' not in outcome.words:
+        assert 0 <= results['top1'] <= 100
         return
-    if getattr(args, 'mim_module', None):
-        import_user_module(args.mim_module)
-    if getattr(args, 'fsdp', False):
-        args.fsdp = False  # what it asks for is a matter of the machine
-    options, _ = resolve_options(args)
-    options.pretrained, options.pretrained_path, options.initial_checkpoint = False, None, ''  # files of the reader's
-    with torch.device('meta'):
-        create_method(options)
+    assert results['masked_l1'] > 0 and results['mean_of_visible'] > 0
+    if '--mim-pictures' in outcome.words:
+        Image.open(folder / value_of(outcome.words, '--mim-pictures')).verify()
+    assert any('knn' in name for name in results) == ('--mim-probe-dir' in outcome.words)
 
 
-def check_torchrun(scripts, words):
-    from torch.distributed.run import get_args_parser
-    args = get_args_parser().parse_args(words)
-    assert args.training_script == 'train.py'
-    check_train(scripts, args.training_script_args)
+def check_convert(folder, outcome):
+    """It prints Python that loads what it wrote, but for formats of others and of training."""
+    assert (folder / outcome.words[4]).exists()
+    if value_of(outcome.words, '--to') in ('', 'mim', 'encoder', 'target-encoder'):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            namespace = dict(timm=timm, safetensors=safetensors)
+            exec('\n'.join(line.strip() for line in outcome.output.splitlines()[1:]), namespace)
 
 
-def check_validate(scripts, words):
-    scripts['validate'].parser.parse_args(words)
+def check_coverage(folder, outcome):
+    """The README has its sums."""
+    readme = (ROOT / 'README.md').read_text()
+    for kind, name in (('transformer', 'transformer'), ('hybrid', 'hybrid'), ('token', 'token mixers'),
+                       ('cnn', 'convolutional, of the same classes')):
+        numbers = re.search(rf'^{kind} +in all +(.*)$', outcome.output, re.MULTILINE)[1].split()
+        assert f'| {name} | {" | ".join(numbers)} |' in readme
 
 
-def check_convert(scripts, words):
-    args = convert_parser().parse_args(words)
-    assert args.to in (None, *FORMATS)
-    assert args.model is None or timm.is_model(args.model.split('.')[0])
+def check_demo(folder, outcome):
+    Image.open(folder / 'output' / 'demo' / 'accuracy.png').verify()
+    assert '| labels per class | 2 | 5 | 20 |' in outcome.output
 
 
-def check_make(scripts, words):
-    targets = re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
-    for word in words:
-        assert word in targets or word.startswith('ARGS='), f'make knows no {word}'
+def check_stats(folder, outcome):
+    assert json.loads((folder / 'stats.json').read_text())['pos_counts'] == [2] * 10
 
 
-def check_patchset(scripts, words):
-    from patchset.__main__ import create_parser
-    create_parser().parse_args(words)
+def check_build(folder, outcome):
+    assert 'woven' in outcome.output
 
 
-def check_install(scripts, words):
-    assert words[0] == 'install'
-    text = (ROOT / 'pyproject.toml').read_text()
-    for extra in re.findall(r'\.\[([\w,]+)\]', ' '.join(words)):
-        for name in extra.split(','):
-            assert re.search(rf'^{name} = \[', text, re.MULTILINE), f'there is no extra {name}'
+def check_diff(folder, outcome):
+    assert outcome.output.startswith('diff --git')
 
 
-def check_tool(scripts, words):
-    pass  # of another project
-
-
-CHECKS = {
+PROMISES = {
     'python train.py': check_train,
-    'torchrun': check_torchrun,
+    'torchrun': check_train,
     'python validate.py': check_validate,
     'python -m timm.mim.convert': check_convert,
-    'python -m patchset': check_patchset,
-    'make': check_make,
-    'pip': check_install,
-    'tensorboard': check_tool,
+    'python class_weights.py': check_stats,
+    'python tests/equivalence/coverage.py': check_coverage,
+    'python demo.py': check_demo,
+    'make demo': check_demo,
+    'python -m patchset build': check_build,
+    'make diff': check_diff,
+    'make pretrain': check_train,
 }
 
 
-@pytest.mark.parametrize('words', COMMANDS)
-def test_command(scripts, words, capsys):
-    for start, check in CHECKS.items():
-        first = start.split()
-        if words[:len(first)] == first:
-            return check(scripts, words[len(first):])
-    if words[0] == 'python' and Path(words[1]).is_file():
-        return None
-    pytest.fail(f'no check of {" ".join(words)}')
+@pytest.mark.xdist_group('documented_commands')
+@pytest.mark.parametrize('line', [
+    'python train.py --mim simmim --data-dir IMAGES --model vit_tiny_patch16_224 --maskratio 0.5',
+    'python train.py --mim mae --data-dir IMAGES --model resnet50',
+    'python train.py --mim mae --data-dir IMAGES --model vit_tiny_patch16_224 --mim-kwargs depth=2',
+    'python train.py --mim simmim --data-dir NOWHERE --model vit_tiny_patch16_224',
+    'python validate.py --mim mae --checkpoint mae_visualize_vit_base.pth',
+    'python -m timm.mim.convert mae_visualize_vit_base.pth a.safetensors --to encoders',
+    'torchrun --nproc-per-nodes 8 train.py --mim mae',
+    'make pretraining',
+])
+def test_mistakes_are_found(line, reader):
+    with pytest.raises((SystemExit, subprocess.CalledProcessError)) as error:
+        reader.run(tuple(shlex.split(line)))
+    assert getattr(error.value, 'code', 2) == 2
 
 
-def test_mistakes_are_found(scripts, capsys):
-    for words in (
-            '--mim simmim --maskratio 0.5', '--mim mae --model resnet50', '--mim mae --mim-kwargs depth=2',
-            '--mim simmim --mixup 0.8', '--model vit_small', '--mim mea', '-c recipes/nothing.yaml'):
-        with pytest.raises((SystemExit, RuntimeError, UserError)):
-            check_train(scripts, [*words.split(), '--data-dir', 'IMAGES'])
-    with pytest.raises(AssertionError):
-        check_make(scripts, ['pretraining'])
-    with pytest.raises(AssertionError):
-        check_convert(scripts, ['a.pth', 'b.safetensors', '--to', 'encoders'])
+def test_table_of_others():
+    """It lists nothing that is documented no more, and points to tests that exist."""
+    documented = [list(command.words) for command in documented_commands()]
+    assert [line for line in ELSEWHERE if shlex.split(line) not in documented] == []
+    for reason in ELSEWHERE.values():
+        for file, test in re.findall(r'(tests/[\w/]+\.py)(?:::(\w+))?', reason):
+            assert f'def {test}(' in (ROOT / file).read_text() if test else (ROOT / file).is_file(), reason

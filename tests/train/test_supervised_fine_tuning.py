@@ -1,6 +1,8 @@
 """From pre-training to a classifier: whose weights it has, and how they are trained further."""
 import json
+import re
 import shlex
+from html import unescape
 
 import pytest
 import torch
@@ -61,6 +63,32 @@ def test_the_command_that_pretraining_prints(finished_run, labelled, train, tmp_
     assert same(fine_tune('still', NOTHING), encoder)
     trained = fine_tune('trained', '--epochs 2 --warmup-epochs 0 --layer-decay-no-opt-scale 0')
     assert not same(trained, encoder) and all(value.isfinite().all() for value in trained.values())
+
+
+def test_the_printed_lines_of_a_run_that_needs_quotes(train, images, labelled, monkeypatch, tmp_path):
+    """Arguments of the model that are tuples, or flags of their own with labels, in a folder with spaces and quotes."""
+    folder = tmp_path / "reader's runs" / 'run'
+    kwargs = ['patch_size=(8, 16)', 'global_pool=avg', 'class_token=False', 'drop_path_rate=0.2']
+    train(shlex.join(['--data-dir', str(images), '--output', str(folder.parent), '--experiment', 'run', '--epochs', '1',
+                      '--model-kwargs', *kwargs]))
+    log = (folder / 'train.log').read_text()
+    command, load, load_and_publish = (
+        re.search(rf'\n{title}:\n((?:  .*\n)+)', log)[1].splitlines()
+        for title in ('fine-tune it', 'load the encoder', 'or load and publish it'))
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'LABELLED_FOLDER').symlink_to(labelled)
+    flags = command[0].replace('--num-classes N ', '--num-classes 2 ').removeprefix('  python train.py ')
+    train(f'{flags} --device cpu --workers 0 --batch-size 8 --output . --experiment tuned {NOTHING}', tiny=False)
+    encoder = load_file(folder / 'encoder.safetensors')
+    assert encoder['patch_embed.proj.weight'].shape[2:] == (8, 16) and same(weights(tmp_path / 'tuned'), encoder)
+
+    for lines in (load, load_and_publish[:1]):
+        namespace = dict(timm=timm)
+        exec('\n'.join(line.strip() for line in lines), namespace)
+        assert same(namespace['encoder'].state_dict(), encoder)
+    evaluate = re.search(r'python validate.py [^<]*', unescape((folder / 'report.html').read_text()))[0]
+    assert shlex.split(evaluate)[2:] == ['--mim', 'simmim', '--checkpoint', str(folder / 'last.pth.tar')]
 
 
 def test_layer_decay(supervise, tmp_path):

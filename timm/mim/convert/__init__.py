@@ -20,7 +20,7 @@ What comes from elsewhere becomes `mim` if nothing else is said. Any format can 
     python -m timm.mim.convert mae_visualize_vit_base.pth mae_base.safetensors
     python -m timm.mim.convert mae_pretrain_vit_base.pth vit_base.safetensors --to encoder
     python -m timm.mim.convert IN1K-vit.h.14-300e.pth.tar vit_huge.safetensors --to target-encoder
-    python -m timm.mim.convert output/my_run/last.pth.tar my_vitmae --to huggingface-vitmae
+    python -m timm.mim.convert output/pretrain/my_run/last.pth.tar my_vit_mim --to huggingface-vit-mim
     python -m timm.mim.convert simmim_pretrain__swin_base__img192_window6__800ep.pth start.pth.tar --to task
 
 Model and decoder are read off the tensors. What they do not tell is taken from a `config.json` next to them, from what

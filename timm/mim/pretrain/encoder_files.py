@@ -1,6 +1,7 @@
 """The encoder of a run as files, and how to load and fine-tune it."""
 import argparse
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any, Dict, Tuple
@@ -70,7 +71,7 @@ def loading_lines(path: Path, model: str, model_args: Dict[str, Any]) -> Tuple[s
     arguments = ''.join(f'{name}={value!r}, ' for name, value in model_args.items())
     return (
         'import timm',
-        f"encoder = timm.create_model('{model}', num_classes=0, {arguments}checkpoint_path='{path}')",
+        f"encoder = timm.create_model('{model}', num_classes=0, {arguments}checkpoint_path={str(path)!r})",
     )
 
 
@@ -81,7 +82,7 @@ def hub_lines(folder: Path) -> Tuple[str, str]:
         folder: Folder of the run.
     """
     return (
-        f"encoder = timm.create_model('local-dir:{folder / HUB_FOLDER}', pretrained=True)",
+        f"encoder = timm.create_model({f'local-dir:{folder / HUB_FOLDER}'!r}, pretrained=True)",
         "timm.models.push_to_hf_hub(encoder, 'ACCOUNT/NAME')",
     )
 
@@ -94,14 +95,16 @@ def fine_tuning_command(path: Path, options: argparse.Namespace, model_args: Dic
         options: Options of the run.
         model_args: Arguments that the model was built with.
     """
-    arguments = {name: value for name, value in model_args.items() if name not in ('img_size', 'in_chans')}
-    size = model_args.get('img_size')
-    parts = [
-        f'python train.py --data-dir LABELLED_FOLDER --model {options.model} --pretrained-path {path}',
-        f'--img-size {" ".join(map(str, size))}' if size else '',
-        f'--in-chans {model_args["in_chans"]}' if 'in_chans' in model_args else '',
-        '--model-kwargs ' + ' '.join(f'{k}={v}' for k, v in arguments.items()) if arguments else '',
-        '--num-classes N --opt adamw --lr-base 5e-4 --layer-decay 0.65 --weight-decay 0.05 --drop-path 0.1 '
-        '--epochs 100 --warmup-epochs 5 --mixup 0.8 --cutmix 1.0 --smoothing 0.1',
-    ]
-    return ' '.join(part for part in parts if part)
+    words = ['python', 'train.py', '--data-dir', 'LABELLED_FOLDER', '--model', options.model]
+    words += ['--pretrained-path', str(path)]
+    if model_args.get('img_size'):
+        words += ['--img-size', *map(str, model_args['img_size'])]
+    if 'in_chans' in model_args:
+        words += ['--in-chans', str(model_args['in_chans'])]
+    flags = ('img_size', 'in_chans', 'drop_path_rate')  # the rate is another one with labels
+    arguments = [f'{name}={value}' for name, value in model_args.items() if name not in flags]
+    if arguments:
+        words += ['--model-kwargs', *arguments]
+    return shlex.join(words) + (
+        ' --num-classes N --opt adamw --lr-base 5e-4 --layer-decay 0.65 --weight-decay 0.05 --drop-path 0.1 '
+        '--epochs 100 --warmup-epochs 5 --mixup 0.8 --cutmix 1.0 --smoothing 0.1')

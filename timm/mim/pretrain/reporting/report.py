@@ -3,6 +3,7 @@ import argparse
 import base64
 import html
 import io
+import shlex
 from datetime import datetime
 from pathlib import Path
 from string import Template
@@ -88,7 +89,8 @@ class Report:
         self.commands = {
             'train': command,
             'go on after an interruption': command if options.resume else f'{command}{named} --resume auto',
-            'evaluate': f'python validate.py --mim {options.mim} --checkpoint {folder / LAST}',
+            'evaluate': shlex.join(
+                ['python', 'validate.py', '--mim', options.mim, '--checkpoint', str(folder / LAST)]),
             'load the encoder': '\n'.join(loading_lines(encoder, options.model, model_args)),
             'load and publish it': '\n'.join(hub_lines(folder)),
             'fine-tune it': fine_tuning_command(encoder, options, model_args),

@@ -1,0 +1,71 @@
+"""What is appended to a documented command to make it small.
+
+A later flag goes before an earlier one. Options such as `--model-kwargs` replace those before them, so that those of
+the command are said again. Images are square where the command says nothing else.
+"""
+import runpy
+from typing import Any, Dict, List, Optional, Sequence
+
+ON_CPU = ['--device', 'cpu', '--workers', '0']
+# Fewer and narrower layers, by the start of a model's name
+FEWER_LAYERS = {
+    'beit': dict(depth=2, embed_dim=192, num_heads=3),
+    'resnet': dict(layers=(1, 1, 1, 1), channels=(16, 16, 16, 16)),
+    'swin': dict(depths=(2, 1, 1, 1), embed_dim=32, num_heads=(1, 2, 4, 8)),
+    'test_vit': {},
+    'vit': dict(depth=2, embed_dim=192, num_heads=3),
+}
+DECODER_DEPTH = dict(mae='decoder_depth', ijepa='predictor_depth')
+
+
+def appended(script: Sequence[str], experiment: str) -> List[str]:
+    """Flags that make a command of `train.py` or `validate.py` small, none for others.
+
+    Args:
+        script: Words from the script's name on.
+        experiment: Name of the run.
+    """
+    if script[0] == 'train.py':
+        args = vars(runpy.run_path('train.py')['_parse_args'](list(script[1:]))[0])
+        return [*ON_CPU, '--batch-size', '2', '--validation-batch-size', '16', '--stop-epoch', '1',
+                '--experiment', experiment, *_shorter_run(args), *_smaller_model(args)]
+    if script[0] == 'validate.py':
+        model = value_of(script, '--model')
+        small = [*_fewer_pixels(model), *_fewer_layers(model)] if model else []  # otherwise that of the checkpoint
+        return [*ON_CPU, '--batch-size', '16', *small]
+    return []
+
+
+def value_of(words: Sequence[str], flag: str) -> str:
+    """The word after a flag, '' where there is no such flag."""
+    return words[list(words).index(flag) + 1] if flag in words else ''
+
+
+def _shorter_run(args: Dict[str, Any]) -> List[str]:
+    shorter = dict(epoch_repeats=1, grad_accum_steps=2)
+    return [
+        word for name, value in shorter.items() if (args.get(name) or 0) > value
+        for word in ('--' + name.replace('_', '-'), str(value))]
+
+
+def _smaller_model(args: Dict[str, Any]) -> List[str]:
+    flags = _fewer_pixels(args['model'], args.get('img_size'))
+    if not args.get('pretrained'):  # those weights are of a whole model
+        flags += _fewer_layers(args['model'], args.get('model_kwargs'))
+    depth = DECODER_DEPTH.get(args.get('mim'))
+    return flags + (_key_values('--mim-kwargs', {**args.get('mim_kwargs', {}), depth: 2}) if depth else [])
+
+
+def _fewer_pixels(model: str, img_size: Optional[Sequence[int]] = None) -> List[str]:
+    side = 56 if 'patch14' in model else 96 if 'swin_base' in model else 64
+    shape = img_size if isinstance(img_size, (list, tuple)) else [1]
+    return ['--img-size', *(str(side * size // min(shape)) for size in shape)]
+
+
+def _fewer_layers(model: str, given: Optional[Dict[str, Any]] = None) -> List[str]:
+    fewer = next(kwargs for start, kwargs in FEWER_LAYERS.items() if model.startswith(start))
+    return _key_values('--model-kwargs', {**(given or {}), **fewer})
+
+
+def _key_values(flag: str, values: Dict[str, Any]) -> List[str]:
+    return [flag, *(f'{name}={value}' for name, value in values.items())]
