@@ -104,7 +104,7 @@ def _initialise_head(args: argparse.Namespace, model: nn.Module) -> None:
             head.bias.fill_(args.head_init_bias)
 
 
-def place(args: argparse.Namespace, model: nn.Module, place: Place) -> nn.Module:
+def prepare(args: argparse.Namespace, model: nn.Module, place: Place) -> nn.Module:
     """Convert the model as the arguments say, and move it to its device."""
     if args.split_bn:
         model = convert_splitbn_model(model, max(args.aug_splits, 2))

@@ -57,7 +57,7 @@ def _train(
 ) -> None:
     model = models.create(args, create_model)
     data_config = resolve_image_config(args, model, verbose=place.primary)
-    model = models.place(args, model, place)
+    model = models.prepare(args, model, place)
     loaders = create_loaders(args, model, data_config, place)
     resolve_learning_rate(args, loaders.average_batch_size, place.primary)
     with user_errors('--kd-model-name' if args.kd_model_name else '--task', *MISFITS):

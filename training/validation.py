@@ -45,7 +45,7 @@ def validate(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -
         model, pooled = apply_test_time_pool(model, data_config)
         data_config['crop_pct'] = 1. if pooled else data_config['crop_pct']
     patch_size = patch_size_of(model)
-    model = _place(args, model, place)
+    model = _prepare(args, model, place)
     dataset = open_dataset(
         args,
         args.data or args.data_dir,
@@ -90,7 +90,7 @@ def _create_model(args: argparse.Namespace, create_model: Callable[..., nn.Modul
     return reparameterize_model(model) if args.reparam else model
 
 
-def _place(args: argparse.Namespace, model: nn.Module, place: Place) -> nn.Module:
+def _prepare(args: argparse.Namespace, model: nn.Module, place: Place) -> nn.Module:
     layout = torch.channels_last if args.channels_last else torch.preserve_format
     with user_errors(f'--device {args.device}', AssertionError, RuntimeError):
         model = _compiled(args, model.to(place.device, place.dtype, memory_format=layout))

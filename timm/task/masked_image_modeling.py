@@ -116,7 +116,8 @@ class MaskedImageModelingTask(TrainingTask):
             raise RuntimeError(f'The task state does not fit the method: missing {missing}, unexpected {unexpected}.')
 
     def create_evaluator(self, **kwargs):
-        raise NotImplementedError('A pre-training task has no labels; timm.mim.held_out measures its masked loss.')
+        raise NotImplementedError(
+            'A pre-training task has no labels; timm.mim.pretrain.held_out measures its masked loss.')
 
     def forward(
             self,

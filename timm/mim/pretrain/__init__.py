@@ -4,14 +4,18 @@ A script needs two calls: `add_arguments(parser)` for the flags, and `run(args)`
 `given_arguments(parser)` tells those where flags have defaults.
 Models, optimizers, schedules, checkpoints and readers are timm's, the task is in `timm.task`. In the order of a run:
 
-- `flags`, `given_arguments`, `options`, `recipes`, `refused_flags`: what the user asks for
+- `flags`, `given_arguments`, `options`, `defaults`, `recipes`, `option_checks`, `refused_flags`: what the user asks for
+- `place`: the device, and the rank among the processes
 - `data/`: the images, their order and augmentation
 - `build_method`: the model and the method around it
-- `trainer`, `optimizer`, `sharding`, `step_guard`, `stop_signal`: the updates, and when they end
-- `held_out`, `baselines`, `probes/`, `validate`: what was learned
+- `task`, `sharding`: what is trained, on one device or over many
+- `trainer`: the updates; their parts are `optimizer`, `schedules`, `precision`, `step_guard`, `means`, `stop_signal`
+- `held_out`, `baselines`, `probes/`: what was learned
 - `run_folder`, `checkpoints`, `encoder_files`, `files`: what a run leaves behind
+- `resume`: how it goes on from there
 - `reporting/`: what it says and writes down on the way
-- `main`: all of it
+- `run_loop`, `main`: all of it, and `exit_codes`: how it ends
+- `validate`: a checkpoint measured again
 """
 from .flags import add_arguments as add_arguments
 from .given_arguments import given_arguments as given_arguments

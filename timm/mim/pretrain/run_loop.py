@@ -10,8 +10,8 @@ from .checkpoints import RunSaver, load_checkpoint
 from .encoder_files import save_encoder
 from .errors import RunStopped
 from .held_out import HeldOutImages
-from .reporting.memory import peak_memory
 from .probes.probes import Probes
+from .reporting.memory import peak_memory
 from .reporting.progress import Progress
 from .reporting.records import Records
 from .sharding import whole
@@ -104,31 +104,34 @@ class RunLoop:
 
     def _train_epoch(self, epoch: int, progress: Progress) -> bool:
         """Train for an epoch, and return whether the run was asked to stop."""
-        options = self.options
+        options, length = self.options, self.trainer.updates_per_epoch
         try:
             for update in self.trainer.updates():
                 progress.advance()
-                number = update - epoch * self.trainer.updates_per_epoch
-                last = number == self.trainer.updates_per_epoch
-                if number % options.log_interval == 0 or last:
-                    means = self.trainer.means.report()
-                    learning_rate = self.trainer.optimizer.param_groups[0]['lr']
-                    progress.report(epoch, update, means['loss'], learning_rate)
-                    if means.get('unreadable'):
-                        self._say_unreadable(epoch)
-                    if self.records is not None:
-                        self.records.add_step(epoch, update, dict(
-                            means,
-                            lr=learning_rate,
-                            images_per_second=progress.images_per_second,
-                            memory_gb=peak_memory(self.trainer.device) / 1e9,
-                        ))
-                if options.recovery_interval and number % options.recovery_interval == 0 and not last:
+                number = update - epoch * length  # in this epoch
+                if number % options.log_interval == 0 or number == length:
+                    self._report(epoch, update, progress)
+                if options.recovery_interval and number % options.recovery_interval == 0 and number < length:
                     self._save_within(epoch)
                     progress.pause()
         except RunStopped:
             return True
         return False
+
+    def _report(self, epoch: int, update: int, progress: Progress) -> None:
+        """Tell means since the last report. All processes do so together."""
+        means = self.trainer.means.report()
+        learning_rate = self.trainer.optimizer.param_groups[0]['lr']
+        progress.report(epoch, update, means['loss'], learning_rate)
+        if means.get('unreadable'):
+            self._say_unreadable(epoch)
+        if self.records is not None:
+            self.records.add_step(epoch, update, dict(
+                means,
+                lr=learning_rate,
+                images_per_second=progress.images_per_second,
+                memory_gb=peak_memory(self.trainer.device) / 1e9,
+            ))
 
     def _say_unreadable(self, epoch: int) -> None:
         share = self.trainer.check_readable()

@@ -171,7 +171,7 @@ def _open_folder(options: argparse.Namespace, train: Dataset, mode: str) -> Pret
         if len(held_out_indices) == 0:
             raise UserError(f"--data-dir: '{options.data_dir}' has one image, and one has to be held out: add more.")
         return PretrainData(
-            _select(train, train_indices), _select(train, held_out_indices), f'{options.data_dir}: {share}')
+            select(train, train_indices), select(train, held_out_indices), f'{options.data_dir}: {share}')
 
     held_out = _create_dataset(
         argparse.Namespace(**{**vars(options), 'data_dir': str(folder)}), '', mode, is_training=False)
@@ -181,7 +181,7 @@ def _open_folder(options: argparse.Namespace, train: Dataset, mode: str) -> Pret
     if not kept:
         raise UserError(f"--data-dir: '{options.data_dir}' has no images outside '{folder}', which is held out.")
     return PretrainData(
-        _select(train, kept), held_out,
+        select(train, kept), held_out,
         f'{options.data_dir}: {len(kept)} images to train on, {len(held_out)} in {folder.name}/ held out')
 
 
@@ -203,8 +203,8 @@ def _draw_held_out(num_images: int) -> Tuple[List[int], List[int]]:
     return sorted(order[count:]), sorted(order[:count])
 
 
-def _select(dataset: Dataset, indices: Sequence[int]) -> Dataset:
-    """Restrict a dataset to some of its images.
+def select(dataset: Dataset, indices: Sequence[int]) -> Dataset:
+    """Return a dataset of some of the images of another, which stays as it is.
 
     A folder's file list is cut itself: timm replaces an unreadable image by the next one in that list, which must not
     be an image of the other part.

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from timm.data import ImageDataset
+from ..data.datasets import select
 from ..errors import UserError
 
 _TRAIN = ('train', 'training')
@@ -73,11 +74,7 @@ def _class_numbers(folder: Path) -> Dict[str, int]:
 
 def _open(folder: Path, mode: str, classes: Dict[str, int]) -> LabelledImages:
     dataset = ImageDataset(str(folder), class_map=classes, input_img_mode=mode)
-    return LabelledImages(dataset, _labels(dataset))
-
-
-def _labels(dataset: ImageDataset) -> torch.Tensor:
-    return torch.tensor([label for _, label in dataset.reader.samples])
+    return LabelledImages(dataset, torch.tensor([label for _, label in dataset.reader.samples]))
 
 
 def _split(folder: str, mode: str) -> ProbeData:
@@ -92,14 +89,11 @@ def _split(folder: str, mode: str) -> ProbeData:
         chosen.extend(members[:max(1, round(len(members) * _TEST_SHARE))].tolist())
     tested = set(chosen)
     return ProbeData(
-        _select(folder, mode, classes, [i for i in range(len(whole.labels)) if i not in tested]),
-        _select(folder, mode, classes, sorted(tested)),
+        _take(whole, [i for i in range(len(whole.labels)) if i not in tested]),
+        _take(whole, sorted(tested)),
         list(classes),
     )
 
 
-def _select(folder: str, mode: str, classes: Dict[str, int], indices: List[int]) -> LabelledImages:
-    """Some of the images; the list of files is cut, since timm replaces an unreadable one by the next in it."""
-    dataset = ImageDataset(folder, class_map=classes, input_img_mode=mode)
-    dataset.reader.samples = [dataset.reader.samples[i] for i in indices]
-    return LabelledImages(dataset, _labels(dataset))
+def _take(labelled: LabelledImages, indices: List[int]) -> LabelledImages:
+    return LabelledImages(select(labelled.images, indices), labelled.labels[indices])

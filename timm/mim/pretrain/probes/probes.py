@@ -7,13 +7,13 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
+from ..data.loading import create_evaluation_loader
 from ..errors import UserError, one_line
 from ..held_out import evaluating
-from ..data.loading import create_evaluation_loader
 from .attentive import attentive_predict
-from .labelled import LabelledImages, open_probe_data
 from .features import LAST, TOKENS, Layer, count_layers, read_features, resolve_layers
 from .knn import knn_predict
+from .labelled import LabelledImages, open_probe_data
 from .linear import linear_predict
 
 _logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from typing import Any, Dict, List, Optional, Sequence
 from timm.utils import update_summary
 from ...output import View
 from ...visualize import save_views
-from .curves import CURVES, can_draw_curves, draw_curves, read_lines
 from ..files import write_complete
-from .report import Report
 from ..run_folder import PICTURES
+from .curves import CURVES, can_draw_curves, draw_curves, read_lines
+from .report import Report
 from .trackers import Tracker
 
 _logger = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 
 from ...visualize import CAPTION_HEIGHT
-from .curves import CURVES, read_lines
 from ..encoder_files import ENCODER, fine_tuning_command, hub_lines, loading_lines
 from ..files import write_complete
 from ..run_folder import LAST, PICTURES, plain_options
+from .curves import CURVES, read_lines
 
 REPORT = 'report.html'
 _MAX_PICTURES = 8  # of those that there are, evenly spread

@@ -4,15 +4,15 @@ import logging
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from .curves import CURVES
 from ..encoder_files import ENCODER, HUB_FOLDER, fine_tuning_command, hub_lines, loading_lines
-from .environment import describe_environment
 from ..held_out import HeldOutImages
-from .log_file import LOG
 from ..probes.probes import Probes
-from .report import REPORT
 from ..run_folder import BEST, LAST, PICTURES, save_results
 from ..trainer import Trainer
+from .curves import CURVES
+from .environment import describe_environment
+from .log_file import LOG
+from .report import REPORT
 
 _logger = logging.getLogger(__name__)
 
