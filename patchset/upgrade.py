@@ -43,7 +43,7 @@ def plan_upgrade(project: Project, version: str, keep: Sequence[str] = ()) -> Up
     old = read_package(project.wheel())
     pin = release(project.pin['name'], version, project.build_folder / 'upstream')
     stock = read_package(project.build_folder / 'upstream' / pin['wheel'])
-    files, notes = {}, []
+    files, notes, package = {}, [], dict(stock)
     for path, data in read_overlays(project.root):
         if path == VERSION:
             files[path] = data.replace(f"'{project.pin['version']}+".encode(), f"'{version}+".encode())
@@ -51,15 +51,17 @@ def plan_upgrade(project: Project, version: str, keep: Sequence[str] = ()) -> Up
             result: Adapted = adapt(old[path], stock.get(path), data, path, tuple(keep))
             files[path] = result.overlay
             notes += result.notes
+            if result.woven is not None:
+                package[path] = result.woven
         else:
-            files[path] = data
+            files[path] = package[path] = data
             if path in stock:
                 notes.append(Note('left', path, 'upstream has a file of that name'))
     check_kept(keep, files)
     modules = {path: data for path, data in files.items() if path not in old and path.endswith('.py')}
     notes += [
         Note('missing', missing.path, f'imports {missing}, which upstream does not have')
-        for missing in missing_names(modules, {**stock, **files})]
+        for missing in missing_names(modules, package)]
     return Upgrade(pin, stock, files, notes + list(new_models(old, stock, files)))
 
 

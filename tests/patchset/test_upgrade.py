@@ -121,6 +121,15 @@ def test_overlay_that_a_person_made_fit_is_taken(project, monkeypatch, capsys):
     assert 'edited:    timm/models/net.py' in capsys.readouterr().out
 
 
+def test_names_that_a_new_file_imports_and_the_release_lacks_are_named(project, monkeypatch, capsys):
+    write(project.root, 'timm/mim/__init__.py', b'from timm.models.net import Net, nn, gone\nfrom ..version import old\n')
+    publish(project)
+    upgrade(project, monkeypatch)
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith('missing')] == [
+        'missing:   timm/mim/__init__.py: imports gone from timm.models.net, which upstream does not have',
+        'missing:   timm/mim/__init__.py: imports old from timm.version, which upstream does not have']
+
+
 def test_new_upstream_files_are_named(project, monkeypatch, capsys):
     publish(project, fresh=b'class Fresh:\n    def forward_features(self, x):\n        return x\n', util=b'')
     assert upgrade(project, monkeypatch) == 0
