@@ -24,19 +24,31 @@ class Missing(NamedTuple):
 
 
 def missing_names(modules: Dict[str, bytes], package: Dict[str, bytes]) -> Iterator[Missing]:
-    """
+    """What modules import and would not find. What they import under `except ImportError` they can do without.
+
     Args:
         modules: The modules to look at, by path.
         package: All Python files of the package, those modules among them.
     """
     for path, data in modules.items():
-        for node in ast.walk(parse(data, path)):
-            if isinstance(node, ast.ImportFrom):
+        tree = parse(data, path)
+        optional = {node for body in guarded(tree) for node in body}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node not in optional:
                 base = base_of(path, node)
                 public = [alias.name for alias in node.names if alias.name[0] not in '*_']
                 names = [name for name in public if not provides(base, name, package, set())]
                 if base.split('/')[0] == PACKAGE and names:
                     yield Missing(path, names, base.replace('/', '.'))
+
+
+def guarded(tree: ast.Module) -> Iterator[List[ast.stmt]]:
+    """The statements that are tried, and of which an ImportError is caught."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try):
+            caught = {getattr(handler.type, 'id', None) for handler in node.handlers}
+            if 'ImportError' in caught:
+                yield node.body
 
 
 def base_of(path: str, node: ast.ImportFrom) -> str:

@@ -9,7 +9,8 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import torch
 
 from timm.task import MaskedImageModelingTask
-from timm.utils import CheckpointSaver, NativeScaler, load_checkpoint_metadata
+from timm.utils import CheckpointSaver, NativeScaler
+from ..older_timm import load_checkpoint_metadata
 from .errors import UserError, one_line
 from .run_folder import LAST, plain_options
 
@@ -193,7 +194,9 @@ class RunSaver(CheckpointSaver):
             checkpoint: The checkpoint.
             path: Its file.
         """
-        history = checkpoint.get('saver') or {}
+        history = checkpoint.get('saver')
+        if not history:  # timm before 1.0.31 keeps none
+            return
         epoch, metric = history.get('pending', (None, None))
         if epoch is None or path.name != LAST:
             self.load_state_dict(history)

@@ -46,7 +46,8 @@ def _create_scheduler(
         updates_per_epoch: int,
 ) -> Tuple[Optional[Any], int]:
     """Create timm's scheduler of the learning rate, None with `--sched none`, and tell its number of epochs."""
-    arguments = {**scheduler_kwargs(options, decreasing_metric=True), 'step_on_epochs': False}
+    given = {name: value for name, value in scheduler_kwargs(options, decreasing_metric=True).items() if value is not None}
+    arguments = {**given, 'step_on_epochs': False}
     try:
         return create_scheduler_v2(optimizer, **arguments, updates_per_epoch=updates_per_epoch)
     except (AssertionError, ValueError) as e:

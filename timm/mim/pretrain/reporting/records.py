@@ -84,7 +84,8 @@ class Records:
         name, error = next(iter(held_out.items()))
         _logger.info(f'epoch {epoch}: training loss {train["loss"]:.4f}, held-out {name} {error:.4f}')
         path = self.folder / EPOCHS
-        update_summary(epoch, train, held_out, filename=str(path), lr=learning_rate)
+        is_new = not path.exists() or not path.stat().st_size
+        update_summary(epoch, train, held_out, filename=str(path), lr=learning_rate, write_header=is_new)
         _align_columns(path, ['epoch', *(f'train_{k}' for k in train), *(f'eval_{k}' for k in held_out), 'lr'])
         measured = {name: value for name, value in held_out.items() if value is not None}
         self._add_line(dict(update=update, epoch=epoch, **{f'eval_{k}': v for k, v in measured.items()}))
