@@ -46,8 +46,8 @@ def _create_scheduler(
         updates_per_epoch: int,
 ) -> Tuple[Optional[Any], int]:
     """Create timm's scheduler of the learning rate, None with `--sched none`, and tell its number of epochs."""
-    given = {name: value for name, value in scheduler_kwargs(options, decreasing_metric=True).items() if value is not None}
-    arguments = {**given, 'step_on_epochs': False}
+    arguments = {**scheduler_kwargs(options, decreasing_metric=True), 'step_on_epochs': False}
+    arguments = {name: value for name, value in arguments.items() if value is not None}
     try:
         return create_scheduler_v2(optimizer, **arguments, updates_per_epoch=updates_per_epoch)
     except (AssertionError, ValueError) as e:
