@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
 
-# Side by side with transformers, lightly and stock timm, about ten minutes: table, plot and numbers in benchmarks/results.
+# Side by side with transformers, lightly and stock timm, about half an hour: table, plot and numbers in benchmarks/results.
 # ARGS='--only mae --rounds 40' for a part of it.
 benchmark: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[benchmark]'

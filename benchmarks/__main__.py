@@ -8,7 +8,7 @@ import time
 import traceback
 import warnings
 from pathlib import Path
-from typing import List, Tuple
+from typing import Iterator, List, Tuple
 
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler that measures memory reports on itself
 
@@ -27,24 +27,29 @@ def main() -> None:
     parser.add_argument('--output', type=Path, default=RESULTS, help=f'folder of the results (default: {RESULTS})')
     args = parser.parse_args()
     warnings.filterwarnings('ignore')
-    rows, failed = run(args)
+    args.output.mkdir(parents=True, exist_ok=True)
+    rows, failed = [], []
+    for rows, failed in run(args):
+        write(rows, args)
+    print(f'results in {args.output}')
+    if failed:
+        raise SystemExit(f'failed: {", ".join(failed)}')
 
+
+def write(rows: List[dict], args: argparse.Namespace) -> None:
+    """Write what there is so far, so that nothing is lost if a later section takes too long."""
     from .plot import plot
     from .report import describe_machine, to_markdown
     machine = describe_machine(torch.device(args.device))
-    args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / torch.device(args.device).type
     path.with_suffix('.json').write_text(json.dumps(dict(machine=machine, rounds=args.rounds, rows=rows), indent=1))
     path.with_suffix('.md').write_text(to_markdown(machine, rows, args.rounds))
     if {'MAE', 'SimMIM', 'I-JEPA', 'scale'} <= {row['section'] for row in rows}:
         plot(rows, path.with_suffix('.png'))
-    print(f'{path}.md, .json, .png')
-    if failed:
-        raise SystemExit(f'failed: {", ".join(failed)}')
 
 
-def run(args: argparse.Namespace) -> Tuple[List[dict], List[str]]:
-    """Run the sections. Rows of the tables, and names of sections that failed."""
+def run(args: argparse.Namespace) -> Iterator[Tuple[List[dict], List[str]]]:
+    """Run the sections. After each of them, rows of the tables so far, and names of sections that failed."""
     device = torch.device(args.device)
     if device.type == 'cuda':
         torch.set_float32_matmul_precision('high')
@@ -64,7 +69,7 @@ def run(args: argparse.Namespace) -> Tuple[List[dict], List[str]]:
             failed.append(name)
         torch._dynamo.reset()
         print(f'{name}: {time.perf_counter() - start:.0f} s', flush=True)
-    return rows, failed
+        yield rows, failed
 
 
 if __name__ == '__main__':
