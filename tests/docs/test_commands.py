@@ -24,8 +24,6 @@ ELSEWHERE = {
     'pytest tests/train/test_supervised_arguments.py': 'this suite: tests/train/test_supervised_arguments.py',
     'pytest -m cuda': 'needs a CUDA device: tests/equivalence/test_cuda.py',
     'make benchmark': 'takes minutes; the parts: tests/benchmarks/test_benchmarks.py',
-    "make benchmark ARGS='--rounds 8 --no-compile --only mae simmim ijepa floor refactor masks loading'": 'the same',
-    "make benchmark ARGS='--only refactor --rounds 8 --no-compile'": 'the same',
     'make upstream-tests': 'takes hours; a sample: tests/upstream/test_upstream_sample.py::test_sample',
     'python tests/upstream/run_scripts.py': 'tests/train/test_supervised_upstream.py::test_scripts',
     'pip install git+https://github.com/OWNER/REPOSITORY':
@@ -36,6 +34,7 @@ ELSEWHERE = {
         'needs a tree of upstream: tests/patchset/test_apply.py::test_real_overlays_make_the_first_step_and_the_whole',
     'python -m patchset upgrade VERSION':
         'fetches a release: tests/patchset/test_upgrade.py::test_release_that_changes_the_moved_part_is_carried_along',
+    'git diff --cached --shortstat': 'in the tree of the pull request, whose lines it counts',
     # no commands, but forms of some
     'torchrun --nproc-per-node 8 train.py ...': 'whole ones are in blocks of code',
     'python -m timm.mim.convert': 'whole ones are in blocks of code',
