@@ -24,7 +24,7 @@ def plot(rows: List[dict], path: Path) -> None:
         _plot_scale(axis, scale, name, title)
     _plot_memory(axes[1, 2], scale)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
