@@ -24,6 +24,7 @@ ELSEWHERE = {
     'pytest tests/train/test_supervised_arguments.py': 'this suite: tests/train/test_supervised_arguments.py',
     'pytest -m cuda': 'needs a CUDA device: tests/equivalence/test_cuda.py',
     'make benchmark': 'takes minutes; the parts: tests/benchmarks/test_benchmarks.py',
+    "make benchmark ARGS='--only refactor --rounds 3'": 'the same',
     'make upstream-tests': 'takes hours; a sample: tests/upstream/test_upstream_sample.py::test_sample',
     'python tests/upstream/run_scripts.py': 'tests/train/test_supervised_upstream.py::test_scripts',
     'pip install git+https://github.com/OWNER/REPOSITORY':
