@@ -5,9 +5,9 @@ import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm.mim import IJEPA, MAE, SimMIM
-from timm.mim.lean import embeds_patches
+from timm.mim.lean import embeds_patches, run_blocks
 from timm.mim.masking import upsample_mask
-from timm.models.vision_transformer import ParallelScalingBlock
+from timm.models.vision_transformer import Block, ParallelScalingBlock
 from tiny_models import BUILDERS, TOKEN_DROPPING_BUILDERS, build, images_for
 
 SMALL = dict(
@@ -165,3 +165,22 @@ def test_other_pixels_are_not_read(method):
     hidden = torch.where(method.pixel_mask(output.mask), torch.inf, images)
     with torch.no_grad():
         assert torch.equal(method(hidden, noise=noise).prediction, output.prediction)
+
+
+@pytest.mark.parametrize('sets', [1, 4])
+def test_products_of_the_blocks(sets):
+    """Multiplications of the linear layers by hand: the first block projects each token once, the last the masked."""
+    width, images, seen, masked, places = 24, 3, 5, 7, 12
+    rows, tokens = images * sets, seen + masked
+    blocks = nn.Sequential(*(Block(width, 2) for _ in range(3)))
+    indices = torch.stack([torch.randperm(places)[:masked] for _ in range(rows)])
+    with FlopCounterMode(display=False) as counter:
+        run_blocks(blocks, torch.randn(images, seen, width), torch.randn(places, width), indices)
+    counts = counter.get_flop_counts()['Global']
+    linear = sum(count for operation, count in counts.items() if 'mm' in str(operation))
+
+    after_attention = 1 + 4 + 4  # projection and the two layers of the MLP, in squares of the width
+    first = 3 * (images * seen + places) + after_attention * rows * tokens
+    middle = (3 + after_attention) * rows * tokens
+    last = (1 + after_attention) * rows * masked + 2 * rows * tokens
+    assert linear == 2 * width ** 2 * (first + middle + last)

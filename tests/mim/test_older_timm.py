@@ -1,6 +1,7 @@
 """What stands in for functions of timm 1.0.31 gives what they give."""
 import argparse
 import importlib.util
+import json
 
 import pytest
 import torch
@@ -54,3 +55,17 @@ def test_checkpoints_are_read_alike(stand_ins, tmp_path):
         assert loaded == dict(args=argparse.Namespace(model='vit'), epoch=1)
         with pytest.raises(Exception, match='(?i)weights.only'):
             module.load_checkpoint_metadata(tmp_path / 'code.pth.tar')
+
+
+def test_configurations_tell_alike(stand_ins, tmp_path):
+    preprocessing = dict(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop_pct=0.7, interpolation='bilinear')
+    written = []
+    for module in (older_timm, stand_ins):
+        model = timm.create_model('test_vit', num_classes=0)
+        module.save_config_for_hf(
+            model, str(tmp_path / 'config.json'), model_config=dict(pretrained_cfg=dict(tag='mae')),
+            data_config=preprocessing)
+        config = json.loads((tmp_path / 'config.json').read_text())
+        told = {name: config['pretrained_cfg'][name] for name in ('tag', 'input_size', *preprocessing)}
+        written.append((config['architecture'], config['num_classes'], told))
+    assert written[0] == written[1] and written[0][2]['mean'] == [0.1, 0.2, 0.3]

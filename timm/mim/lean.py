@@ -82,7 +82,16 @@ def embed_visible(
     Returns:
         Prefix tokens and visible patches of shape (B, P + K, C).
     """
-    prefix, positions = position_table(backbone, grid_size)
+    return _embed_seen(backbone, patches, visible, *position_table(backbone, grid_size))
+
+
+def _embed_seen(
+        backbone: nn.Module,
+        patches: torch.Tensor,
+        visible: torch.Tensor,
+        prefix: torch.Tensor,
+        positions: torch.Tensor,
+) -> torch.Tensor:
     tokens = embed_patches(backbone, select_patches(patches, visible)) + F.embedding(visible, positions)
     return torch.cat([prefix.expand(len(tokens), -1, -1), tokens], dim=1)
 
@@ -108,8 +117,9 @@ def encode_masked(
     Returns:
         Features of shape (B, M, C).
     """
-    seen = embed_visible(backbone, patches, visible, grid_size)
-    unseen = mask_token[0].to(seen.dtype) + position_table(backbone, grid_size)[1]
+    prefix, positions = position_table(backbone, grid_size)
+    seen = _embed_seen(backbone, patches, visible, prefix, positions)
+    unseen = mask_token[0].to(positions.dtype) + positions
     return backbone.norm(run_blocks(backbone.blocks, seen, unseen, masked, backbone.grad_checkpointing))
 
 
