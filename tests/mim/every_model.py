@@ -17,7 +17,7 @@ Size = Tuple[int, int]
 OPTIONS = {
     'simmim': {},
     'mae': dict(decoder_dim=16, decoder_depth=1, decoder_heads=2),
-    'ijepa': dict(predictor_dim=16, predictor_depth=1, predictor_heads=2),
+    'ijepa': dict(predictor_dim=16, predictor_depth=1, predictor_heads=2, num_targets=2),
 }
 LARGEST = 100e6  # parameters of the models that are trained with real numbers, the giants have shapes alone
 SIDES = 64, 56, 128, 112, 192, 224, 256  # of small images, for patches of 16 and 14 pixels

@@ -134,7 +134,7 @@ def test_mask_and_noise(mae, ijepa):
     message = 'Give a mask, or the noise or generator to make one, not both.'
     mask, noise = torch.arange(24).expand(2, -1) % 2 == 0, torch.zeros(2, 24)
     assert message_of(lambda: mae(images_for(mae), mask=mask, noise=noise)) == message
-    masks = ijepa.sample_masks(torch.rand(ijepa.noise_shape(2)))
+    masks = ijepa.make_mask(torch.rand(ijepa.noise_shape(2)))
     assert message_of(lambda: ijepa(images_for(ijepa), mask=masks, generator=torch.Generator())) == message
 
 
