@@ -2,6 +2,8 @@
 from dataclasses import dataclass
 from typing import List, Optional, Tuple
 
+from .composition import WHOLE, render_whole
+from .overlay import Item
 from .plan import Change, Plan, ScopePlan
 from .render import own_comments, render_item, render_part, upstream_comments
 
@@ -24,7 +26,9 @@ def arrange(plan: Plan, scope: ScopePlan) -> Tuple[List[List[Block]], List[Block
         return [], attributes, rest
     places = []
     for node_id in dict.fromkeys(id(block.change.node) for block in rest if not is_added(block)):
-        places.append(in_order([b for b in rest if id(b.change.node) == node_id], scope))
+        place = in_order([b for b in rest if id(b.change.node) == node_id], scope)
+        kept = scope.keeps_whole and place[0].change.node is scope.splits[WHOLE].source
+        places.append(([whole_block(plan, scope)] if kept else []) + place)
     return attach(rest, places, plan), attributes, []
 
 
@@ -45,6 +49,13 @@ def block_text(plan: Plan, scope: ScopePlan, change: Change) -> Optional[bytes]:
         split = scope.splits[change.item.moved.source]
         return render_part(plan.upstream, plan.overlay, split, scope.part(change.item))
     return render_item(plan.overlay, change.item, plan.upstream.newline)
+
+
+def whole_block(plan: Plan, scope: ScopePlan) -> Block:
+    """Upstream's header of `forward_features`, which stands before the parts: what moves stays where it was."""
+    source = scope.splits[WHOLE].source
+    change = Change('kept', Item('function', WHOLE, source), source)
+    return Block(change, render_whole(plan.upstream, source, scope.whole_body()))
 
 
 def in_order(blocks: List[Block], scope: ScopePlan) -> List[Block]:
@@ -79,14 +90,16 @@ def insert_beside(places: List[List[Block]], neighbour: Block, added: List[Block
     for place in places:
         for position, block in enumerate(place):
             if block.change is neighbour.change:
-                place[position + shift:position + shift] = added
+                before_whole = not shift and position == 1 and place[0].change.kind == 'kept'
+                position = 0 if before_whole else position + shift
+                place[position:position] = added
                 return
 
 
 def with_comments(place: List[Block], plan: Plan) -> List[Block]:
     """Upstream's comments above a statement stay with the first block in its place, unless that brings its own."""
     first = place[0]
-    if first.text and not own_comments(plan.overlay, first.change.item):
+    if first.text and (first.change.kind == 'kept' or not own_comments(plan.overlay, first.change.item)):
         comments = upstream_comments(plan.upstream, first.change.node)
         first = Block(first.change, comments + first.text)
     return [first] + place[1:]

@@ -3,6 +3,7 @@ import ast
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional
 
+from .composition import EMBED, STAGES, WHOLE, check_whole, compose
 from .errors import PatchsetError
 from .overlay import Item, Overlay, moved_from_decorators, read_members
 from .scope import find, find_kind
@@ -34,6 +35,16 @@ class ScopePlan:
     item: Optional[Item]
     changes: List[Change]
     splits: Dict[str, Split] = field(default_factory=dict)
+
+    @property
+    def keeps_whole(self) -> bool:
+        """Whether `forward_features` is split and keeps its header, with a body that weaving writes."""
+        return bool(self.node) and WHOLE in self.splits and all(change.item.name != WHOLE for change in self.changes)
+
+    def whole_body(self) -> List[str]:
+        functions = {change.item.name: change.item.node for change in self.changes if change.item.kind == 'function'}
+        halves = {name: functions[name] for name in (EMBED, STAGES) if name in functions}
+        return compose(self.splits[WHOLE].source, halves, f'{self.where}{WHOLE}')
 
     def part(self, item: Item) -> Part:
         return next(part for part in self.splits[item.moved.source].parts if part.item is item)
@@ -72,12 +83,18 @@ def plan_scope(body: List[ast.stmt], items: List[Item], path: str, partial: Opti
         if source is None:
             raise PatchsetError(f'{where}{name}', f'upstream has no such {"method" if partial else "function"}')
         splits[name] = resolve_split(source, [i for i in items if i.moved and i.moved.source == name], where)
-    changes = [plan_item(item, body, where, splits) for item in items]
+    changes = [plan_item(item, body, where, splits, bool(partial)) for item in items]
     node, item = (partial.node, partial.item) if partial else (None, None)
     return ScopePlan(where, prefix, body, node, item, changes, splits)
 
 
-def plan_item(item: Item, body: List[ast.stmt], where: str, splits: Dict[str, Split]) -> Change:
+def plan_item(
+        item: Item,
+        body: List[ast.stmt],
+        where: str,
+        splits: Dict[str, Split],
+        partial: bool,
+) -> Change:
     here = f'{where}{item.name}'
     if item.moved:
         if item.name != item.moved.source and find(body, item.name, here) is not None:
@@ -89,11 +106,15 @@ def plan_item(item: Item, body: List[ast.stmt], where: str, splits: Dict[str, Sp
             raise PatchsetError(here, 'cannot be removed, upstream does not define it')
         if item.name in splits:
             raise PatchsetError(here, "is split, so that it is gone already: leave out the 'del'")
+        if partial and item.name == WHOLE:
+            raise PatchsetError(here, 'is never removed: write it in the overlay, with upstream\'s header')
         return Change('removed', item, node)
     node = find_kind(body, item.name, item.kind, here)
     if node is None:
         check_new_class(item, here)
         return Change('added', item)
+    if partial and item.name == WHOLE:
+        check_whole(item, node, here)
     if item.name in splits:
         return Change('redefined', item, node)
     return Change('class' if item.kind == 'class' else 'replaced', item, node)

@@ -2,6 +2,7 @@
 import ast
 from typing import List
 
+from .errors import PatchsetError
 from .overlay import Item, Overlay
 from .source import Source, first_line, is_ellipsis
 from .splits import Part, Split
@@ -47,6 +48,19 @@ def statement_lines(upstream: Source, split: Split, index: int) -> range:
         first -= 1
     last = upstream.last_line(split.source if statement is body[-1] else statement)
     return range(first, last + 1)
+
+
+def check_comments(upstream: Source, overlay: Overlay, split: Split, where: str) -> None:
+    """The comments of a statement that is dropped stand in the overlay, with the code that they explain."""
+    moved = {i for part in split.parts for i in part.indices}
+    ours = {line.strip() for line in overlay.source.lines}
+    for i in set(range(len(split.statements))) - moved:
+        for line in statement_lines(upstream, split, i):
+            comment = upstream.lines[line - 1].strip()
+            if upstream.is_comment(line) and comment not in ours:
+                raise PatchsetError(
+                    where, f"drops a statement and with it its comment '{comment.decode()}' (line {line} of "
+                           'upstream): write the comment in the overlay')
 
 
 def own_comments(overlay: Overlay, item: Item) -> bool:

@@ -11,6 +11,7 @@ from .imports import import_edits
 from .names import check_names
 from .placement import attribute_edits, end_edits, place_edits
 from .plan import Plan, ScopePlan, make_plan
+from .render import check_comments
 from .source import parse
 
 
@@ -32,6 +33,8 @@ def weave_plan(plan: Plan, path: str) -> bytes:
 
 
 def scope_edits(plan: Plan, scope: ScopePlan) -> List[Edit]:
+    for name, split in scope.splits.items():
+        check_comments(plan.upstream, plan.overlay, split, f'{scope.where}{name}')
     places, attributes, loose = arrange(plan, scope)
     return (
         base_edits(plan, scope)

@@ -78,6 +78,15 @@ class Net:
 
 def test_method_in_three_parts_keeps_text_comments_and_order():
     assert_woven(NET, PARTS, HEAD + '''    # All but the head
+    @property
+    def forward_features(
+            self,
+            x,
+            mask: Optional[int] = None,
+    ):
+        """Upstream's words."""
+        return self.forward_stages(self.embed(x), mask=mask)
+
     def embed_patches(self, x):
         # stem
         x = self.patch_embed(x)

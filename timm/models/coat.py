@@ -42,12 +42,9 @@ class CoaT(EmbedStagesMixin, nn.Module):
             blocks, a dict of maps with `return_interm_layers`.
         """
         B = x1.shape[0]
+        # the patch embed of each scale is checked for None to support pruning (prune_intermediate_layers)
         H1, W1 = self.patch_embed1.grid_size
         ...
-
-    def forward_features(self, x0):
-        """Forward pass through all stages, the composition of `embed` and `forward_stages`."""
-        return self.forward_stages(self.embed(x0))
 
     @torch.jit.ignore
     def features_to_map(self, features, grid_size: Tuple[int, int]) -> torch.Tensor:

@@ -34,15 +34,6 @@ class Eva(EmbedStagesMixin, nn.Module):
         x, rot_pos_embed = embedded
         ...
 
-    def forward_features(
-            self,
-            x: torch.Tensor,
-            attn_mask: Optional[torch.Tensor] = None,
-            is_causal: bool = False,
-    ) -> torch.Tensor:
-        """Forward pass through feature extraction layers, with an optional attention mask or causal attention."""
-        return self.forward_stages(self.embed(x), attn_mask=attn_mask, is_causal=is_causal)
-
     @torch.jit.ignore
     def keep_tokens(self, embedded: RopeTokens, keep: torch.Tensor) -> RopeTokens:
         """Keep all prefix tokens and the patch tokens at indices (B, K), with their rotary embedding."""

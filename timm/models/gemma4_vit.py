@@ -97,15 +97,6 @@ class Gemma4VitEncoder(EmbedStagesMixin, nn.Module):
         x, position_ids, padding_positions = embedded
         ...
 
-    def forward_features(
-            self,
-            x: Union[torch.Tensor, Dict[str, torch.Tensor]],
-            patch_coord: Optional[torch.Tensor] = None,
-            patch_valid: Optional[torch.Tensor] = None,
-    ) -> torch.Tensor:
-        """Raw patch tokens (B, N, C), before any pooling."""
-        return self.forward_stages(self.embed(x, patch_coord, patch_valid))
-
     @moved_from('forward', through='x = self._encode(x, position_ids, padding_positions)')
     def forward(
             self,

@@ -58,21 +58,6 @@ class Hiera(EmbedStagesMixin, nn.Module):
         x, mask = embedded
         ...
 
-    def forward_features(
-            self,
-            x: torch.Tensor,
-            mask: Optional[torch.Tensor] = None,
-            return_intermediates: bool = False,
-    ) -> torch.Tensor:
-        """Forward pass through the feature layers, the composition of `embed` and `forward_stages`.
-
-        Args:
-            x: Image (B, C, H, W).
-            mask: Mask units to keep, see `embed`.
-            return_intermediates: See `forward_stages`.
-        """
-        return self.forward_stages(self.embed(x, mask=mask), return_intermediates=return_intermediates)
-
     @torch.jit.unused
     @property
     def patch_dim(self) -> int:

@@ -6,8 +6,9 @@ from ._embed_stages import EmbedStagesMixin
 class MobileNetV5(EmbedStagesMixin, nn.Module):
     grid_format = 'NCHW'
 
-    # upstream calls the stem in both branches of its `forward_features`: here it goes first, the method is the mixin's
-    del forward_features
+    # upstream calls the stem in both branches of its `forward_features`: here it goes first
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_stages(self.embed(x))
 
     def embed_patches(self, x: torch.Tensor) -> torch.Tensor:
         """Embed an image as patch tokens (B, C, H, W)."""

@@ -209,16 +209,6 @@ class NaFlexVit(EmbedStagesMixin, nn.Module):
             return {'patches': x, 'patch_valid': patch_valid}
         return x
 
-    def forward_features(
-            self,
-            patches: torch.Tensor,
-            patch_coord: Optional[torch.Tensor] = None,
-            patch_valid: Optional[torch.Tensor] = None,
-            attn_mask: Optional[torch.Tensor] = None,
-    ) -> Union[torch.Tensor, Dict[str, torch.Tensor]]:
-        """Forward pass through feature layers, see embed and forward_stages."""
-        return self.forward_stages(self.embed(patches, patch_coord, patch_valid, attn_mask))
-
     @torch.jit.ignore
     def keep_tokens(self, embedded: NaFlexTokens, keep: torch.Tensor) -> NaFlexTokens:
         """Keep all prefix tokens and the patch tokens at indices (B, K), with all that belongs to them."""

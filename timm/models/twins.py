@@ -45,7 +45,8 @@ class Twins(EmbedStagesMixin, nn.Module):
                     x = pos_block(x, size)
         return self.norm(x)
 
-    del forward_features  # the mixin's
+    def forward_features(self, x):
+        return self.forward_stages(self.embed(x))
 
     @torch.jit.unused
     @property

@@ -21,15 +21,6 @@ class VisionTransformer(EmbedStagesMixin, nn.Module):
         """Forward pass through transformer blocks and post-transformer norm, for the embedded tokens (B, P + N, C)."""
         ...
 
-    def forward_features(
-            self,
-            x: torch.Tensor,
-            attn_mask: Optional[torch.Tensor] = None,
-            is_causal: bool = False,
-    ) -> torch.Tensor:
-        """Forward pass through feature layers (embeddings, transformer blocks, post-transformer norm)."""
-        return self.forward_stages(self.embed(x), attn_mask=attn_mask, is_causal=is_causal)
-
     @torch.jit.ignore
     def keep_tokens(self, embedded: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """Keep all prefix tokens and the patch tokens at indices (B, K) of embedded tokens (B, P + N, C)."""
