@@ -87,7 +87,7 @@ def _model(parser: argparse.ArgumentParser) -> None:
 def _device(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Device')
     add = group.add_argument
-    add('--device', default='cuda', metavar='NAME', help='device to train on')
+    add('--device', metavar='NAME', help='device to train on; the accelerator of the machine if absent, else the CPU')
     add_shared(group, 'amp', 'amp-dtype', 'model-dtype')
     add('--no-ddp-bb', action='store_true', help='do not broadcast buffers between processes')
     add('--synchronize-step', action='store_true', help='wait for the device after each update')

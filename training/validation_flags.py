@@ -56,7 +56,7 @@ def _model_flags(parser: argparse.ArgumentParser) -> None:
 def _device_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Device')
     add = group.add_argument
-    add('--device', default='cuda', metavar='NAME', help='device to evaluate on')
+    add('--device', metavar='NAME', help='device to evaluate on; the accelerator of the machine if absent, else the CPU')
     add('--num-gpu', type=int, default=1, metavar='N', help='number of GPUs')
     add('--seed', type=int, default=42, metavar='N', help='seed')
     add_shared(group, 'channels-last', 'amp', 'amp-dtype', 'model-dtype', 'fuser', 'fast-norm')

@@ -143,7 +143,7 @@ def _options_of_run(given: Dict[str, Any], checkpoint: Dict[str, Any], path: Pat
     others = ('resume', 'fsdp', 'torchcompile', 'torchcompile_mode', 'log_wandb', 'wandb_project', 'wandb_tags',
               'wandb_resume_id', 'log_tensorboard', 'mim_probe_dir', 'mim_probe', 'mim_probe_layers',
               'mim_probe_interval', 'mim_probe_pool', 'pretrained', 'pretrained_path', 'initial_checkpoint',
-              'val_num_samples')
+              'val_num_samples', 'device')
     options = {name: value for name, value in saved.items() if name in DEFAULTS and name not in others}
     if any(name in given for name in _SOURCES):
         options.update(data_dir=None, dataset='', val_split=None)
