@@ -73,7 +73,7 @@ def test_number_of_flags_in_the_readme(script):
 def test_help_shows_defaults(script):
     text = ' '.join(script.parser.format_help().split())
     assert 'decay of the average (default: 0.9998)' in text
-    assert 'without --amp: float32, bfloat16 or float16 --no-ddp-bb' in text  # nothing is said where there is none
+    assert 'without --amp: float32, bfloat16 or float16 --local_rank' in text  # nothing is said where there is none
 
 
 def test_command_line_goes_before_the_file(script, tmp_path, caplog):

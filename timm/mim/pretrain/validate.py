@@ -25,7 +25,7 @@ from .defaults import DEFAULTS
 from .errors import UserError, flag_name
 from .exit_codes import exit_codes
 from .files import write_complete
-from .flags import add_probe_arguments
+from .flags import add_validation_arguments as add_arguments  # noqa: F401, scripts take it from here
 from .held_out import MASK_SEED, hold_out
 from .options import resolve_options
 from .place import find_place
@@ -45,18 +45,6 @@ _OPTIONS = dict(
 )
 _OWN = ('mim', 'mim_module', 'checkpoint', 'use_ema', 'mask_seed', 'mim_pictures', 'results_file', 'results_format')
 _SOURCES = ('data', 'data_dir', 'dataset', 'split')
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of masked image modeling to a validation script's parser."""
-    group = parser.add_argument_group('Masked image modeling')
-    add = group.add_argument
-    add('--mim', metavar='METHOD', help='evaluate a --checkpoint that was pre-trained with this method')
-    add('--mim-module', metavar='FILE', help="Python file, or name of a module, with the method (default: the run's)")
-    add('--mask-seed', type=int, metavar='N', help=f'seed of the masks (default: {MASK_SEED}, that of training)')
-    add('--max-unreadable', type=float, metavar='SHARE', help='end if more of the images cannot be read (default: 0.1)')
-    add('--mim-pictures', metavar='FILE', help='write what the method sees and predicts as a picture')
-    add_probe_arguments(group)
 
 
 def run(args: argparse.Namespace) -> None:
