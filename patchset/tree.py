@@ -1,7 +1,7 @@
 """The whole package, woven in memory."""
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, List
 
 from .errors import PatchsetError
 from .lock import describe
@@ -11,6 +11,7 @@ from .upstream import read_package
 from .weave import weave_plan
 
 PACKAGE = 'timm'
+RECIPES = 'timm/mim/recipes'
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ def weave_files(stock: Dict[str, bytes], files: Dict[str, bytes]) -> Tree:
 def read_overlays(root: Path) -> Iterator[tuple]:
     for file in package_files(root):
         yield file.relative_to(root).as_posix(), file.read_bytes()
+    for file in recipe_files(root):
+        yield f'{RECIPES}/{file.name}', file.read_bytes()
+
+
+def recipe_files(root: Path) -> List[Path]:
+    """Recipes of the repository, which the package carries too, for those who install it without a clone."""
+    return sorted((root / 'recipes').glob('*.yaml'))
 
 
 def package_files(root: Path) -> Iterator[Path]:

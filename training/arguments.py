@@ -105,6 +105,8 @@ def _check_loaders(args: argparse.Namespace) -> None:
         raise UserError('--split-bn needs --aug-splits or --resplit.')
     if args.split_bn and args.sync_bn:
         raise UserError('--split-bn and --sync-bn exclude each other.')
+    if args.torchscript and args.torchcompile:
+        raise UserError('--torchscript and --torchcompile exclude each other.')
     if args.torchscript and args.sync_bn:
         raise UserError('--torchscript and --sync-bn exclude each other.')
     if mixes_labels(args) and args.aug_splits and not args.no_prefetcher:

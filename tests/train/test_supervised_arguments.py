@@ -12,9 +12,10 @@ from tiny_runs import SCRIPT, environment
 import timm
 from timm.loss import compute_class_weights, create_classification_loss
 
-# Defaults of timm's script, release 1.0.31, that are not None, False, '', 0, {} or [].
+# Defaults of timm's script, release 1.0.31, that are not None, False, '', 0, {} or []. Its device is cuda, ours the one
+# that there is.
 DEFAULTS = dict(
-    train_split='train', val_split='validation', model='resnet50', batch_size=128, grad_accum_steps=1, device='cuda',
+    train_split='train', val_split='validation', model='resnet50', batch_size=128, grad_accum_steps=1,
     amp_dtype='float16', opt='sgd', momentum=0.9, weight_decay=2e-5, clip_mode='norm', sched='cosine', lr_base=0.1,
     lr_base_size=256, lr_noise_pct=0.67, lr_noise_std=1.0, lr_cycle_mul=1.0, lr_cycle_decay=0.5, lr_cycle_limit=1,
     lr_k_decay=1.0, warmup_lr=1e-5, epochs=300, decay_milestones=[90, 180, 270], warmup_epochs=5, patience_epochs=10,
@@ -72,7 +73,7 @@ def test_number_of_flags_in_the_readme(script):
 def test_help_shows_defaults(script):
     text = ' '.join(script.parser.format_help().split())
     assert 'decay of the average (default: 0.9998)' in text
-    assert 'without --amp: float32, bfloat16 or float16 --no-ddp-bb' in text  # nothing is said where there is none
+    assert 'without --amp: float32, bfloat16 or float16 --local_rank' in text  # nothing is said where there is none
 
 
 def test_command_line_goes_before_the_file(script, tmp_path, caplog):

@@ -1,10 +1,11 @@
 """Pre-training by masked image modeling, as a training script runs it.
 
-A script needs two calls: `add_arguments(parser)` for the flags, and `run(args)` with the arguments that the user gave;
-`given_arguments(parser)` tells those where flags have defaults.
+`python -m timm.mim.pretrain` is the program. A script of one's own needs two calls: `add_arguments(parser)` for the
+flags, and `run(args)` with the arguments that the user gave; `given_arguments(parser)` tells those where flags have
+defaults.
 Models, optimizers, schedules, checkpoints and readers are timm's, the task is in `timm.task`. In the order of a run:
 
-- `flags`, `given_arguments`, `options`, `defaults`, `recipes`, `option_checks`, `refused_flags`: what the user asks for
+- `flags/`, `given_arguments`, `options`, `defaults`, `recipes`, `option_checks`, `refused_flags`: what the user wants
 - `place`: the device, and the rank among the processes
 - `data/`: the images, their order and augmentation
 - `build_method`: the model and the method around it

@@ -11,7 +11,7 @@ DEFAULTS = dict(
     drop_path=None, grad_checkpointing=False, channels_last=False, fast_norm=False, torchcompile=None,
     torchcompile_mode=None,
     # device
-    device='cuda', amp=False, amp_dtype='bfloat16', no_ddp_bb=False, synchronize_step=False, device_modules=None,
+    device=None, amp=False, amp_dtype='bfloat16', no_ddp_bb=False, synchronize_step=False, device_modules=None,
     # batches
     batch_size=128, validation_batch_size=None, grad_accum_steps=1, epoch_repeats=0.0, workers=4, pin_mem=False,
     # optimizer

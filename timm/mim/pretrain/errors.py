@@ -4,12 +4,10 @@ from typing import Optional
 
 import torch
 
+from .flags.errors import UserError as UserError
+
 # How gloo and sockets report it; NCCL has an exception of its own.
 _LOST_PEER = re.compile('Connection (closed by|reset by|refused)|Broken pipe|Timed out waiting|Socket Timeout')
-
-
-class UserError(Exception):
-    """A mistake of the user's. The message is one line: what is wrong, what is allowed."""
 
 
 class RunStopped(Exception):

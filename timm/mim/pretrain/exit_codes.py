@@ -9,6 +9,7 @@ import torch
 from .data.reading import UnreadableImages
 from .errors import RunStopped, UserError, lost_process, one_line
 
+MODULE = 'python -m timm.mim.pretrain'
 EXIT_MISTAKE = 2
 EXIT_FAILED = 1
 EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command with --resume auto goes on
@@ -37,11 +38,18 @@ def exit_codes() -> Iterator[None]:
             torch.distributed.destroy_process_group()
 
 
+def program() -> str:
+    """Return the name of the program as the user started it."""
+    name = os.path.basename(sys.argv[0])
+    return MODULE if name == '__main__.py' else name
+
+
 def _exit(error: Exception, code: int, alone: bool = False) -> None:
     """End the program with a line, which one process prints for all unless it is alone with the error."""
-    rank, script = int(os.environ.get('RANK', 0)), os.path.basename(sys.argv[0])
+    rank, script = int(os.environ.get('RANK', 0)), program()
     if alone and rank:
         script = f'{script}: rank {rank}'
     if alone or rank == 0:
-        print(f'{script}: error: {one_line(error)}', file=sys.stderr)
+        for mistake in error.mistakes if isinstance(error, UserError) else [one_line(error)]:
+            print(f'{script}: error: {mistake}', file=sys.stderr)
     raise SystemExit(code)

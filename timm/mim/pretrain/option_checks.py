@@ -60,7 +60,8 @@ def check_values(options: argparse.Namespace) -> None:
     if options.fsdp:
         _check_sharding(options)
     _check_probes(options)
-    _check_device(options.device)
+    if options.device is not None:
+        _check_device(options.device)
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
@@ -113,7 +114,7 @@ def _check_device(device: str) -> None:
     except RuntimeError:
         raise UserError(f"--device: there is no '{device}'; cpu, cuda or cuda:1, for example.") from None
     if kind == 'cuda' and not torch.cuda.is_available():
-        raise UserError(f'--device {device}: CUDA is not available here; use --device cpu.')
+        raise UserError(f'--device {device}: CUDA is not available here; leave out --device, or give --device cpu.')
 
 
 def _check_sharding(options: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from .defaults import DEFAULTS
 from .errors import UserError, flag_name
 from .exit_codes import exit_codes
 from .files import write_complete
-from .flags import add_probe_arguments
+from .flags import add_validation_arguments as add_arguments  # noqa: F401, scripts take it from here
 from .held_out import MASK_SEED, hold_out
 from .options import resolve_options
 from .place import find_place
@@ -45,18 +45,6 @@ _OPTIONS = dict(
 )
 _OWN = ('mim', 'mim_module', 'checkpoint', 'use_ema', 'mask_seed', 'mim_pictures', 'results_file', 'results_format')
 _SOURCES = ('data', 'data_dir', 'dataset', 'split')
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of masked image modeling to a validation script's parser."""
-    group = parser.add_argument_group('Masked image modeling')
-    add = group.add_argument
-    add('--mim', metavar='METHOD', help='evaluate a --checkpoint that was pre-trained with this method')
-    add('--mim-module', metavar='FILE', help="Python file, or name of a module, with the method (default: the run's)")
-    add('--mask-seed', type=int, metavar='N', help=f'seed of the masks (default: {MASK_SEED}, that of training)')
-    add('--max-unreadable', type=float, metavar='SHARE', help='end if more of the images cannot be read (default: 0.1)')
-    add('--mim-pictures', metavar='FILE', help='write what the method sees and predicts as a picture')
-    add_probe_arguments(group)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -143,7 +131,7 @@ def _options_of_run(given: Dict[str, Any], checkpoint: Dict[str, Any], path: Pat
     others = ('resume', 'fsdp', 'torchcompile', 'torchcompile_mode', 'log_wandb', 'wandb_project', 'wandb_tags',
               'wandb_resume_id', 'log_tensorboard', 'mim_probe_dir', 'mim_probe', 'mim_probe_layers',
               'mim_probe_interval', 'mim_probe_pool', 'pretrained', 'pretrained_path', 'initial_checkpoint',
-              'val_num_samples')
+              'val_num_samples', 'device')
     options = {name: value for name, value in saved.items() if name in DEFAULTS and name not in others}
     if any(name in given for name in _SOURCES):
         options.update(data_dir=None, dataset='', val_split=None)

@@ -1,8 +1,9 @@
 """The flags of masked image modeling."""
 import argparse
 
-from timm.utils import ParseKwargs
-from .recipes import RECIPES
+from .parser import KeyValues
+
+METHODS = ('simmim', 'mae', 'ijepa')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -10,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Masked image modeling')
     group.add_argument(
         '--mim', metavar='METHOD',
-        help=f'pre-train with this method: {", ".join(RECIPES)}, or one of --mim-module')
+        help=f'pre-train with this method: {", ".join(METHODS)}, or one of --mim-module')
     group.add_argument(
         '--mim-module', metavar='FILE',
         help='Python file, or name of a module, that registers a method or model of your own')
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--mask-unit', type=int, nargs='+', metavar='N',
         help='side of a masked square in pixels, or its height and width (default: from the recipe of the method)')
     group.add_argument(
-        '--mim-kwargs', nargs='*', action=ParseKwargs, metavar='KEY=VALUE',
+        '--mim-kwargs', nargs='*', action=KeyValues, metavar='KEY=VALUE',
         help='any option of the method')
     group.add_argument(
         '--weight-decay-end', type=float, metavar='X',
@@ -57,3 +58,15 @@ def add_probe_arguments(group: argparse._ArgumentGroup) -> None:
         '--mim-probe-pool', metavar='HOW',
         help="pool as the model does (model), or average over patches (avg); the class token of a model is not trained "
              "by SimMIM and I-JEPA (default: model)")
+
+
+def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of masked image modeling to a validation script's parser."""
+    group = parser.add_argument_group('Masked image modeling')
+    add = group.add_argument
+    add('--mim', metavar='METHOD', help='evaluate a --checkpoint that was pre-trained with this method')
+    add('--mim-module', metavar='FILE', help="Python file, or name of a module, with the method (default: the run's)")
+    add('--mask-seed', type=int, metavar='N', help='seed of the masks (default: that of training)')
+    add('--max-unreadable', type=float, metavar='SHARE', help='end if more of the images cannot be read (default: 0.1)')
+    add('--mim-pictures', metavar='FILE', help='write what the method sees and predicts as a picture')
+    add_probe_arguments(group)
