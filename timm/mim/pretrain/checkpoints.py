@@ -2,6 +2,7 @@
 import argparse
 import logging
 import math
+import os
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,35 +114,6 @@ def _check_run(run: Any, path: Path, flag: str) -> None:
         raise UserError(f"{flag}: '{path}' is not a complete checkpoint of a training run (its 'run' is incomplete).")
 
 
-def readable_checkpoints(folder: Path) -> List[Checkpoint]:
-    """Load what can be read of the checkpoints in a run folder, without comparing tensors with their checksums.
-
-    Those that cannot be read are named and left out.
-
-    Args:
-        folder: Folder of a run.
-
-    Returns:
-        Checkpoints, that of most updates first.
-
-    Raises:
-        UserError: There are checkpoints, and none can be read.
-    """
-    found: List[Checkpoint] = []
-    unreadable = 0
-    for path in folder.glob('*.pth.tar'):
-        if any(path.match(pattern) for pattern in _UNFINISHED):
-            continue
-        try:
-            found.append(load_checkpoint(path, verify=False))
-        except UserError as e:
-            _logger.warning(f'Left out: {e}')
-            unreadable += 1
-    if unreadable and not found:
-        raise _none_readable(folder, unreadable)
-    return sorted(found, key=lambda c: (c.update, c.path.name == LAST, c.path), reverse=True)
-
-
 def newest_checkpoint(folder: Path) -> Optional[Checkpoint]:
     """Load the checkpoint of most updates in a run folder whose checksums are right; damaged ones are named.
 
@@ -154,22 +126,42 @@ def newest_checkpoint(folder: Path) -> Optional[Checkpoint]:
     Raises:
         UserError: There are checkpoints, and all are damaged or cannot be read.
     """
-    found = readable_checkpoints(folder)
+    found, unreadable = readable_checkpoints(folder)
     for checkpoint in found:
         try:
             _verify(checkpoint.path, '--resume auto', tensors=True)
             return checkpoint
         except UserError as e:
             _logger.warning(f'Left out: {e}')
-    if found:
-        raise _none_readable(folder, len(found))
+    if found or unreadable:
+        raise UserError(
+            f"--resume auto: none of the {len(found) + unreadable} checkpoints in '{folder}' can be read; begin anew "
+            'with another --experiment.')
     return None
 
 
-def _none_readable(folder: Path, count: int) -> UserError:
-    return UserError(
-        f"--resume auto: none of the {count} checkpoints in '{folder}' can be read; begin anew with another "
-        '--experiment.')
+def readable_checkpoints(folder: Path, besides: Optional[Path] = None) -> Tuple[List[Checkpoint], int]:
+    """Load what can be read of the checkpoints in a run folder, without comparing tensors with their checksums.
+
+    Args:
+        folder: Folder of a run.
+        besides: File to leave out, by all of its names.
+
+    Returns:
+        Checkpoints, that of most updates first, and how many could not be read, which are named.
+    """
+    found: List[Checkpoint] = []
+    unreadable = 0
+    for path in folder.glob('*.pth.tar'):
+        if any(path.match(pattern) for pattern in _UNFINISHED):
+            continue
+        try:
+            if besides is None or not os.path.samefile(path, besides):
+                found.append(load_checkpoint(path, verify=False))
+        except (OSError, UserError) as e:
+            _logger.warning(f'Left out: {e}')
+            unreadable += 1
+    return sorted(found, key=lambda c: (c.update, c.path.name == LAST, c.path), reverse=True), unreadable
 
 
 @contextmanager

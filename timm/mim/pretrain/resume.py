@@ -73,11 +73,11 @@ def _check_begins_anew(folder: Path) -> None:
 
 def _check_newest(checkpoint: Checkpoint, folder: Path) -> None:
     """Check that no later checkpoint of the same folder would be lost."""
-    newest = readable_checkpoints(folder)[0]
-    if newest.update > checkpoint.update:
+    others, _ = readable_checkpoints(folder, besides=checkpoint.path)
+    if others and others[0].update > checkpoint.update:
         raise UserError(
-            f"--resume: '{checkpoint.path}' is from before '{newest.path.name}', which the run would overwrite: go on "
-            'with --resume auto, or begin a new run from this checkpoint: give an --experiment that does not exist '
+            f"--resume: '{checkpoint.path}' is from before '{others[0].path.name}', which the run would overwrite: go "
+            'on with --resume auto, or begin a new run from this checkpoint: give an --experiment that does not exist '
             'yet.')
 
 

@@ -1,5 +1,6 @@
 """The folder of a pre-training run: where it is, whose it is, what lies in it."""
 import argparse
+import errno
 import json
 import os
 from datetime import datetime
@@ -31,6 +32,7 @@ def claim_run_folder(options: argparse.Namespace, lock: FolderLock) -> Path:
     Raises:
         UserError: The folder holds another run, another process runs in it, it cannot be written, or there is no such
             checkpoint.
+        OSError: The disk is full.
     """
     folder = _named_folder(options)
     generated = folder is None
@@ -112,7 +114,10 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"--output: '{folder}' cannot be written, '{parent}' is not a folder that you may write to.")
 
 
-def _not_writable(folder: Path, error: OSError) -> UserError:
+def _not_writable(folder: Path, error: OSError) -> Exception:
+    """The user's mistake, unless the disk is full."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return error
     return UserError(f"--output: '{folder}' cannot be written: {error.strerror or one_line(error)}.")
 
 
@@ -125,6 +130,7 @@ def save_options(folder: Path, options: argparse.Namespace) -> None:
 
     Raises:
         UserError: The folder cannot be written.
+        OSError: The disk is full.
     """
     try:
         (folder / PICTURES).mkdir(exist_ok=True)
