@@ -137,6 +137,10 @@ def make_nan(loss: torch.Tensor) -> torch.Tensor:
     return loss * float('nan')
 
 
+def make_spike(loss: torch.Tensor) -> torch.Tensor:
+    return loss * 1e30  # finite, and so are its gradients, whose squares are not
+
+
 def make_gradients_nan(loss: torch.Tensor) -> torch.Tensor:
     return loss + (loss - loss.detach()).sqrt()  # adds zero, with a slope that has no bound
 

@@ -1,4 +1,5 @@
 """What the user asks for: names, defaults, a configuration file, and what is refused."""
+import argparse
 import inspect
 import re
 import subprocess
@@ -167,3 +168,21 @@ def test_mistake_as_a_user_sees_it(tmp_path):
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == f"train.py: error: --data-dir: there is no '{tmp_path}/x'."
     assert 'Traceback' not in result.stderr
+
+
+def test_checkpoint_of_another_folder_does_not_overwrite_a_run(tmp_path):
+    from training.errors import UserError
+    from training.run_folder import find_checkpoint
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'last.pth.tar').touch()
+    (tmp_path / 'link').symlink_to(tmp_path / 'b')
+
+    def find(path, experiment):
+        return find_checkpoint(argparse.Namespace(output=str(tmp_path), experiment=experiment, resume=str(path)))
+
+    with pytest.raises(UserError, match='which holds a run of its own'):
+        find(tmp_path / 'a' / 'last.pth.tar', 'b')
+    for path in ('b/last.pth.tar', 'link/last.pth.tar', 'a/../b/last.pth.tar'):
+        assert find(tmp_path / path, 'b') == str(tmp_path / path)
+    assert find(tmp_path / 'a' / 'last.pth.tar', 'new') == str(tmp_path / 'a' / 'last.pth.tar')

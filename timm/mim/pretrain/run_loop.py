@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional
 import torch.nn as nn
 
 from timm.utils import is_primary
-from .checkpoints import RunSaver, load_checkpoint
+from .checkpoints import Checkpoint, RunSaver
 from .encoder_files import save_encoder
 from .errors import RunStopped
 from .held_out import HeldOutImages
@@ -40,7 +40,7 @@ class RunLoop:
             held_out: HeldOutImages,
             folder: Path,
             records: Optional[Records],
-            checkpoint: Optional[Path] = None,
+            checkpoint: Optional[Checkpoint] = None,
             probes: Optional[Probes] = None,
     ):
         self.trainer = trainer
@@ -53,10 +53,9 @@ class RunLoop:
         self.results: Dict[str, Any] = {}
         if is_primary(trainer.place):
             self.saver = RunSaver(folder, self.options, trainer.task, trainer.optimizer, trainer.scaler)
-            if checkpoint is not None and checkpoint.parent.absolute() == folder.absolute():
-                saved = load_checkpoint(checkpoint)
-                self.saver.take_up(saved, checkpoint)
-                self.results = saved.get('results', {})
+            if checkpoint is not None and checkpoint.in_place:
+                self.saver.take_up(checkpoint)
+                self.results = checkpoint.content.get('results', {})
 
     def train(self, bar: bool = False) -> Dict[str, Any]:
         """Train to the last epoch.

@@ -72,7 +72,7 @@ def evaluate(given: Dict[str, Any]) -> Dict[str, Any]:
     """
     _check_flags(given)
     path = Path(given['checkpoint'])
-    checkpoint = load_checkpoint(path, flag='--checkpoint')
+    checkpoint = load_checkpoint(path, flag='--checkpoint').content
     options = _options_of_run(given, checkpoint, path)
     mode = image_mode(options.in_chans, options.input_img_mode)
     dataset, description = _open_images(given, options, mode)

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
-import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset
 
@@ -14,13 +13,13 @@ from timm.data import create_dataset
 from timm.data.readers.img_extensions import get_img_extensions
 from ..defaults import DEFAULTS
 from ..errors import UserError
+from .image_names import draw_held_out, image_names
 from .sample_photographs import sample_photographs
 
 _logger = logging.getLogger(__name__)
 
 HELD_OUT_SHARE = 0.05  # of a folder without a validation split
 HELD_OUT_LIMIT = 256  # images that the masked error is measured on
-HELD_OUT_SEED = 0  # whatever the seed of the run, so that runs can be compared
 
 _VALIDATION_FOLDERS = ('validation', 'val', 'valid', 'eval', 'evaluation')
 
@@ -166,7 +165,8 @@ def _open_folder(options: argparse.Namespace, train: Dataset, mode: str) -> Pret
     samples = getattr(train.reader, 'samples', None)
     folder = _validation_folder(options)
     if folder is None:
-        train_indices, held_out_indices = _draw_held_out(len(train))
+        count = min(max(1, round(len(train) * HELD_OUT_SHARE)), HELD_OUT_LIMIT, len(train) - 1)
+        train_indices, held_out_indices = draw_held_out(image_names(train), count)
         share = f'{len(held_out_indices)} of its {len(train)} images held out'
         if len(held_out_indices) == 0:
             raise UserError(f"--data-dir: '{options.data_dir}' has one image, and one has to be held out: add more.")
@@ -195,12 +195,6 @@ def _validation_folder(options: argparse.Namespace) -> Optional[Path]:
             raise UserError(f"--val-split: there is no folder '{options.val_split}' in '{root}'.")
         return folder
     return next((root / name for name in _VALIDATION_FOLDERS if (root / name).is_dir()), None)
-
-
-def _draw_held_out(num_images: int) -> Tuple[List[int], List[int]]:
-    count = min(max(1, round(num_images * HELD_OUT_SHARE)), HELD_OUT_LIMIT, num_images - 1)
-    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(HELD_OUT_SEED)).tolist()
-    return sorted(order[count:]), sorted(order[:count])
 
 
 def select(dataset: Dataset, indices: Sequence[int]) -> Dataset:

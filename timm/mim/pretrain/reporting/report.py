@@ -88,7 +88,7 @@ class Report:
         named = '' if options.experiment else f' --experiment {folder.name}'
         self.commands = {
             'train': command,
-            'go on after an interruption': command if options.resume else f'{command}{named} --resume auto',
+            'go on after an interruption': command if options.resume == 'auto' else f'{command}{named} --resume auto',
             'evaluate': shlex.join(
                 ['python', 'validate.py', '--mim', options.mim, '--checkpoint', str(folder / LAST)]),
             'load the encoder': '\n'.join(loading_lines(encoder, options.model, model_args)),
