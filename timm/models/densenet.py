@@ -20,4 +20,6 @@ class DenseNet(EmbedStagesMixin, nn.Module):
                 x = layer(x)
         return x
 
-    del forward_features
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Forward pass through feature extraction layers."""
+        return self.forward_stages(self.embed(x))

@@ -24,4 +24,5 @@ class DPN(EmbedStagesMixin, nn.Module):
                 x = layer(x)
         return x
 
-    del forward_features
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_stages(self.embed(x))

@@ -21,6 +21,6 @@ class InceptionV3(EmbedStagesMixin, nn.Module):
 
     @moved_from('forward_features', after='x = self.forward_preaux(x)')
     def forward_stages(self, x: torch.Tensor):
-        """Forward pass through the blocks, and with aux_logits through the auxiliary head, for patch tokens (B, C, H, W)."""
+        """Forward pass through the blocks, and the auxiliary head if it is used, for patch tokens (B, C, H, W)."""
         x = self._forward_blocks_preaux(x)
         ...

@@ -20,4 +20,5 @@ class InceptionV4(EmbedStagesMixin, nn.Module):
                 x = layer(x)
         return x
 
-    del forward_features
+    def forward_features(self, x):
+        return self.forward_stages(self.embed(x))

@@ -22,4 +22,5 @@ class TResNet(EmbedStagesMixin, nn.Module):
                 x = layer(x)
         return x
 
-    del forward_features
+    def forward_features(self, x):
+        return self.forward_stages(self.embed(x))

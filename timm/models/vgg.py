@@ -20,4 +20,13 @@ class VGG(EmbedStagesMixin, nn.Module):
                 x = layer(x)
         return x
 
-    del forward_features
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Forward pass through feature extraction layers.
+
+        Args:
+            x: Input tensor.
+
+        Returns:
+            Feature tensor.
+        """
+        return self.forward_stages(self.embed(x))
