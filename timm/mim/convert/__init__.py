@@ -1,4 +1,4 @@
-""" Conversion of Masked Image Modeling Checkpoints, Both Ways
+"""Conversion of Masked Image Modeling Checkpoints, Both Ways
 
     python -m timm.mim.convert SOURCE DEST [--to FORMAT]
 

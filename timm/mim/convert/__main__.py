@@ -1,4 +1,4 @@
-""" Command of the Conversion, see `timm.mim.convert`
+"""Command of the Conversion, see `timm.mim.convert`
 """
 import argparse
 import sys
@@ -10,8 +10,7 @@ from . import FORMATS, Conversion, ConversionError, __doc__ as description, conv
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
-    """ Run the command. A user's mistake is one line, and exit code 2.
-    """
+    """Run the command. A user's mistake is one line, and exit code 2."""
     args = _parser().parse_args(arguments)
     size = args.img_size
     try:
@@ -32,6 +31,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     print(_report(args.dest, conversion))
+    for note in conversion.notes:
+        print(f'note: {note}', file=sys.stderr)
     return 0
 
 
@@ -52,8 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report(dest: str, conversion: Conversion) -> str:
-    """ What was written, and how to load it.
-    """
+    """What was written, and how to load it."""
     recipe = conversion.recipe
     lines = [f'{conversion.source_format} -> {conversion.dest_format}: {dest}']
     if conversion.dest_format == 'mim':
