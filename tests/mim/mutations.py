@@ -1,7 +1,6 @@
 """Random damage to checkpoint files, by seed: what a broken disk, another program or an attacker could leave there."""
 import copy
 import os
-import random
 
 import torch
 
@@ -61,10 +60,13 @@ def damaged(content, rng):
     if action == 0:
         del folder[name]
     elif action == 1:
-        odd = [5, None, 'module.' + str(name), f'{name}.weight', str(name).replace('0', '1'), str(name).replace('1', '9' * 6)]
-        folder[rng.choice([*odd, 'a\nb', str(name).replace('0', '\u00b2')])] = folder.pop(name)
+        text = str(name)
+        odd = [5, None, 'a\nb', f'module.{text}', f'{text}.weight', text.replace('0', '1'), text.replace('0', '999999'),
+               text.replace('0', '\u00b2')]
+        folder[rng.choice(odd)] = folder.pop(name)
     elif action == 2:
-        folder[rng.choice(['module.' + str(name), str(name) + '2', 'config', 'args', 'mim', 'model', 'checkpoint_path'])] = value
+        odd = [f'module.{name}', f'{name}2', 'config', 'args', 'mim', 'model', 'checkpoint_path']
+        folder[rng.choice(odd)] = value
     elif action == 3 and isinstance(value, torch.Tensor):
         folder[name] = odd_values(rng)
     elif isinstance(value, torch.Tensor):

@@ -63,7 +63,8 @@ def test_damaged_files(part, sources, tmp_path, capsys, monkeypatch, request):
         before = files(tmp_path)
         dest = tmp_path / destination(flags)
         if rng.random() < 0.1:
-            flags = [*flags, '--model', rng.choice(['vit_base_patch16_224', 'swin_tiny_patch4_window7_224', 'resnet18'])]
+            model = rng.choice(['vit_base_patch16_224', 'swin_tiny_patch4_window7_224', 'resnet18'])
+            flags = [*flags, '--model', model]
         code = main([str(source), str(dest), *flags])
         captured = capsys.readouterr()
         assert code in (0, 2), seed
