@@ -11,7 +11,11 @@ from . import FORMATS, Conversion, ConversionError, __doc__ as description, conv
 
 def main(arguments: Optional[List[str]] = None) -> int:
     """Run the command. A user's mistake is one line, and exit code 2."""
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    try:
+        args = parser.parse_args(arguments)
+    except ValueError:  # ParseKwargs of timm
+        parser.error('--model-kwargs and --mim-kwargs take NAME=VALUE, as in num_heads=12.')
     size = args.img_size
     try:
         if size is not None and (len(size) > 2 or min(size) < 1):

@@ -272,10 +272,12 @@ class ForeignFormat:
 
     def _check_family(self, tensors: Tensors, recipe: Recipe) -> None:
         """Check that a model that the user named is of the family that the tensors show."""
-        family, name = self.family(tensors), type(recipe.backbone).__name__
-        if FAMILY_CLASSES.get(name) != family:
-            expected = next(class_name for class_name, known in FAMILY_CLASSES.items() if known == family)
-            raise ConversionError(f'{self.name}: the tensors are those of a {expected}, {recipe.model} is a {name}.')
+        family = self.family(tensors)
+        expected = next(class_name for class_name, known in FAMILY_CLASSES.items() if known == family)
+        names = [model_class.__name__ for model_class in type(recipe.backbone).__mro__]
+        if expected not in names:
+            raise ConversionError(
+                f'{self.name}: the tensors are those of a {expected}, {recipe.model} is a {names[0]}.')
 
     def _their_name(self, name: str) -> str:
         return next(iter(self.from_ours({name: torch.empty(3)})))

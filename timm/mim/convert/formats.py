@@ -71,17 +71,18 @@ def convert(
     if checkpoint.method is None and hints.options:
         raise ConversionError(f"'{source}' holds an encoder alone, --mim-kwargs are for a method.")
     recipe = target.write(checkpoint, hints, dest, force)
-    return Conversion(found.name, target.name, recipe, tuple(_notes(checkpoint, recipe)))
+    return Conversion(found.name, target.name, recipe, tuple(_notes(checkpoint, recipe, found in _FOREIGN)))
 
 
-def _notes(checkpoint: Checkpoint, recipe: Recipe) -> Iterator[str]:
+def _notes(checkpoint: Checkpoint, recipe: Recipe, is_foreign: bool) -> Iterator[str]:
     """Say what was left out, and what was assumed because the file does not tell."""
     source = checkpoint.recipe or recipe
     target = source.options.get('target', 'pixels') if source.method == 'simmim' else 'pixels'
     if target not in TARGETS_WITHOUT_A_MODEL:
         yield (f'The teacher {target!r} is left out: no checkpoint holds it, and nothing was downloaded. '
                'timm.mim.create_mim gets it with its pretrained weights.')
-    if recipe.method == 'mae' and 'norm_pix' not in {**source.options, **recipe.options}:
+    is_told = 'norm_pix' in source.options or not (is_foreign or checkpoint.recipe is None)  # our files tell by default
+    if recipe.method == 'mae' and not is_told:
         yield ('The file does not tell whether MAE was trained on normalised patches, norm_pix=True is assumed. '
                'Say --mim-kwargs norm_pix=False if it was not.')
 

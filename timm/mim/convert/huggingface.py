@@ -140,7 +140,7 @@ class _HuggingFace(ForeignFormat):
         return dict(
             architectures=[self.architecture],
             model_type=self.model_type,
-            image_size=_one_or_pair(recipe.img_size),
+            image_size=_one_or_pair(recipe.img_size or model.patch_embed.img_size),
             patch_size=_one_or_pair(model.patch_embed.patch_size),
             num_channels=model.patch_embed.proj.in_channels,
             hidden_act='gelu',
