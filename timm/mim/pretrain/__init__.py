@@ -12,8 +12,8 @@ Models, optimizers, schedules, checkpoints and readers are timm's, the task is i
 - `task`, `sharding`: what is trained, on one device or over many
 - `trainer`: the updates; their parts are `optimizer`, `schedules`, `precision`, `step_guard`, `means`, `stop_signal`
 - `held_out`, `baselines`, `probes/`: what was learned
-- `run_folder`, `checkpoints`, `encoder_files`, `files`: what a run leaves behind
-- `resume`: how it goes on from there
+- `run_folder`, `folder_lock`, `checkpoints`, `encoder_files`, `files`: what a run leaves behind
+- `resume`, `resume_options`: how it goes on from there
 - `reporting/`: what it says and writes down on the way
 - `run_loop`, `main`: all of it, and `exit_codes`: how it ends
 - `validate`: a checkpoint measured again

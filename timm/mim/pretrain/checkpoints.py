@@ -86,9 +86,9 @@ def _verify(path: Path, flag: str, tensors: bool) -> None:
     Raises:
         UserError: They differ.
     """
-    if not zipfile.is_zipfile(path):
-        return  # loading it tells why
     try:
+        if not zipfile.is_zipfile(path):
+            return  # loading it tells why
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 if tensors or '/data/' not in entry.filename:
