@@ -59,8 +59,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def keyed(folder, transform=np.asarray):
-    return KeyedImages(ImageDataset(str(folder)), transform, 'RGB', seed=3)
+def keyed(folder, transform=np.asarray, max_pixels=DEFAULTS['max_pixels']):
+    return KeyedImages(ImageDataset(str(folder)), transform, 'RGB', seed=3, max_pixels=max_pixels)
 
 
 def test_another_image_takes_its_place(folder):

@@ -13,7 +13,15 @@ class UserError(Exception):
 
 
 class RunStopped(Exception):
-    """The run was asked to stop, and has saved what it takes to go on."""
+    """The run was asked to stop, and has saved what it takes to go on.
+
+    Attributes:
+        command: The command that goes on.
+    """
+
+    def __init__(self, message: str = '', command: str = ''):
+        super().__init__(message)
+        self.command = command
 
 
 def flag_name(name: str) -> str:

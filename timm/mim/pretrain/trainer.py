@@ -154,6 +154,10 @@ class Trainer:
                 raise RunStopped
         self._judge(self.guard.finish(), self.update - 1)
 
+    def is_asked_to_stop(self) -> bool:
+        """Whether some process was asked to stop. All processes ask together."""
+        return self.guard.any_process(bool(self.stop), self.device)
+
     def check_readable(self) -> float:
         """Return the share of unreadable images in what was seen of the epoch. All processes ask together.
 

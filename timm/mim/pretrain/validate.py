@@ -40,7 +40,7 @@ _OPTIONS = dict(
     **{name: name for name in (
         'dataset_download', 'dataset_trust_remote_code', 'input_key', 'target_key', 'input_img_mode', 'workers',
         'pin_mem', 'device', 'amp', 'amp_dtype', 'mean', 'std', 'interpolation', 'crop_pct', 'mim_probe_dir',
-        'mim_probe', 'mim_probe_layers', 'mim_probe_pool', 'max_unreadable',
+        'mim_probe', 'mim_probe_layers', 'mim_probe_pool', 'max_unreadable', 'max_pixels',
     )},
 )
 _OWN = ('mim', 'mim_module', 'checkpoint', 'use_ema', 'mask_seed', 'mim_pictures', 'results_file', 'results_format')
@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--mim-module', metavar='FILE', help="Python file, or name of a module, with the method (default: the run's)")
     add('--mask-seed', type=int, metavar='N', help=f'seed of the masks (default: {MASK_SEED}, that of training)')
     add('--max-unreadable', type=float, metavar='SHARE', help='end if more of the images cannot be read (default: 0.1)')
+    add('--max-pixels', type=int, metavar='N', help='count images of more pixels as unreadable (default: 89478485)')
     add('--mim-pictures', metavar='FILE', help='write what the method sees and predicts as a picture')
     add_probe_arguments(group)
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from timm.data import create_loader, create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
+from ..defaults import DEFAULTS
 from ..errors import UserError
 from .reading import ImageKey, KeyedImages
 from .sampler import EpochSampler
@@ -80,7 +81,9 @@ def _create_stream_loader(
         distributed: bool,
         arguments: Dict[str, Any],
 ) -> PrefetchLoader:
-    """Create timm's loader of a stream, which decides on the order itself."""
+    """Create timm's loader of a stream, which decides on the order itself, and decodes images itself."""
+    if options.max_pixels != DEFAULTS['max_pixels']:
+        raise UserError('--max-pixels does not reach the images of a stream, which its reader decodes: leave it out.')
     loader = create_loader(
         dataset,
         batch_size=options.batch_size,
@@ -136,7 +139,7 @@ def _create_loader(
 ) -> PrefetchLoader:
     """Create timm's loader with an order of our own, which `timm.data.create_loader` does not take."""
     loader = DataLoader(
-        KeyedImages(dataset, transform, data_config['mode'], options.seed),
+        KeyedImages(dataset, transform, data_config['mode'], options.seed, options.max_pixels),
         batch_size=batch_size,
         sampler=sampler,
         num_workers=options.workers,

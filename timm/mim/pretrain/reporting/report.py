@@ -16,6 +16,7 @@ from ...visualize import CAPTION_HEIGHT
 from ..encoder_files import ENCODER, fine_tuning_command, hub_lines, loading_lines
 from ..files import write_complete
 from ..run_folder import LAST, PICTURES, plain_options
+from .command import go_on_command
 from .curves import CURVES, read_lines
 
 REPORT = 'report.html'
@@ -85,10 +86,9 @@ class Report:
         self.options = options
         self.environment = {name: value for name, value in environment.items() if name != 'command'}
         command, encoder = environment['command'], folder / ENCODER
-        named = '' if options.experiment else f' --experiment {folder.name}'
         self.commands = {
             'train': command,
-            'go on after an interruption': command if options.resume else f'{command}{named} --resume auto',
+            'go on after an interruption': go_on_command(options, folder),
             'evaluate': shlex.join(
                 ['python', 'validate.py', '--mim', options.mim, '--checkpoint', str(folder / LAST)]),
             'load the encoder': '\n'.join(loading_lines(encoder, options.model, model_args)),
