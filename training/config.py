@@ -89,6 +89,8 @@ def _read(path: str) -> Dict[str, Any]:
             config = yaml.safe_load(f) or {}
     except OSError as e:
         raise UserError(f"--config: '{path}' cannot be read: {e.strerror}.") from e
+    except UnicodeDecodeError:
+        raise UserError(f"--config: '{path}' is not YAML: it is no text.") from None
     except yaml.YAMLError as e:
         raise UserError(f"--config: '{path}' is not YAML: {' '.join(str(e).split())}") from e
     if not isinstance(config, dict):

@@ -1,6 +1,5 @@
 """The folder of a pre-training run: where it is, what lies in it."""
 import argparse
-import json
 import os
 from datetime import datetime
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any, Dict
 import yaml
 
 from timm.models import safe_model_name
-from .errors import UserError
-from .files import write_complete
+from .errors import UserError, one_line
+from .files import is_full, to_json, write_complete
 
 LAST = 'last.pth.tar'
 BEST = 'model_best.pth.tar'
@@ -63,12 +62,16 @@ def create_run_folder(folder: Path, options: argparse.Namespace) -> None:
         options: Options of the run.
 
     Raises:
+        OSError: The disk is full.
         UserError: The folder cannot be written.
     """
+    path = folder / 'args.yaml'
     try:
         (folder / PICTURES).mkdir(parents=True, exist_ok=True)
-        (folder / 'args.yaml').write_text(yaml.safe_dump(plain_options(options), sort_keys=False))
+        path.write_text(yaml.safe_dump(plain_options(options), sort_keys=False))
     except OSError as e:
+        if is_full(e):
+            raise OSError(f"'{path}' cannot be written: {one_line(e)}") from e
         raise UserError(f"--output: '{folder}' cannot be written: {e.strerror}.") from None
 
 
@@ -86,4 +89,4 @@ def plain_options(options: argparse.Namespace) -> Dict[str, Any]:
 
 def save_results(path: Path, results: Dict[str, Any]) -> None:
     """Write the results of a run as JSON."""
-    write_complete(path, lambda partial: partial.write_text(json.dumps(results, indent=2) + '\n'))
+    write_complete(path, lambda partial: partial.write_text(to_json(results, indent=2) + '\n'))

@@ -11,7 +11,8 @@ from typing import List, Optional
 # What a terminal sends when it closes does not exist on Windows.
 SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP') if hasattr(signal, name))
 
-_SAME_REQUEST = 0.5  # seconds within which a signal counts as sent once: timeout(1) sends it to the process and its group
+# Seconds within which a signal counts as sent once. timeout(1) sends it to the process, and again to its group.
+_SAME_REQUEST = 0.5
 
 
 class StopSignal:
@@ -74,7 +75,8 @@ def _die_of(number: int) -> None:
 
 
 def _say(line: str) -> None:
-    """Write a line for all processes of the run, past Python's buffers, which a signal may have come in the midst of."""
+    """Write a line for all processes of the run, past Python's buffers: the signal may have come while one is written.
+    """
     if int(os.environ.get('RANK', 0)):
         return
     try:

@@ -130,6 +130,12 @@ class Trainer:
         return self.task.get_method(ema=self.task.has_ema())
 
     @property
+    def num_images(self) -> Optional[int]:
+        """Number of images to train on, None of a stream."""
+        dataset = self.train_loader.dataset
+        return None if isinstance(dataset, IterableDataset) else len(dataset)
+
+    @property
     def last_epoch(self) -> int:
         """Number of epochs after which the run ends."""
         return min(self.options.stop_epoch or self.num_epochs, self.num_epochs)

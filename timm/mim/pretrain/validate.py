@@ -5,7 +5,6 @@ gave. Model, method and images are those of the run unless said otherwise.
 """
 import argparse
 import csv
-import json
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -24,7 +23,7 @@ from .data.image_config import image_mode, resolve_image_config
 from .defaults import DEFAULTS
 from .errors import UserError, flag_name
 from .exit_codes import exit_codes
-from .files import write_complete
+from .files import to_json, write_complete
 from .flags import add_probe_arguments
 from .held_out import MASK_SEED, hold_out
 from .options import resolve_options
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     with exit_codes():
         results = evaluate({name: value for name, value in vars(args).items() if value is not None})
         if results:
-            print(f'--result\n{json.dumps(results, indent=4)}')
+            print(f'--result\n{to_json(results, indent=4)}')
 
 
 def evaluate(given: Dict[str, Any]) -> Dict[str, Any]:
@@ -173,7 +172,7 @@ def _save_results(path: Path, results: Dict[str, Any], kind: str) -> None:
     def write(partial_path: Path) -> None:
         with open(partial_path, 'w', newline='') as f:
             if kind == 'json':
-                json.dump(results, f, indent=4)
+                f.write(to_json(results, indent=4))
                 return
             writer = csv.DictWriter(f, results)
             writer.writeheader()

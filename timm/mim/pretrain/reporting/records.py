@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from timm.utils import update_summary
 from ...output import View
 from ...visualize import save_views
-from ..files import write_complete
+from ..files import naming, remove_partial_files, to_json, write_complete
 from ..run_folder import PICTURES
 from .curves import CURVES, can_draw_curves, draw_curves, read_lines
 from .report import Report
@@ -23,7 +23,8 @@ EPOCHS = 'summary.csv'
 class Records:
     """Writes `metrics.jsonl`, a line per report, `summary.csv`, a row per evaluation, curves and pictures.
 
-    What a run wrote after the checkpoint that it goes on from is cut off, so that nothing is told twice.
+    What a run wrote after the checkpoint that it goes on from is cut off, so that nothing is told twice. Files that it
+    was writing when it was killed are removed.
 
     Args:
         folder: Folder of the run.
@@ -48,6 +49,7 @@ class Records:
         self.trackers = trackers
         self.report = report
         self.draws_curves = can_draw_curves()
+        remove_partial_files(folder)
         _trim_rows(folder / EPOCHS, update // updates_per_epoch)
         _trim_lines(folder / STEPS, update, updates_per_epoch)
 
@@ -85,7 +87,8 @@ class Records:
         _logger.info(f'epoch {epoch}: training loss {train["loss"]:.4f}, held-out {name} {error:.4f}')
         path = self.folder / EPOCHS
         is_new = not path.exists() or not path.stat().st_size
-        update_summary(epoch, train, held_out, filename=str(path), lr=learning_rate, write_header=is_new)
+        with naming(path):
+            update_summary(epoch, train, held_out, filename=str(path), lr=learning_rate, write_header=is_new)
         _align_columns(path, ['epoch', *(f'train_{k}' for k in train), *(f'eval_{k}' for k in held_out), 'lr'])
         measured = {name: value for name, value in held_out.items() if value is not None}
         self._add_line(dict(update=update, epoch=epoch, **{f'eval_{k}': v for k, v in measured.items()}))
@@ -104,15 +107,17 @@ class Records:
             caption: Line above the pictures.
         """
         path = self.folder / PICTURES / f'epoch-{epoch:04d}.png'
-        save_views(path, views, self.data_config['mean'], self.data_config['std'], caption)
+        with naming(path):
+            save_views(path, views, self.data_config['mean'], self.data_config['std'], caption)
         for tracker in self.trackers:
             tracker.add_picture('views', path, update)
         if self.report is not None:
             self.report.write(self.folder / STEPS)
 
     def _add_line(self, values: Dict[str, Any]) -> None:
-        with open(self.folder / STEPS, 'a') as f:
-            f.write(json.dumps(values) + '\n')
+        path = self.folder / STEPS
+        with naming(path), open(path, 'a') as f:
+            f.write(to_json(values) + '\n')
 
 
 def _trim_rows(path: Path, epoch: int) -> None:

@@ -7,7 +7,7 @@ import shlex
 from datetime import datetime
 from pathlib import Path
 from string import Template
-from typing import Any, Dict, Iterable, List, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 import yaml
 from PIL import Image
@@ -161,8 +161,12 @@ def _table(rows: List[Dict[str, float]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [_row('th', [name.replace('_', ' ') for name in names])]
     for row in rows:
-        lines.append(_row('td', [f'{row[name]:.5g}' if name in row else '' for name in names]))
+        lines.append(_row('td', [_number(row.get(name)) for name in names]))
     return '<table>\n' + '\n'.join(lines) + '\n</table>'
+
+
+def _number(value: Optional[float]) -> str:
+    return '' if value is None else f'{value:.5g}'
 
 
 def _row(tag: str, cells: Iterable[str]) -> str:
