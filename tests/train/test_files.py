@@ -43,6 +43,15 @@ def test_metrics_are_json(recorder, tmp_path):
     assert '<td></td>' in report._table([{k: v for k, v in line.items() if k != 'loss'} for line in lines[1:]])
 
 
+def test_advice_where_one_colour_is_better(recorder, caplog):
+    recorder.warmup_epochs = 2
+    for epoch, error in enumerate((0.9, 0.9, 0.4, 0.6)):
+        caplog.clear()
+        recorder.add_epoch(epoch, 3, dict(loss=0.5), dict(masked_l1=error, mean_of_visible=0.5), 0.1)
+        assert ('advice: after warm-up' in caplog.text) == (epoch == 3)
+    recorder.add_epoch(4, 3, dict(loss=0.5), dict(loss=9.), 0.1)  # a method without pixels has no such error
+
+
 @contextmanager
 def files_of_at_most(size):
     """As on a full disk."""

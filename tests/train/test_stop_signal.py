@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from timm.mim.pretrain import stop_signal
-from timm.mim.pretrain.reporting.command import go_on_command
+from timm.mim.pretrain.reporting.command import go_on_command, typed_command
 from timm.mim.pretrain.stop_signal import SIGNALS, StopSignal
 
 
@@ -103,7 +103,7 @@ def test_it_dies_of_the_signal_and_its_workers_with_it():
 ])
 def test_command(options, added, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['train.py', '--mim', 'mae', '--data-dir', 'my images'])
-    words = shlex.split(go_on_command(Namespace(**options), Path('some where', "it's one")))
+    words = shlex.split(go_on_command(typed_command(), Namespace(**options), Path('some where', "it's one")))
     assert words[1:] == ['train.py', '--mim', 'mae', '--data-dir', 'my images', *added]
 
 
@@ -115,9 +115,9 @@ def test_command_as_it_was_typed(typed, command, monkeypatch):
     monkeypatch.setattr(sys, 'argv', [f'/somewhere/{typed[-1]}', '--mim', 'mae'])
     monkeypatch.setattr(sys, 'orig_argv', [*typed, '--mim', 'mae'])
     options, folder = Namespace(resume='', experiment='x', output=''), Path('x')
-    assert go_on_command(options, folder) == f'{command} --mim mae --resume auto'
+    assert go_on_command(typed_command(), options, folder) == f'{command} --mim mae --resume auto'
     for name, value in dict(TORCHELASTIC_RUN_ID='none', LOCAL_WORLD_SIZE='2', WORLD_SIZE='2').items():
         monkeypatch.setenv(name, value)
     words = [word for word in typed[1:] if word != '-u'] + ['--mim', 'mae']
     monkeypatch.setattr(sys, 'orig_argv', ['/usr/bin/python3', '-u', *words])  # as torchrun starts them
-    assert go_on_command(options, folder) == f'torchrun --nproc-per-node 2 {" ".join(words)} --resume auto'
+    assert go_on_command(typed_command(), options, folder) == f'torchrun --nproc-per-node 2 {" ".join(words)} --resume auto'

@@ -11,7 +11,7 @@ from .encoder_files import save_encoder
 from .errors import RunStopped
 from .held_out import HeldOutImages
 from .probes.probes import Probes
-from .reporting.command import go_on_command
+from .reporting.command import go_on_command, typed_command
 from .reporting.memory import peak_memory
 from .reporting.progress import Progress
 from .reporting.records import Records
@@ -115,7 +115,8 @@ class RunLoop:
         if trainer.is_asked_to_stop():
             last = trainer.last_epoch * trainer.updates_per_epoch
             saved = f'saved after step {trainer.update} of {last}' if trainer.update else 'before the first step'
-            raise RunStopped(f'stopped, {saved}; this command goes on:', go_on_command(self.options, self.folder))
+            command = go_on_command(typed_command(), self.options, self.folder)
+            raise RunStopped(f'stopped, {saved}; this command goes on:', command)
 
     def _train_epoch(self, epoch: int, progress: Progress) -> bool:
         """Train for an epoch, and return whether the run was asked to stop."""

@@ -16,21 +16,22 @@ def typed_command() -> str:
     return shlex.join(_words())
 
 
-def go_on_command(options: argparse.Namespace, folder: Path) -> str:
+def go_on_command(command: str, options: argparse.Namespace, folder: Path) -> str:
     """Return the command that goes on with a run, or begins it again where nothing has been saved.
 
     Args:
+        command: The command that the run was started with.
         options: Options of the run.
         folder: Folder of the run.
     """
-    words = _words()
+    added = []
     if options.resume != 'auto':  # of a flag that is given twice, the last one counts
         if options.resume and not (options.output or options.experiment):
-            words += ['--output', str(folder.parent)]
+            added += ['--output', str(folder.parent)]
         if not options.experiment:
-            words += ['--experiment', folder.name]
-        words += ['--resume', 'auto']
-    return shlex.join(words)
+            added += ['--experiment', folder.name]
+        added += ['--resume', 'auto']
+    return ' '.join([command, *map(shlex.quote, added)])
 
 
 def _words() -> List[str]:

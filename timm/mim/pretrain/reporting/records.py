@@ -2,6 +2,7 @@
 import csv
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -33,6 +34,7 @@ class Records:
         updates_per_epoch: Number of updates of an epoch.
         trackers: Who else is told.
         report: Page that is written anew after each picture.
+        warmup_epochs: Epochs in which the learning rate still rises, and errors are no reason for advice.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class Records:
             updates_per_epoch: int,
             trackers: Sequence[Tracker] = (),
             report: Optional[Report] = None,
+            warmup_epochs: float = 0,
     ):
+        self.warmup_epochs = warmup_epochs
         self.folder = folder
         self.data_config = data_config
         self.trackers = trackers
@@ -85,6 +89,11 @@ class Records:
         """
         name, error = next(iter(held_out.items()))
         _logger.info(f'epoch {epoch}: training loss {train["loss"]:.4f}, held-out {name} {error:.4f}')
+        one_colour = held_out.get('mean_of_visible', math.inf)
+        if epoch >= self.warmup_epochs and error > one_colour:
+            _logger.warning(
+                f'advice: after warm-up the held-out error, {error:.4f}, is larger than that of one colour for each '
+                f'image, {one_colour:.4f}. Try another --lr, or more --epochs; the pictures show what is predicted.')
         path = self.folder / EPOCHS
         is_new = not path.exists() or not path.stat().st_size
         with naming(path):

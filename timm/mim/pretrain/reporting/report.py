@@ -88,7 +88,7 @@ class Report:
         command, encoder = environment['command'], folder / ENCODER
         self.commands = {
             'train': command,
-            'go on after an interruption': go_on_command(options, folder),
+            'go on after an interruption': go_on_command(command, options, folder),
             'evaluate': shlex.join(
                 ['python', 'validate.py', '--mim', options.mim, '--checkpoint', str(folder / LAST)]),
             'load the encoder': '\n'.join(loading_lines(encoder, options.model, model_args)),
