@@ -120,4 +120,5 @@ def test_command_as_it_was_typed(typed, command, monkeypatch):
         monkeypatch.setenv(name, value)
     words = [word for word in typed[1:] if word != '-u'] + ['--mim', 'mae']
     monkeypatch.setattr(sys, 'orig_argv', ['/usr/bin/python3', '-u', *words])  # as torchrun starts them
-    assert go_on_command(typed_command(), options, folder) == f'torchrun --nproc-per-node 2 {" ".join(words)} --resume auto'
+    command = f'torchrun --nproc-per-node 2 {" ".join(words)}'
+    assert go_on_command(typed_command(), options, folder) == f'{command} --resume auto'
