@@ -30,7 +30,8 @@ def places(tmp_path_factory):
     (root / 'text.tar').write_text('no archive\n' * 300)
     with tarfile.open(root / 'whole.tar', 'w') as archive:
         archive.add(root / 'images', 'images')
-    content, first = (root / 'whole.tar').read_bytes(), archive.getmembers()[2].offset
+        first = archive.getmembers()[2].offset
+    content = (root / 'whole.tar').read_bytes()
     (root / 'cut.tar').write_bytes(content[:first])  # between two members, where tarfile sees nothing wrong
     (root / 'half.tar').write_bytes(content[:first + 700])
     (root / 'nothing.tar').write_bytes(bytes(10240))
