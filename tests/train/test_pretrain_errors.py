@@ -30,6 +30,7 @@ def places(tmp_path_factory):
     (root / 'text.tar').write_text('no archive\n' * 300)
     with tarfile.open(root / 'whole.tar', 'w') as archive:
         archive.add(root / 'images', 'images')
+    with tarfile.open(root / 'whole.tar') as archive:
         first = archive.getmembers()[2].offset
     content = (root / 'whole.tar').read_bytes()
     (root / 'cut.tar').write_bytes(content[:first])  # between two members, where tarfile sees nothing wrong
