@@ -11,7 +11,15 @@ _LOST_PEER = re.compile('Connection (closed by|reset by|refused)|Broken pipe|Tim
 
 
 class RunStopped(Exception):
-    """The run was asked to stop, and has saved what it takes to go on."""
+    """The run was asked to stop, and has saved what it takes to go on.
+
+    Attributes:
+        command: The command that goes on.
+    """
+
+    def __init__(self, message: str = '', command: str = ''):
+        super().__init__(message)
+        self.command = command
 
 
 def flag_name(name: str) -> str:

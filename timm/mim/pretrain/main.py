@@ -86,7 +86,8 @@ def _run(args: argparse.Namespace, log: LogFile, lock: FolderLock) -> None:
             log.open(folder)
             describe(options, from_recipe, data.description, data_config, trainer, held_out, folder, probes)
             report = Report(folder, options, model_args, describe_environment(device, place.world_size))
-            records = Records(folder, data_config, trainer.update, trainer.updates_per_epoch, trackers, report)
+            records = Records(
+                folder, data_config, trainer.update, trainer.updates_per_epoch, trackers, report, options.warmup_epochs)
             results = RunLoop(trainer, held_out, folder, records, checkpoint, probes).train(bar)
             conclude(options, folder, trainer, results, model_args, file_names(data.held_out))
 

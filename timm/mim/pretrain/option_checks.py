@@ -17,9 +17,11 @@ _ONE_OR_MORE = (
 )
 _ZERO_OR_MORE = (
     'workers', 'epoch_repeats', 'warmup_epochs', 'weight_decay', 'weight_decay_end', 'clip_grad', 'start_epoch',
-    'recovery_interval', 'mim_probe_interval',
+    'recovery_interval', 'mim_probe_interval', 'max_pixels',
 )
 _POSITIVE = ('lr', 'lr_base')
+_SEEDS = 2 ** 32  # as many as NumPy takes
+_LARGEST = 2 ** 31 - 1  # of a count; far beyond what a run can do, and what PyTorch and the file formats take
 _SHARES = (
     'hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'drop_path', 'crop_pct',
     'max_unreadable',
@@ -47,6 +49,7 @@ def check_values(options: argparse.Namespace) -> None:
     Raises:
         UserError: A value is outside of its range, there is no such choice, or two options exclude each other.
     """
+    _check_text(options)
     _check_numbers(options)
     _check_lists(options)
     for name, choices in _CHOICES.items():
@@ -64,7 +67,26 @@ def check_values(options: argparse.Namespace) -> None:
         _check_device(options.device)
 
 
+def _check_text(options: argparse.Namespace) -> None:
+    """Check that names can be written as UTF-8: reports, checkpoints and trackers hold them."""
+    for name, value in vars(options).items():
+        for word in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(word, str) and not _is_utf8(word):
+                shown = word.encode(errors='backslashreplace').decode()
+                raise UserError(f"{flag_name(name)}: '{shown}' is not UTF-8; rename it, or give a link to it.")
+
+
+def _is_utf8(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check_numbers(options: argparse.Namespace) -> None:
+    if not 0 <= options.seed < _SEEDS:
+        raise UserError(f'--seed {options.seed} must be 0 or more, and less than {_SEEDS}.')
     if options.mask_ratio is not None and not 0 < options.mask_ratio < 1:
         raise UserError(f'--mask-ratio {options.mask_ratio:g} must lie between 0 and 1, both excluded.')
     for names, allowed, what in (
@@ -77,6 +99,8 @@ def _check_numbers(options: argparse.Namespace) -> None:
             value = getattr(options, name)
             if value is not None and not allowed(value):
                 raise UserError(f'{flag_name(name)} {value:g} must {what}.')
+            if value is not None and names is not _POSITIVE and value > _LARGEST:
+                raise UserError(f'{flag_name(name)} {value:.3g} is more than {_LARGEST}, the most that is allowed.')
     if options.crop_pct == 0:
         raise UserError('--crop-pct 0 leaves nothing of an image.')
 

@@ -1,7 +1,5 @@
 """The folder of a pre-training run: where it is, whose it is, what lies in it."""
 import argparse
-import errno
-import json
 import os
 from datetime import datetime
 from itertools import count
@@ -13,7 +11,7 @@ import yaml
 from timm.models import safe_model_name
 from .encoder_files import ENCODER
 from .errors import UserError, one_line
-from .files import write_complete
+from .files import is_full, to_json, write_complete
 from .folder_lock import FolderLock
 
 LAST = 'last.pth.tar'
@@ -116,8 +114,8 @@ def _check_writable(folder: Path) -> None:
 
 def _not_writable(folder: Path, error: OSError) -> Exception:
     """The user's mistake, unless the disk is full."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return error
+    if is_full(error):
+        return OSError(f"'{folder}' cannot be written: {one_line(error)}")
     return UserError(f"--output: '{folder}' cannot be written: {error.strerror or one_line(error)}.")
 
 
@@ -129,8 +127,8 @@ def save_options(folder: Path, options: argparse.Namespace) -> None:
         options: Options of the run.
 
     Raises:
-        UserError: The folder cannot be written.
         OSError: The disk is full.
+        UserError: The folder cannot be written.
     """
     try:
         (folder / PICTURES).mkdir(exist_ok=True)
@@ -164,4 +162,4 @@ def plain_options(options: argparse.Namespace) -> Dict[str, Any]:
 
 def save_results(path: Path, results: Dict[str, Any]) -> None:
     """Write the results of a run as JSON."""
-    write_complete(path, lambda partial: partial.write_text(json.dumps(results, indent=2) + '\n'))
+    write_complete(path, lambda partial: partial.write_text(to_json(results, indent=2) + '\n'))

@@ -11,6 +11,7 @@ from .encoder_files import save_encoder
 from .errors import RunStopped
 from .held_out import HeldOutImages
 from .probes.probes import Probes
+from .reporting.command import go_on_command, typed_command
 from .reporting.memory import peak_memory
 from .reporting.progress import Progress
 from .reporting.records import Records
@@ -73,7 +74,9 @@ class RunLoop:
         first_epoch = trainer.update // trainer.updates_per_epoch
         if first_epoch >= trainer.last_epoch:
             return self.results
+        self._stop_if_asked()
         self.results['baselines'] = self.held_out.baselines(trainer.trained_method, trainer.autocast)
+        self._stop_if_asked()
         progress = Progress(
             trainer.update,
             trainer.last_epoch * trainer.updates_per_epoch,
@@ -95,11 +98,24 @@ class RunLoop:
         if completed and self._is_due(epoch + 1):
             self.evaluate(epoch)
             progress.pause()
+            if epoch + 1 < self.trainer.last_epoch:  # after the last one there is nothing left to stop
+                self._stop_if_asked()
         elif stopped:
             self._save_within(epoch)
-        if stopped:
-            last = self.trainer.last_epoch * self.trainer.updates_per_epoch
-            raise RunStopped(f'stopped and saved after step {self.trainer.update} of {last}: --resume auto goes on.')
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """End the run if a process was asked to stop, where the state is saved, or none has been reached yet.
+
+        Raises:
+            RunStopped: It was.
+        """
+        trainer = self.trainer
+        if trainer.is_asked_to_stop():
+            last = trainer.last_epoch * trainer.updates_per_epoch
+            saved = f'saved after step {trainer.update} of {last}' if trainer.update else 'before the first step'
+            command = go_on_command(typed_command(), self.options, self.folder)
+            raise RunStopped(f'stopped, {saved}; this command goes on:', command)
 
     def _train_epoch(self, epoch: int, progress: Progress) -> bool:
         """Train for an epoch, and return whether the run was asked to stop."""

@@ -55,6 +55,14 @@ class StepGuard:
         previous, self.pending = self.pending, None
         return Verdict(True, False) if previous is None else _read(previous)
 
+    def any_process(self, value: bool, device: torch.device) -> bool:
+        """Whether a value is true on some process."""
+        if not self.distributed:
+            return value
+        found = torch.tensor(float(value), device=device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found)
+
     def all_finite(self, tensors: Iterable[torch.Tensor]) -> bool:
         """Whether the tensors of all processes are finite, without any they are. The host waits for the device."""
         found: Dict[torch.device, List[torch.Tensor]] = {}  # an optimizer may count its steps on the host

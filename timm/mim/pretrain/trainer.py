@@ -149,6 +149,12 @@ class Trainer:
         return self.task.get_method(ema=self.task.has_ema())
 
     @property
+    def num_images(self) -> Optional[int]:
+        """Number of images to train on, None of a stream."""
+        dataset = self.train_loader.dataset
+        return None if isinstance(dataset, IterableDataset) else len(dataset)
+
+    @property
     def last_epoch(self) -> int:
         """Number of epochs after which the run ends."""
         return min(self.options.stop_epoch or self.num_epochs, self.num_epochs)
@@ -172,6 +178,10 @@ class Trainer:
             if stop:
                 raise RunStopped
         self._judge(self.guard.finish(), self.update - 1)
+
+    def is_asked_to_stop(self) -> bool:
+        """Whether some process was asked to stop. All processes ask together."""
+        return self.guard.any_process(bool(self.stop), self.device)
 
     def check_readable(self) -> float:
         """Return the share of unreadable images in what was seen of the epoch. All processes ask together.

@@ -5,7 +5,6 @@ gave. Model, method and images are those of the run unless said otherwise.
 """
 import argparse
 import csv
-import json
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -24,7 +23,7 @@ from .data.image_config import image_mode, resolve_image_config
 from .defaults import DEFAULTS
 from .errors import UserError, flag_name
 from .exit_codes import exit_codes
-from .files import write_complete
+from .files import to_json, write_complete
 from .flags import add_validation_arguments as add_arguments  # noqa: F401, scripts take it from here
 from .held_out import MASK_SEED, hold_out
 from .options import resolve_options
@@ -40,7 +39,7 @@ _OPTIONS = dict(
     **{name: name for name in (
         'dataset_download', 'dataset_trust_remote_code', 'input_key', 'target_key', 'input_img_mode', 'workers',
         'pin_mem', 'device', 'amp', 'amp_dtype', 'mean', 'std', 'interpolation', 'crop_pct', 'mim_probe_dir',
-        'mim_probe', 'mim_probe_layers', 'mim_probe_pool', 'max_unreadable',
+        'mim_probe', 'mim_probe_layers', 'mim_probe_pool', 'max_unreadable', 'max_pixels',
     )},
 )
 _OWN = ('mim', 'mim_module', 'checkpoint', 'use_ema', 'mask_seed', 'mim_pictures', 'results_file', 'results_format')
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     with exit_codes():
         results = evaluate({name: value for name, value in vars(args).items() if value is not None})
         if results:
-            print(f'--result\n{json.dumps(results, indent=4)}')
+            print(f'--result\n{to_json(results, indent=4)}')
 
 
 def evaluate(given: Dict[str, Any]) -> Dict[str, Any]:
@@ -160,7 +159,7 @@ def _save_results(path: Path, results: Dict[str, Any], kind: str) -> None:
     def write(partial_path: Path) -> None:
         with open(partial_path, 'w', newline='') as f:
             if kind == 'json':
-                json.dump(results, f, indent=4)
+                f.write(to_json(results, indent=4))
                 return
             writer = csv.DictWriter(f, results)
             writer.writeheader()

@@ -34,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--max-unreadable', type=float, metavar='SHARE',
         help='end a run in which more of the images of an epoch cannot be read (default: 0.1); others take their place '
              'up to there. A stream of images leaves out what it cannot read without telling')
+    group.add_argument(
+        '--max-pixels', type=int, metavar='N',
+        help='count images of more pixels as unreadable, since one is decoded whole, with some 13 bytes of memory for '
+             'each pixel; 0 for no limit (default: 89478485, 1.2 GB)')
     add_probe_arguments(group)
     group.add_argument(
         '--mim-probe-interval', type=int, metavar='N',
@@ -68,5 +72,6 @@ def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
     add('--mim-module', metavar='FILE', help="Python file, or name of a module, with the method (default: the run's)")
     add('--mask-seed', type=int, metavar='N', help='seed of the masks (default: that of training)')
     add('--max-unreadable', type=float, metavar='SHARE', help='end if more of the images cannot be read (default: 0.1)')
+    add('--max-pixels', type=int, metavar='N', help='count images of more pixels as unreadable (default: 89478485)')
     add('--mim-pictures', metavar='FILE', help='write what the method sees and predicts as a picture')
     add_probe_arguments(group)

@@ -56,11 +56,12 @@ class Probes:
         self.average = options.mim_probe_pool == 'avg'
         self.layers = self._check_encoder(method)
         self.names = [name for kind in options.mim_probe for name in self._names(kind)]
-        train, test, classes = self.data
+        train, test, classes, left_out = self.data
         largest = torch.bincount(test.labels).max() / len(test.labels)
         self.description = (
             f'{", ".join(self.names)} on {options.mim_probe_dir}: {len(train.labels)} images to fit, '
-            f'{len(test.labels)} to test, {len(classes)} classes; always the most frequent: {100 * largest:.1f} %')
+            f'{len(test.labels)} to test, {len(classes)} classes; always the most frequent: {100 * largest:.1f} %'
+            + ''.join(f'; {phrase}' for phrase in left_out))
 
     def _names(self, kind: str) -> List[str]:
         layers = [LAST] if kind == 'attentive' else self.layers

@@ -45,6 +45,11 @@ def describe(
     _logger.info(
         f'{trainer.num_epochs} epochs of {trainer.updates_per_epoch} steps with {trainer.images_per_update} images, '
         f'learning rate {trainer.learning_rate:.3g} ({options.sched}, {options.warmup_epochs} epochs of warm-up)')
+    num_images = trainer.num_images
+    if num_images is not None and trainer.images_per_update > num_images:
+        _logger.warning(
+            f'advice: an update takes {trainer.images_per_update} images, and there are {num_images}: each is in it '
+            'several times. Lower --batch-size.')
     if trainer.update:
         _logger.info(f'goes on after step {trainer.update}')
     _logger.info(f'run folder: {folder}')
