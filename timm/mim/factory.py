@@ -102,16 +102,16 @@ def create_mim(
 
     def create(size: Optional[Any]) -> nn.Module:
         model = _create_backbone(backbone, size, model_kwargs or {}) if isinstance(backbone, str) else backbone
-        sizes_seen.append(model_input(model)[1])
+        models.append(model)
         return method_cls(model, img_size=size, **options)
 
-    sizes_seen = []
+    models = []
     try:
         return create(img_size)
     except ImageSizeError as error:
         if img_size is not None:
             raise
-        for size in _sizes_nearby(sizes_seen[0]):
+        for size in _sizes_nearby(model_input(models[0])[1]):
             try:
                 return create(size)
             except (AssertionError, RuntimeError, ValueError):  # models refuse sizes in their own ways
