@@ -14,6 +14,7 @@ import torch.nn as nn
 from timm.models import create_model, is_model
 
 from ..factory import create_mim, get_mim
+from ..model_names import unknown_model
 
 __all__ = [
     'BACKBONE', 'Checkpoint', 'ConversionError', 'Hints', 'Recipe', 'Tensors', 'check_tensors', 'known_hints',
@@ -79,7 +80,7 @@ class Recipe:
             ConversionError: There is no such model, or it cannot be built so.
         """
         if not is_model(self.model):
-            raise ConversionError(f"There is no model '{self.model}', timm.list_models() names those that exist.")
+            raise ConversionError(unknown_model(self.model))
         model_kwargs = dict(self.model_kwargs)
         try:
             with torch.device('meta'):

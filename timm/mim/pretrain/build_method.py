@@ -1,7 +1,6 @@
 """The model that is trained, and the method around it."""
 import argparse
 import os
-from difflib import get_close_matches
 from typing import Any, Dict, Tuple
 
 import torch.nn as nn
@@ -9,6 +8,7 @@ import torch.nn as nn
 from timm.layers import set_fast_norm
 from timm.models import create_model
 from ..factory import create_mim, list_mim_models
+from ..model_names import is_known_model, unknown_model
 from ..older_timm import resolve_model_input_args
 from ..user_module import import_user_module
 from .errors import UserError, flag_name, one_line
@@ -47,9 +47,7 @@ def create_method(options: argparse.Namespace) -> Tuple[nn.Module, Dict[str, Any
             in_chans=options.in_chans if options.in_chans != 3 else None,
             **options.model_kwargs,
         )
-    except RuntimeError:
-        raise _unknown_model(options) from None
-    except (OSError, ValueError) as e:
+    except (OSError, RuntimeError, ValueError) as e:
         raise UserError(f'--model {options.model}: {e}') from None
 
     backbone = _create_backbone(options, model_args)
@@ -87,8 +85,13 @@ def _create_backbone(options: argparse.Namespace, model_args: Dict[str, Any]) ->
         raise UserError(f'--model {options.model} cannot be built: {one_line(e)}') from e
 
 
-def _unknown_model(options: argparse.Namespace) -> UserError:
-    models = list_mim_models(options.mim)
-    near = get_close_matches(options.model, models, n=3)
-    hint = f'did you mean {", ".join(near)}?' if near else f"timm.mim.list_mim_models('{options.mim}') lists them."
-    return UserError(f"--model: there is no model '{options.model}'; {hint}")
+def check_model_name(options: argparse.Namespace) -> None:
+    """Check that there is a model of the name that the options give.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not is_known_model(options.model):
+        models = list_mim_models(options.mim)
+        call = f"timm.mim.list_mim_models('{options.mim}')"
+        raise UserError(f'--model: {unknown_model(options.model, models, call)}')
