@@ -96,7 +96,8 @@ class MIMMethod(nn.Module):
         return {}
 
     def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
-        """ What there is to see of a step: columns of a picture.
+        """ What there is to see of a step: columns of a picture. What was never trained, the prediction at visible places,
+        is not shown.
 
         Args:
             images: Normalised images of shape (B, C, H, W).
@@ -107,10 +108,7 @@ class MIMMethod(nn.Module):
         views = [View('original', images), View('masked input', images, hole)]
         if self.reconstructs_pixels:
             pixels = self.reconstruct(images, mask).to(images.dtype)
-            views += [
-                View('reconstruction', pixels),
-                View('visible + reconstruction', torch.where(hole, pixels, images)),
-            ]
+            views.append(View('visible + prediction', torch.where(hole, pixels, images)))
         return views
 
     def pixel_mask(self, mask: torch.Tensor) -> torch.Tensor:
