@@ -27,7 +27,8 @@ ELSEWHERE = {
     "make benchmark ARGS='--only refactor --rounds 3'": 'the same',
     'make upstream-tests': 'takes hours; a sample: tests/upstream/test_upstream_sample.py::test_sample',
     'python tests/upstream/run_scripts.py': 'tests/train/test_supervised_upstream.py::test_scripts',
-    'pip install git+URL-of-this-repository': 'from another address: tests/patchset/test_packaging.py::test_install_from_git',
+    'pip install git+URL-of-this-repository':
+        'no address; from a folder: tests/patchset/test_packaging.py::test_install_from_git',
     'pip install git+file:///path/to/a/clone': 'tests/patchset/test_packaging.py::test_install_from_git',
     "pip install '.[samples]'":
         'fetches packages; timm itself: tests/patchset/test_packaging.py::test_pip_wheel',

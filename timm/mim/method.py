@@ -96,8 +96,9 @@ class MIMMethod(nn.Module):
         return {}
 
     def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
-        """ What there is to see of a step: columns of a picture. What was never trained, the prediction at visible places,
-        is not shown.
+        """ What there is to see of a step: columns of a picture.
+
+        The prediction at visible places, which was never trained, is not shown.
 
         Args:
             images: Normalised images of shape (B, C, H, W).
