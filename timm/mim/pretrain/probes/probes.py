@@ -102,13 +102,8 @@ class Probes:
         asked = {
             name: (kind, layer) for kind in self.options.mim_probe
             for name, layer in zip(self._names(kind), [TOKENS] if kind == 'attentive' else self.layers)}
-
-        def read(images: torch.Tensor) -> Dict[Layer, torch.Tensor]:
-            with autocast():
-                return method.apply_to_encoder(
-                    read_features, images, self.layers, self.average, 'attentive' in self.options.mim_probe)
         with evaluating(method):
-            found = self._accuracies(asked, read)
+            found = self._accuracies(asked, self._reader(method, autocast))
         if found:
             _logger.info('probes: ' + ', '.join(f'{name} {value:.1f} %' for name, value in found.items()))
         return found
@@ -124,6 +119,14 @@ class Probes:
             size = [min(side, _PIXELS) for side in images.shape[2:]]
             return {LAST: F.adaptive_avg_pool2d(images, size).flatten(1)}
         return self._accuracies(asked, read) if asked else {}
+
+    def _reader(self, method: nn.Module, autocast: Callable) -> Callable[[torch.Tensor], Dict[Layer, torch.Tensor]]:
+        """Return what computes the features of images by layer."""
+        def read(images: torch.Tensor) -> Dict[Layer, torch.Tensor]:
+            with autocast():
+                return method.apply_to_encoder(
+                    read_features, images, self.layers, self.average, 'attentive' in self.options.mim_probe)
+        return read
 
     def _accuracies(
             self,
