@@ -40,7 +40,7 @@ def places(tmp_path_factory):
 
 
 CASES = [
-    ('--mim mae2', "'mae2' is no method; choose"),
+    ('--mim mae2', "'mae2' is no method; did you mean mae?"),
     ('--data-dir {places}/empty', 'no image in'),
     ('--data-dir {places}/nowhere', 'does not exist'),
     ('--data-dir {places}/one', 'one image, and one has to be held out'),

@@ -91,7 +91,9 @@ def test_command_line_goes_before_the_file(script, tmp_path, caplog):
     assert script._parse_args([])[0].batch_size == 128, 'a file has no say in later runs'
 
 
-def test_arguments_of_a_run_run_again(script, tmp_path):
+def test_arguments_of_a_run_run_again(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'folder').mkdir()
     args, text = script._parse_args(['folder', '--bce-loss', '--bce-pos-weight', '2', '--drop-connect', '0.1'])
     (tmp_path / 'args.yaml').write_text(text)
     again, _ = script._parse_args(['-c', str(tmp_path / 'args.yaml')])

@@ -7,13 +7,13 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, Type, Union
 
 import torch.nn as nn
 
-from timm.models import create_model, is_model, list_models
+from timm.models import create_model, list_models
 from timm.models._model_class import get_model_class
-from timm.models._registry import get_arch_name
 
 from .backbone import model_input, to_pair
-from .output import ImageSizeError
+from .model_names import is_known_model, nearest_names, unknown_model
 from .older_timm import resolve_model_input_args
+from .output import ImageSizeError
 
 __all__ = ['create_mim', 'get_mim', 'list_mim_models', 'list_mims', 'register_mim']
 
@@ -47,7 +47,9 @@ def get_mim(method: str) -> Type[nn.Module]:
         ValueError: There is no method of that name.
     """
     if method not in _methods:
-        raise ValueError(f'Unknown method {method}, there is {", ".join(list_mims())}.')
+        near = nearest_names(method, list_mims(), 1)
+        hint = f'did you mean {near[0]}?' if near else f'choose {", ".join(list_mims())}.'
+        raise ValueError(f"There is no method '{method}'; {hint}")
     return _methods[method]
 
 
@@ -81,7 +83,8 @@ def create_mim(
 
     Args:
         method: Name of a method, see `list_mims`.
-        backbone: Model, or the name of a model to build without a classifier.
+        backbone: Model, or the name of a model to build without a classifier. Give `copy.deepcopy(model)` to keep
+            a model as it is.
         img_size: Image size, one number or (height, width). If None that of the model, or where the method cannot work
             with that, the nearest size that it can work with, see the attribute `img_size` of the method.
         model_kwargs: Arguments for `timm.create_model`, for a backbone given by name.
@@ -135,8 +138,8 @@ def _check_options(method: str, method_cls: Type[nn.Module], options: Dict[str, 
 
 
 def _create_backbone(name: str, img_size: Optional[Any], model_kwargs: Dict[str, Any]) -> nn.Module:
-    if ':' not in name and not is_model(get_arch_name(name)):
-        raise ValueError(f'Unknown model {name}, timm.list_models() names those that exist.')
+    if not is_known_model(name):
+        raise ValueError(unknown_model(name))
     if img_size is not None:
         img_size = to_pair(img_size, 'img_size')
     model_args = resolve_model_input_args(name, dict(img_size=img_size), **{**model_kwargs, 'num_classes': 0})

@@ -226,9 +226,11 @@ class MAE(MIMMethod):
         views = super().views(images, noise)
         if self.norm_pix:
             mask = self.make_mask(noise)
+            hole = self.pixel_mask(mask)
             views += [
-                View('prediction, patches normalised', self.reconstruct(images, mask)),
-                View('true mean and variance (leaks)', self.reconstruct_with_target_statistics(images, mask)),
+                View('prediction, patches normalised', self.reconstruct(images, mask), ~hole),
+                View('visible + prediction with true mean and variance (leaks)', torch.where(
+                    hole, self.reconstruct_with_target_statistics(images, mask).to(images.dtype), images)),
             ]
         return views
 

@@ -217,6 +217,8 @@ class MIMMethod(nn.Module):
     def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
         """ What there is to see of a step: columns of a picture.
 
+        The prediction at visible places, which was never trained, is not shown.
+
         Args:
             images: Normalised images of shape (B, C, H, W).
             noise: Noise to make masks of, as `noise_shape` says.
@@ -226,10 +228,7 @@ class MIMMethod(nn.Module):
         views = [View('original', images), View('masked input', images, hole)]
         if self.reconstructs_pixels:
             pixels = self.reconstruct(images, mask).to(images.dtype)
-            views += [
-                View('reconstruction', pixels),
-                View('visible + reconstruction', torch.where(hole, pixels, images)),
-            ]
+            views.append(View('visible + prediction', torch.where(hole, pixels, images)))
         return views
 
     def pixel_mask(self, mask: torch.Tensor) -> torch.Tensor:

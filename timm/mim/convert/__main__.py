@@ -6,6 +6,7 @@ from typing import List, Optional
 
 from timm.utils import ParseKwargs
 
+from ..pretrain.flags import OneLineParser
 from . import FORMATS, Conversion, ConversionError, __doc__ as description, convert
 
 
@@ -41,7 +42,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog='python -m timm.mim.convert', description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', metavar='SOURCE', help='checkpoint to read, a file or a folder')

@@ -13,6 +13,7 @@ import torch.nn as nn
 from timm.models import create_model, is_model
 
 from ..factory import create_mim
+from ..model_names import unknown_model
 from ..older_timm import resolve_model_input_args
 from ..teacher import TeacherTarget
 
@@ -92,7 +93,7 @@ class Recipe:
             ConversionError: There is no such model, or it cannot be built with these arguments.
         """
         if not is_model(self.model):
-            raise ConversionError(f"There is no model '{self.model}', timm.list_models() names those that exist.")
+            raise ConversionError(unknown_model(self.model))
         model_kwargs, options = dict(self.model_kwargs), dict(self.options)
         if self.teacher is not None:
             options['target'] = _features_without_weights(self.teacher)

@@ -4,7 +4,6 @@ import logging
 import os
 import re
 from contextlib import contextmanager
-from difflib import get_close_matches
 from typing import Any, Dict, Iterator, List, Tuple
 
 import torch.nn as nn
@@ -12,6 +11,7 @@ import torch.nn as nn
 from timm.layers import set_fast_norm
 from timm.models import create_model
 from ..factory import create_mim, list_mim_models
+from ..model_names import is_known_model, unknown_model
 from ..older_timm import resolve_model_input_args
 from ..output import MIMUnsupportedError
 from ..user_module import import_user_module
@@ -55,9 +55,7 @@ def create_method(options: argparse.Namespace) -> Tuple[nn.Module, Dict[str, Any
             in_chans=options.in_chans if options.in_chans != 3 else None,
             **options.model_kwargs,
         )
-    except RuntimeError:
-        raise _unknown_model(options) from None
-    except (OSError, TypeError, ValueError) as e:
+    except (OSError, RuntimeError, TypeError, ValueError) as e:
         raise UserError(f'--model {options.model}: {one_line(e)}') from None
 
     backbone = _create_backbone(options, model_args)
@@ -132,8 +130,13 @@ def _noting_missing_weights() -> Iterator[List[str]]:
         logger.setLevel(level)
 
 
-def _unknown_model(options: argparse.Namespace) -> UserError:
-    models = list_mim_models(options.mim)
-    near = get_close_matches(options.model, models, n=3)
-    hint = f'did you mean {", ".join(near)}?' if near else f"timm.mim.list_mim_models('{options.mim}') lists them."
-    return UserError(f"--model: there is no model '{options.model}'; {hint}")
+def check_model_name(options: argparse.Namespace) -> None:
+    """Check that there is a model of the name that the options give.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not is_known_model(options.model):
+        models = list_mim_models(options.mim)
+        call = f"timm.mim.list_mim_models('{options.mim}')"
+        raise UserError(f'--model: {unknown_model(options.model, models, call)}')

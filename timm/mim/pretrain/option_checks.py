@@ -9,6 +9,7 @@ import torch
 from timm.optim import list_optimizers
 from .defaults import DEFAULTS
 from .errors import UserError, flag_name
+from .flags import Mistakes
 from .sharding import has_fsdp2
 
 _ONE_OR_MORE = (
@@ -49,13 +50,25 @@ def check_values(options: argparse.Namespace) -> None:
     Raises:
         UserError: A value is outside of its range, there is no such choice, or two options exclude each other.
     """
-    _check_text(options)
-    _check_numbers(options)
-    _check_lists(options)
+    mistakes = Mistakes()
+    for check in (_check_text, _check_numbers, _check_lists, _check_choices, _check_others):
+        with mistakes.noted():
+            check(options)
+    mistakes.tell()
+
+
+def _check_choices(options: argparse.Namespace) -> None:
+    mistakes = Mistakes()
     for name, choices in _CHOICES.items():
         if getattr(options, name) or name not in _MAY_BE_EMPTY:
-            _check_choice(name, getattr(options, name), choices)
-    _check_choice('opt', options.opt.lower(), list_optimizers())
+            with mistakes.noted():
+                _check_choice(name, getattr(options, name), choices)
+    with mistakes.noted():
+        _check_choice('opt', options.opt.lower(), list_optimizers())
+    mistakes.tell()
+
+
+def _check_others(options: argparse.Namespace) -> None:
     if options.stop_epoch is not None and options.stop_epoch > options.epochs:
         raise UserError(f'--stop-epoch {options.stop_epoch} lies behind the last epoch, {options.epochs}.')
     if options.torchcompile_mode and not options.torchcompile:
@@ -85,10 +98,11 @@ def _is_utf8(word: str) -> bool:
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
+    mistakes = Mistakes()
     if not 0 <= options.seed < _SEEDS:
-        raise UserError(f'--seed {options.seed} must be 0 or more, and less than {_SEEDS}.')
+        mistakes.note(f'--seed {options.seed} must be 0 or more, and less than {_SEEDS}.')
     if options.mask_ratio is not None and not 0 < options.mask_ratio < 1:
-        raise UserError(f'--mask-ratio {options.mask_ratio:g} must lie between 0 and 1, both excluded.')
+        mistakes.note(f'--mask-ratio {options.mask_ratio:g} must lie between 0 and 1, both excluded.')
     for names, allowed, what in (
             (_ONE_OR_MORE, lambda value: value >= 1, 'be 1 or more'),
             (_ZERO_OR_MORE, lambda value: value >= 0, 'be 0 or more'),
@@ -98,11 +112,12 @@ def _check_numbers(options: argparse.Namespace) -> None:
         for name in names:
             value = getattr(options, name)
             if value is not None and not allowed(value):
-                raise UserError(f'{flag_name(name)} {value:g} must {what}.')
-            if value is not None and names is not _POSITIVE and value > _LARGEST:
-                raise UserError(f'{flag_name(name)} {value:.3g} is more than {_LARGEST}, the most that is allowed.')
+                mistakes.note(f'{flag_name(name)} {value:g} must {what}.')
+            elif value is not None and names is not _POSITIVE and value > _LARGEST:
+                mistakes.note(f'{flag_name(name)} {value:.3g} is more than {_LARGEST}, the most that is allowed.')
     if options.crop_pct == 0:
-        raise UserError('--crop-pct 0 leaves nothing of an image.')
+        mistakes.note('--crop-pct 0 leaves nothing of an image.')
+    mistakes.tell()
 
 
 def _check_lists(options: argparse.Namespace) -> None:

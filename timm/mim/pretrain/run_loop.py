@@ -76,6 +76,8 @@ class RunLoop:
             return self.results
         self._stop_if_asked()
         self.results['baselines'] = self.held_out.baselines(trainer.trained_method, trainer.autocast)
+        if self.probes is not None and 'probe_baselines' not in self.results:
+            self.results['probe_baselines'] = self._probe_baselines()
         self._stop_if_asked()
         progress = Progress(
             trainer.update,
@@ -91,6 +93,14 @@ class RunLoop:
         finally:
             progress.close()
         return self.results
+
+    def _probe_baselines(self) -> Dict[str, Dict[str, float]]:
+        """What the probes find on pixels, and on the encoder before training unless the run is resumed."""
+        trainer = self.trainer
+        found = {'pixels': self.probes.measure_pixels()}
+        if trainer.update == 0:
+            found['encoder before training'] = self.probes.measure(trainer.trained_method, trainer.autocast)
+        return found
 
     def _run_epoch(self, epoch: int, progress: Progress) -> None:
         stopped = self._train_epoch(epoch, progress)

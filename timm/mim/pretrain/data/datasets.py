@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
-from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from timm.data import ImageDataset, create_dataset
@@ -16,7 +15,7 @@ from ..errors import UserError, flag_name, one_line
 from .archive import check_archive
 from .image_folder import ImageFolder, shared_files
 from .image_names import draw_held_out, image_names
-from .sample_photographs import sample_photographs
+from .samples import PHOTOGRAPHS, Samples, is_sample, open_samples
 
 _logger = logging.getLogger(__name__)
 
@@ -37,16 +36,16 @@ class PretrainData(NamedTuple):
 
 
 class DecodedImages(Dataset):
-    """A few image files, decoded once: cropping a photograph takes a fraction of the time of decoding it.
+    """A few images, decoded once: cropping a photograph takes a fraction of the time of decoding it.
 
     Args:
-        paths: Image files.
+        samples: Images with their names.
         mode: PIL mode to convert images to.
     """
 
-    def __init__(self, paths: Sequence[Path], mode: str):
-        self.names = [path.name for path in paths]
-        self.images = [Image.open(path).convert(mode) for path in paths]
+    def __init__(self, samples: Samples, mode: str):
+        self.names = samples.names
+        self.images = [image.convert(mode) for image in samples.images]
         self.transform = None
 
     def __getitem__(self, index: int):
@@ -66,11 +65,11 @@ def open_data(options: argparse.Namespace, mode: str) -> PretrainData:
     Raises:
         UserError: There are no images, or too few to hold any out.
     """
-    if not options.data_dir and not options.dataset:
-        return _open_sample_photographs(mode)
+    if is_sample(options.dataset) or not (options.data_dir or options.dataset):
+        return _open_samples(options, mode)
     folder = not options.dataset
     if options.data_dir and folder:
-        _check_folder(options.data_dir)
+        check_folder(options.data_dir)
         _check_split(options)
     _check_name(options.dataset)
     train = _create_dataset(options, options.train_split, mode, is_training=True)
@@ -96,35 +95,39 @@ def open_to_measure(options: argparse.Namespace, mode: str) -> Tuple[Dataset, st
     Returns:
         The images, and one line that says where they come from.
     """
+    if is_sample(options.dataset):
+        split = options.val_split or 'validation'
+        return DecodedImages(open_samples(options.dataset, split), mode), f'{options.dataset}: {split}'
     _check_name(options.dataset)
     if options.dataset:
         split = options.val_split or 'validation'
         return _create_dataset(options, split, mode, is_training=False), f'{options.dataset}: {split}'
     if not options.data_dir:
         raise UserError('--split is of a --data-dir or --dataset, which is not given.')
-    _check_folder(options.data_dir)
+    check_folder(options.data_dir)
     folder = _validation_folder(options) or options.data_dir
     options = argparse.Namespace(**{**vars(options), 'data_dir': str(folder)})
     dataset = _create_dataset(options, '', mode, is_training=False)
     return dataset, '; '.join([str(folder), *_left_out(dataset)])
 
 
-def _open_sample_photographs(mode: str) -> PretrainData:
-    try:
-        train, held_out = sample_photographs()
-    except FileNotFoundError as e:
-        raise UserError(
-            f'no data is named (--data-dir), and there are no sample photographs: {e}; '
-            "pip install scikit-image scikit-learn, or the extra 'samples'.") from None
-    names = ' and '.join(path.stem for path in held_out)
+def _open_samples(options: argparse.Namespace, mode: str) -> PretrainData:
+    dataset, split = options.dataset or PHOTOGRAPHS, options.val_split or 'validation'
+    train, held_out = (open_samples(dataset, name) for name in (options.train_split, split))
+    named = options.dataset or f'no data named: {PHOTOGRAPHS}'
+    shown = f' ({", ".join(held_out.names)})' if len(held_out.names) < 5 else ''
     return PretrainData(
         DecodedImages(train, mode),
         DecodedImages(held_out, mode),
-        f'no data named: {len(train)} photographs that ship with scikit-image and scikit-learn, '
-        f'and two more held out ({names})')
+        f'{named}: {len(train.images)} images to train on, {len(held_out.images)} more held out{shown}')
 
 
-def _check_folder(path: str) -> None:
+def check_folder(path: str) -> None:
+    """Check that there is a folder or .tar file of this name.
+
+    Raises:
+        UserError: There is none.
+    """
     if not os.path.exists(path):
         raise UserError(f"--data-dir: '{path}' does not exist.")
     if os.path.isdir(path):

@@ -10,7 +10,7 @@ loads it by its path.
 - `errors`: mistakes of the user's
 """
 from .config import flags_of as flags_of, only_given as only_given, parse as parse
-from .errors import UserError as UserError
+from .errors import Mistakes as Mistakes, UserError as UserError
 from .methods import (
     add_arguments as add_arguments,
     add_probe_arguments as add_probe_arguments,

@@ -7,6 +7,7 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 import yaml
 
 from .errors import UserError
+from .parser import OneLineParser
 
 RECIPES = Path(__file__).parents[2] / 'recipes'  # of the installed package
 
@@ -29,7 +30,7 @@ def parse(
     Raises:
         UserError: The file cannot be read, or a value in it is of the wrong kind.
     """
-    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config_parser = OneLineParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument('-c', '--config')
     config, argv = config_parser.parse_known_args(argv)
     actions = flags_of(parser)

@@ -7,8 +7,9 @@ import torch
 from torch.utils.data import Dataset
 
 from timm.data import ImageDataset
-from ..data.datasets import select
+from ..data.datasets import DecodedImages, select
 from ..data.image_folder import ImageFolder, shared_files
+from ..data.samples import is_sample, open_samples
 from ..errors import UserError
 
 _TRAIN = ('train', 'training')
@@ -32,18 +33,21 @@ class ProbeData(NamedTuple):
     left_out: List[str]
 
 
-def open_probe_data(folder: str, mode: str) -> ProbeData:
+def open_probe_data(folder: str, mode: str, split: str = 'validation') -> ProbeData:
     """Open a folder of class folders, with `train` and `val` above them or without.
 
     Without them a fifth of each class, at least one image, is tested on; it is the same fifth in every run.
 
     Args:
-        folder: Folder with labelled images.
+        folder: Folder with labelled images, or the name of sample images that have labels.
         mode: PIL mode to convert images to.
+        split: Split of sample images to test on.
 
     Raises:
         UserError: It is no such folder, or has too few images.
     """
+    if is_sample(folder):
+        return _open_samples(folder, mode, split)
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"--mim-probe-dir: there is no folder '{folder}'.")
@@ -67,6 +71,15 @@ def open_probe_data(folder: str, mode: str) -> ProbeData:
         fit = _take(fit, [i for i in range(len(fit.labels)) if i not in shared])
         left_out.append(f'left out {len(shared)} images in {train.name}/ that are in {test.name}/ too')
     return ProbeData(fit, held_out, list(classes), [phrase for phrase in left_out if phrase])
+
+
+def _open_samples(name: str, mode: str, split: str) -> ProbeData:
+    train, test = (open_samples(name, part) for part in ('train', split))
+    if train.labels is None:
+        raise UserError(f"--mim-probe-dir: '{name}' has no labels.")
+    fit, tested = (
+        LabelledImages(DecodedImages(samples, mode), torch.tensor(samples.labels)) for samples in (train, test))
+    return ProbeData(fit, tested, [str(label) for label in sorted(set(train.labels))], left_out=[])
 
 
 def _first_folder(root: Path, names: Tuple[str, ...]) -> Optional[Path]:

@@ -130,6 +130,9 @@ def _say_error(results: Dict[str, Any]) -> None:
     for label, value in rows:
         _logger.info(f'  {label:<38}{value:.4f}')
     if 'probes' in results:
-        _logger.info('\naccuracy of probes of the last encoder, %')
+        _logger.info('\naccuracy of probes of the last encoder, and without training, %')
         for label, value in results['probes'].items():
             _logger.info(f'  {label:<38}{value:.1f}')
+            for what, found in results.get('probe_baselines', {}).items():
+                if label in found:
+                    _logger.info(f'  {label + ", " + what:<38}{found[label]:.1f}')
