@@ -33,7 +33,7 @@ class MIMMethod(nn.Module):
         losses_compare: A lower held-out loss is a better model. It is not where targets change with the model.
         lean: Take the shortcuts of `timm.mim.lean`, which leave the loss as it is.
     """
-    protocol = ('map_tokens', 'features_to_map')  # methods that a model must not refuse
+    protocol = ('map_tokens', 'features_to_map', 'patch_grid')  # methods that a model must not refuse
     mask_grid = 'patch_grid'  # method of a model that tells the grid of what a mask decides on
     works = 'timm.mim.list_mim_models names the models that work'
     reconstructs_pixels = True
