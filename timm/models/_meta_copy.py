@@ -5,6 +5,7 @@ where tensors have a shape and no content. The size of the input costs nothing. 
 parameters, statistics, caches and hooks stay as they are.
 """
 import copy
+from types import MethodType
 from typing import Any, Dict, Optional, Tuple
 
 import torch
@@ -59,6 +60,8 @@ def meta_copy(module: nn.Module) -> nn.Module:
             state[name] = {key: _to_meta(tensor) for key, tensor in value.items()}
         elif name.startswith('_') and '_hooks' in name:
             state[name] = type(value)() if isinstance(value, dict) else value
+        elif isinstance(value, MethodType) and value.__self__ is module:
+            state[name] = MethodType(value.__func__, replica)  # FasterNet chooses its forward
         else:
             state[name] = _to_meta(value)
     # LayerNorm asks with _fast_norm for the autocast of its device, which the meta device does not have
