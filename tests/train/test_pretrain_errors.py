@@ -48,7 +48,7 @@ CASES = [
     ('--dataset hfds/x/y --data-dir {places}', 'hfds/x/y with --train-split'),
     ('--val-split nowhere', "no folder 'nowhere'"),
     ('--train-split nowhere', "no folder 'nowhere'"),
-    ('--model resnet50', 'list_mim_models'),
+    ('--model pit_ti_224', 'list_mim_models'),
     ('--model vit_bas_patch16_224', 'did you mean vit_base_patch16_224'),
     ('--model-kwargs nonsense=1', "unexpected keyword argument 'nonsense'"),
     ('--model-kwargs patch_drop_rate=0.5', 'patch_drop_rate'),

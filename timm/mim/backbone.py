@@ -25,6 +25,7 @@ _REFUSALS = dict(
     map_tokens='has no patch tokens apart from their positions that could be replaced',
     keep_tokens='needs its whole grid of tokens and cannot drop any',
     features_to_map='gives no feature map',
+    patch_grid='has no grid of patches that divides an image, convolutions of its stem do not pad',
 )
 # large enough that one patch more or less at the border does not change the rounded stride
 _LARGE_IMAGE = 1 << 20

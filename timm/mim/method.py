@@ -40,7 +40,7 @@ class MIMMethod(nn.Module):
         lean: Take the shortcuts of `timm.mim.lean`, which leave the loss as it is.
         takes_any_size: Images may have another size than `img_size`, if the model takes it.
     """
-    protocol = ('map_tokens', 'features_to_map')  # methods that a model must not refuse
+    protocol = ('map_tokens', 'features_to_map', 'patch_grid')  # methods that a model must not refuse
     mask_grid = 'patch_grid'  # method of a model that tells the grid of what a mask decides on
     works = 'timm.mim.list_mim_models names the models that work'
     reconstructs_pixels = True

@@ -1,10 +1,11 @@
 # Overlay: woven into upstream's timm/models/inception_v4.py when the package is built.
 # Read the result in build/timm/models/inception_v4.py.
-from ._embed_stages import EmbedStagesMixin
+from ._embed_stages import EmbedStagesMixin, refuse_patch_grid
 
 
 class InceptionV4(EmbedStagesMixin, nn.Module):
     grid_format = 'NCHW'
+    patch_grid = refuse_patch_grid
 
     def embed_patches(self, x: torch.Tensor) -> torch.Tensor:
         """Embed an image as patch tokens (B, C, H, W): the first three convolutions."""
