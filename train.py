@@ -47,6 +47,12 @@ def _fail(error: flags.UserError) -> None:
     raise SystemExit(2)
 
 
+def create_model(*args, **kwargs):
+    """`timm.create_model`. main() takes it from here, so that another one can be put in its place."""
+    from timm.models import create_model
+    return create_model(*args, **kwargs)
+
+
 def main() -> None:
     args, args_text = _parse_args()
     from timm.utils import setup_default_logging
@@ -55,7 +61,6 @@ def main() -> None:
         from timm.mim import pretrain
         pretrain.run(args)
     else:
-        from timm.models import create_model
         from training import supervised
         supervised.run(args, args_text, create_model)
 

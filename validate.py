@@ -15,6 +15,12 @@ from training.definitions import flags
 parser = validation_flags.create_parser()
 
 
+def create_model(*args, **kwargs):
+    """`timm.create_model`. validate() takes it from here, so that another one can be put in its place."""
+    from timm.models import create_model
+    return create_model(*args, **kwargs)
+
+
 def validate(args) -> Dict[str, Any]:
     """Evaluate one model.
 
@@ -24,7 +30,6 @@ def validate(args) -> Dict[str, Any]:
     Returns:
         Name, metrics, size of the model and of the images.
     """
-    from timm.models import create_model
     from training import validation
     return validation.validate(args, create_model)
 
