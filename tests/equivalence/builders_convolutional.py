@@ -19,7 +19,7 @@ def norm_free_net(in_chans=3, num_classes=5, drop_path_rate=0.1, **cfg):
 
 
 def reg_net(in_chans=3, num_classes=5, **cfg):
-    cfg = RegNetCfg(depth=4, w0=16, wa=16., wm=2., group_size=8, stem_width=8, **cfg)
+    cfg = RegNetCfg(depth=6, w0=16, wa=24., wm=2., group_size=8, stem_width=8, **cfg)
     return RegNet(cfg, in_chans=in_chans, num_classes=num_classes, drop_path_rate=0.1)
 
 

@@ -148,7 +148,7 @@ class TestTensors:
         (facebook_mae, {'norm.weight': None}, 'values that are no tensors: norm.weight'),
         (facebook_mae, {'module.norm.weight': torch.ones(48)}, 'two tensors of the name norm.weight, one of'),
         (facebook_mae, {'odd\nname': torch.ones(48)}, r'unknown: odd\?name'),
-    ], ids=str)
+    ], ids=lambda value: getattr(value, '__name__', None))
     def test_refused_by_name(self, build, change, message, tmp_path):
         tensors = {name: tensor for name, tensor in {**build(), **change}.items() if tensor is not ...}
         torch.save(dict(model=tensors), tmp_path / 'a.pth')
