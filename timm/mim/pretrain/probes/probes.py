@@ -20,7 +20,7 @@ from .linear import linear_predict
 _logger = logging.getLogger(__name__)
 
 _READABLE = 'readable'  # among the features, whether there is an image behind them
-_PIXELS = 32  # a side, of the images that classifiers are fitted on directly
+_PIXELS = 16  # a side, of the images that classifiers are fitted on directly
 _MAX_TOKEN_BYTES = 32 * 2 ** 30  # of main memory
 
 
@@ -112,7 +112,7 @@ class Probes:
     def measure_pixels(self) -> Dict[str, float]:
         """Return the accuracies in percent of the same classifiers on pixels, but for attentive, which needs tokens.
 
-        Images of more than 32 pixels a side are averaged down to that.
+        Images of more than 16 pixels a side are averaged down to that, or fitting takes longer than training.
         """
         asked = {f'{kind}_top1': (kind, LAST) for kind in self.options.mim_probe if kind != 'attentive'}
 
