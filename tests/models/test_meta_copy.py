@@ -82,7 +82,7 @@ def test_a_cache_is_not_written():
 
 
 def set_stride(model):
-    model.conv1.stride = (1, 1)
+    model.conv1[0].stride = (1, 1)
 
 
 def remove_pool(model):
@@ -121,7 +121,7 @@ def test_pool_that_rounds_up():
 def test_any_type_and_state(dtype):
     model = resnet(in_chans=5).to(dtype)
     model.set_grad_checkpointing()
-    parametrizations.weight_norm(model.conv1[0] if isinstance(model.conv1, nn.Sequential) else model.conv1)
+    parametrizations.weight_norm(model.conv1[0])
     with torch.autocast('cpu', dtype=torch.bfloat16), torch.inference_mode():
         assert model.patch_grid((64, 96)) == (16, 24)
 

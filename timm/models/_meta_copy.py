@@ -51,8 +51,9 @@ def meta_copy(module: nn.Module) -> nn.Module:
     Args:
         module: Module, which is not changed.
     """
-    replica = copy.copy(module)
+    replica = object.__new__(type(module))  # not copy.copy, a module with parametrizations refuses to be pickled
     state = vars(replica)
+    state.update(vars(module))
     for name, value in state.items():
         if name == '_modules':
             state[name] = _MetaChildren(value)
