@@ -9,7 +9,8 @@ from timm.models.vovnet import VovNet
 
 
 def csp_net(out_chs=(8, 12, 16), kernel_size=3, stride=2, pool='', stage_type='csp', **kwargs):
-    stages = CspStagesCfg(depth=(1, 2), out_chs=(16, 32), stage_type=stage_type)
+    block_ratio = 1. if stage_type == 'dark' else 0.5  # other stages run their blocks on half of the channels
+    stages = CspStagesCfg(depth=(1, 2), out_chs=(16, 32), block_ratio=block_ratio, stage_type=stage_type)
     return CspNet(CspModelCfg(CspStemCfg(out_chs, stride, kernel_size, pool=pool), stages), **kwargs)
 
 

@@ -12,6 +12,8 @@ def prediction_and_gradients(
 ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
     """Prediction, and the gradients of a sum of it with fixed weights, in which no target takes part."""
     method.zero_grad()
+    training = method.training
+    method.train().train(training)  # LeViT and others cache attention biases in eval mode, with the graph of a backward pass
     torch.manual_seed(1)  # dropout, stochastic depth
     prediction = method(images, noise=noise).prediction
     weights = torch.randn(prediction.shape, generator=torch.Generator().manual_seed(2))

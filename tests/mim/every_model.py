@@ -37,6 +37,7 @@ REFUSED_CASES = {
     'coat-maps': 'several feature maps',
     'coat-parallel-maps': 'several feature maps',
     'convit-all-local': '16 tokens do not make a 4 x 4 map with 1 prefix tokens',
+    'hrnet-branches': 'list of 4 tensors',
     'levit-non-square': 'multiple of 64',
     'deepseek-classifier-align-padded': 'multiple of',
     'gemma4-classifier-soft': 'multiple of 32|pools neighbours on the grid',
