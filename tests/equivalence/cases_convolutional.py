@@ -41,7 +41,7 @@ FAMILIES = {
     'repghost': ('timm.models.repghost.RepGhostNet', dict(cfgs=GHOST_BLOCKS)),
     'repvit': ('timm.models.repvit.RepVit', dict(embed_dim=[16, 24, 32], depth=[1, 1, 1])),
     'resnet': ('test_resnet', {}),
-    'resnetv2': ('timm.models.resnetv2.ResNetV2', dict(layers=[1, 1, 1, 1], channels=[128, 128, 128, 128], stem_chs=64)),
+    'resnetv2': ('timm.models.resnetv2.ResNetV2', dict(layers=[1] * 4, channels=[128] * 4, stem_chs=64)),
     'rexnet': ('timm.models.rexnet.RexNet', dict(initial_chs=8, final_chs=40, depth_mult=0.5)),
     'selecsls': ('builders_convolutional.selective_short_long', {}),
     'senet': ('builders_convolutional.squeeze_excitation_net', {}),

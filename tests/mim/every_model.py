@@ -19,9 +19,9 @@ OPTIONS = {
     'mae': dict(decoder_dim=16, decoder_depth=1, decoder_heads=2),
     'ijepa': dict(predictor_dim=16, predictor_depth=1, predictor_heads=2, num_targets=2),
 }
-# Softmax does not see a key bias, which moves all scores of a query alike, nor the bias of a single key, which LeViT has
-# at its last stage in a small image. A batch norm takes away the bias before it (squeeze-excite of ReXNet).
-MAY_BE_ZERO = 'k_bias', 'attention_biases', 'se.fc1.bias'
+# Softmax does not see a key bias, which moves all scores of a query alike, nor the bias of a single key, which is what
+# the last stage of LeViT has in a small image. A batch norm removes a bias in front of it (ReXNet, SHViT).
+MAY_BE_ZERO = 'k_bias', 'attention_biases', 'se.fc1.bias', 'mixer.m.pre_norm.bias'
 LARGEST = 100e6  # parameters of the models that are trained with real numbers, the giants have shapes alone
 SIDES = 64, 56, 128, 112, 192, 224, 256  # of small images, for patches of 16 and 14 pixels
 
