@@ -32,8 +32,9 @@ class MetaDevice(DeviceContext):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         tensor = args[0] if args else (kwargs or {}).get('tensor')
         if func in INITIALIZERS and isinstance(tensor, torch.Tensor) and tensor.is_meta:
-            scalars = [value for value in [*args[1:], *(kwargs or {}).items()] if not isinstance(value, torch.Tensor)]
-            self.lines.append(f'{func.__name__} {list(tensor.shape)} {scalars}')
+            values = [*enumerate(args), *(kwargs or {}).items()]
+            scalars = ', '.join(f'{key}={value}' for key, value in values if not isinstance(value, torch.Tensor))
+            self.lines.append(f'{func.__name__}({list(tensor.shape)}, {scalars})')
             return tensor
         return super().__torch_function__(func, types, args, kwargs)
 
