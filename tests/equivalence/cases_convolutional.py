@@ -71,7 +71,7 @@ CASES = [
     case('cspnext', 'checkpointing', CHECKPOINTING),
     case('densenet', 'stem', UNEVEN, proj_drop_rate=0.1),
     case('densenet', 'deep-tiered-stem', stem_type='deep_tiered'),
-    case('dla', 'basic', UNEVEN),
+    case('dla', 'basic', WIDE),
     case('dla', 'residual', block='DlaBottle2neck', shortcut_root=True),
     case('dpn', 'small-stem', UNEVEN),
     case('dpn', 'stem', small=False, b=True),
