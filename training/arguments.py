@@ -3,7 +3,6 @@ import argparse
 import logging
 
 from timm.loss import create_classification_loss
-from .datasets import check_source
 from .definitions import flags
 from .errors import UserError, user_errors
 from .model import check_name
@@ -24,9 +23,6 @@ def resolve(args: argparse.Namespace) -> None:
         _logger.warning('--drop-connect is the old name of --drop-path.')
         args.drop_path = args.drop_connect if args.drop_path is None else args.drop_path
     mistakes = flags.Mistakes()
-    with mistakes.noted():
-        if args.data_dir or args.dataset:
-            check_source(args.dataset, args.data_dir)
     with mistakes.noted():
         check_name('--model', args.model)
     for check in (_resolve_image_size, _resolve_task, _resolve_loss, _check_loaders, check_precision, _check_others):

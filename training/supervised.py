@@ -13,7 +13,7 @@ from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkp
 from timm.task.evaluator import evaluation_sample_limit
 from timm.utils import distribute_bn
 from . import device, model as models
-from .datasets import resolve_image_config
+from .datasets import check_source, resolve_image_config
 from .device import Place
 from .epoch import Epoch
 from .errors import MISFITS, UserError, user_errors
@@ -37,6 +37,8 @@ def run(args: argparse.Namespace, args_text: str, create_model: Callable[..., nn
     Raises:
         UserError: The arguments ask for what there is not.
     """
+    if args.data_dir or args.dataset:
+        check_source(args.dataset, args.data_dir)
     args.prefetcher = not args.no_prefetcher
     args.grad_accum_steps = max(1, args.grad_accum_steps)
     checkpoint = find_checkpoint(args)

@@ -11,6 +11,9 @@ class RunsCode:
     def __init__(self, folder):
         self.folder = folder
 
+    def __deepcopy__(self, memo):
+        return self  # copying must not run it
+
     def __reduce__(self):
         return os.mkdir, (str(self.folder),)
 

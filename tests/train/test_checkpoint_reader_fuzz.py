@@ -26,7 +26,7 @@ def checkpoint():
         task_state=dict(method={'mask_token': torch.zeros(1, 1, 8)}),
         optimizer=dict(state=state, param_groups=[dict(lr=1e-3, params=[0])]),
         args=argparse.Namespace(mim='simmim', model='test_vit', lr=1e-3),
-        run=dict(update=6, updates_per_epoch=3, images_per_update=4),
+        run=dict(update=6, updates_per_epoch=3, images_per_update=4, means={}),
         saver=dict(pending=(None, None)),
     )
 

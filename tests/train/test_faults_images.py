@@ -176,7 +176,8 @@ def test_limit_does_not_reach_streams(tmp_path):
     config = dict(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bicubic', mode='RGB')
 
     class Stream(IterableDataset):
-        pass
+        def __iter__(self):
+            return iter(())
     with pytest.raises(UserError, match='--max-pixels does not reach the images of a stream'):
         create_train_loader(Stream(), options, config, torch.device('cpu'))
 

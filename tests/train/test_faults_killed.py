@@ -14,7 +14,7 @@ SMALL_DECODER = '--mim-kwargs decoder_depth=1 decoder_dim=32 decoder_heads=2'
 METHODS = dict(
     simmim='--amp --amp-dtype float16',
     mae=f'--mim mae {SMALL_DECODER}',
-    ijepa='--mim ijepa --mim-kwargs predictor_depth=1 predictor_dim=32 predictor_heads=2',
+    ijepa='--mim ijepa --mim-kwargs predictor_depth=1 predictor_dim=32 predictor_heads=2 num_targets=2',
 )
 
 

@@ -55,8 +55,9 @@ def test_last_line_goes_on(images, train, tmp_path, monkeypatch):
     words = shlex.split(line)
     assert words[1] == 'train.py'
     train(shlex.join(words[2:]), tiny=False)
-    train(f'{flags} --experiment whole')
-    assert_equal_runs(tmp_path / 'my runs' / 'whole', folder)
+    train(f"{flags} --output whole --experiment {folder.name}")
+    # relative, as the summaries of the runs name them
+    assert_equal_runs(Path('whole') / folder.name, folder.relative_to(tmp_path))
 
 
 def test_stopped_before_the_first_step(images, tmp_path):

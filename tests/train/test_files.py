@@ -83,7 +83,7 @@ def test_full_disk_at_the_start(train, images, tmp_path, capsys):
         train(f'--data-dir {images} --output {tmp_path} --experiment run --epochs 1')
     error = capsys.readouterr().err.splitlines()[-1]
     assert stopped.value.code == 1
-    assert f"'{tmp_path}/run/args.yaml' cannot be written" in error
+    assert f"'{tmp_path}/run' cannot be written" in error
 
 
 def test_killed_inside_the_export(images, tmp_path):

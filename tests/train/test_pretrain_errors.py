@@ -19,6 +19,7 @@ def places(tmp_path_factory):
     (root / 'empty').mkdir()
     (root / 'file').write_text('text')
     (root / 'old').mkdir()
+    (root / '\udcff').mkdir()
     (root / 'old' / 'args.yaml').write_text('')
     (root / 'unknown.yaml').write_text('mim: simmim\nbatchsize: 3\n')
     (root / 'list.yaml').write_text('- mim\n')

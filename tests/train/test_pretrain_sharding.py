@@ -13,8 +13,8 @@ from timm.mim.pretrain.validate import evaluate
 
 # Momentum, so that the state of the optimizer counts; plain sums, so that weights differ by rounding alone.
 FLAGS = (
-    '--mim ijepa --mim-kwargs predictor_depth=2 predictor_dim=48 --opt momentum --momentum 0.9 --lr 0.5 --clip-grad 1 '
-    '--model-ema --model-ema-decay 0.5 --epochs 2 --experiment run'
+    '--mim ijepa --mim-kwargs predictor_depth=2 predictor_dim=48 num_targets=2 --opt momentum '
+    '--momentum 0.9 --lr 0.5 --clip-grad 1 --model-ema --model-ema-decay 0.5 --epochs 2 --experiment run'
 )
 
 
@@ -77,7 +77,7 @@ def test_blocks(name, count):
 
 
 def test_blocks_of_decoder_and_target_encoder():
-    method = create_mim('ijepa', 'test_vit', img_size=64, predictor_depth=3, predictor_dim=48)
+    method = create_mim('ijepa', 'test_vit', img_size=64, predictor_depth=3, predictor_dim=48, num_targets=2)
     assert len(repeated_blocks(method)) == 2 * 6 + 3
 
 

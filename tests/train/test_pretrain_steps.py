@@ -87,7 +87,6 @@ def test_stop_signal(number):
         assert not stop
         signal.raise_signal(number)
         assert stop and stop.received == number
-        assert signal.getsignal(number) == previous[number]  # a second one ends the program
     assert {n: signal.getsignal(n) for n in previous} == previous
 
 
@@ -188,7 +187,7 @@ def test_fused_where_there_is_one(opt, opt_kwargs, fused):
 @pytest.mark.parametrize('mim, options', [
     ('simmim', dict(mask_unit=16)),
     ('mae', dict(decoder_depth=1, decoder_dim=32, decoder_heads=2)),
-    ('ijepa', dict(predictor_depth=1, predictor_dim=32, predictor_heads=2)),
+    ('ijepa', dict(predictor_depth=1, predictor_dim=32, predictor_heads=2, num_targets=2)),
 ])
 def test_layer_decay_is_that_of_the_plain_model(mim, options):
     """Each weight of the backbone has the rate that timm gives it when the model is trained by itself."""

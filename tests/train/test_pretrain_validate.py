@@ -79,7 +79,7 @@ def test_other_images_and_masks(validate, finished_run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('method, options', [
-    ('ijepa', 'predictor_depth=1 predictor_dim=48'),
+    ('ijepa', 'predictor_depth=1 predictor_dim=48 num_targets=2'),
     ('mae', 'decoder_depth=1 decoder_dim=32 decoder_heads=2'),
 ])
 def test_methods_and_moving_average(method, options, train, validate, images, tmp_path, capsys):

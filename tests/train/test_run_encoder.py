@@ -130,7 +130,8 @@ def test_full_disk(tmp_path):
 def test_ijepa_has_no_best_epoch_since_its_losses_do_not_compare(train, images, tmp_path):
     """Its targets move with the encoder. The held-out loss rises here, and the encoder is that of the last epoch."""
     train(f'--mim ijepa --data-dir {images} --output {tmp_path} --experiment run --epochs 3 --epoch-repeats 4 '
-          '--lr 1e-3 --mim-kwargs predictor_depth=1 predictor_dim=32 predictor_heads=2 --checkpoint-hist 1')
+          '--lr 1e-3 --mim-kwargs predictor_depth=1 predictor_dim=32 predictor_heads=2 num_targets=2 '
+          '--checkpoint-hist 1')
     folder = tmp_path / 'run'
     with open(folder / 'summary.csv', newline='') as file:
         losses = [float(row['eval_loss']) for row in csv.DictReader(file)]

@@ -52,8 +52,8 @@ def test_curves_are_drawn(train, tmp_path):
     pytest.importorskip('matplotlib')
     write_images(tmp_path / 'images', 8)
     train(f'--mim ijepa --device cpu --model test_vit --img-size 64 --workers 0 --batch-size 4 --epochs 2 '
-          f'--mim-kwargs predictor_depth=1 predictor_dim=48 --data-dir {tmp_path}/images --output {tmp_path} '
-          '--experiment run --log-interval 1', tiny=False)
+          f'--mim-kwargs predictor_depth=1 predictor_dim=48 num_targets=2 --data-dir {tmp_path}/images '
+          f'--output {tmp_path} --experiment run --log-interval 1', tiny=False)
     assert (tmp_path / 'run' / 'curves.png').read_bytes().startswith(b'\x89PNG')
     told = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
     figure = create_figure(told)

@@ -131,7 +131,7 @@ MISTAKES = [
     ('--device tpuu', '--device tpuu'),
     ('--device-modules nowhere', '--device-modules nowhere'),
     ('--resume nowhere', "no checkpoint 'nowhere'"),
-    ('--model resnet500', '--model resnet500'),
+    ('--model resnet500', "'resnet500' is no model"),
     ('--pretrained-path nowhere', '--pretrained-path nowhere: there is no such file'),
     ('--model-kwargs foo=1', "'foo'"),
     ('--mean 1 2', 'one per channel'),

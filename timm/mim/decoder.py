@@ -130,6 +130,8 @@ class MaskedDecoder(nn.Module):
             ValueError: A width that the heads or the position embedding do not divide, or an unknown embedding.
         """
         super().__init__()
+        if not isinstance(depth, int) or depth < 1:
+            raise ValueError(f'The depth of the decoder must be a number of blocks, 1 or more, got {depth!r}.')
         if embed_dim % num_heads:
             raise ValueError(f'{num_heads} heads do not divide the width {embed_dim} of the decoder.')
         if pos_embed not in ('sincos', 'learn'):

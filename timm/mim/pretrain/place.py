@@ -1,15 +1,12 @@
 """Where a process computes: its device, and its rank among the processes of the run."""
 import argparse
 import importlib
-import logging
 import os
 
 import torch
 
-from timm.utils import init_distributed_device, is_primary
+from timm.utils import init_distributed_device
 from .errors import UserError, one_line
-
-_logger = logging.getLogger(__name__)
 
 
 def default_device() -> str:
@@ -55,8 +52,6 @@ def find_place(options: argparse.Namespace) -> argparse.Namespace:
     if device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    if is_primary(place):
-        _logger.info(describe_device(device, chosen=options.device is not None))
     return place
 
 

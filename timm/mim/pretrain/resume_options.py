@@ -26,7 +26,7 @@ BEGINNING = ('pretrained', 'pretrained_path', 'initial_checkpoint', 'start_epoch
 TAKES_EFFECT = (
     # dataset
     'data_dir', 'dataset', 'train_split', 'val_split', 'train_num_samples', 'val_num_samples', 'dataset_download',
-    'dataset_trust_remote_code', 'input_key', 'target_key', 'max_unreadable',
+    'dataset_trust_remote_code', 'input_key', 'target_key', 'max_unreadable', 'max_pixels',
     # model
     'drop_path', 'grad_checkpointing', 'channels_last', 'fast_norm', 'torchcompile', 'torchcompile_mode',
     # device

@@ -112,11 +112,11 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"--output: '{folder}' cannot be written, '{parent}' is not a folder that you may write to.")
 
 
-def _not_writable(folder: Path, error: OSError) -> Exception:
-    """The user's mistake, unless the disk is full."""
+def _not_writable(path: Path, error: OSError) -> Exception:
+    """Return the error of a file or folder that cannot be written: the user's mistake, unless the disk is full."""
     if is_full(error):
-        return OSError(f"'{folder}' cannot be written: {one_line(error)}")
-    return UserError(f"--output: '{folder}' cannot be written: {error.strerror or one_line(error)}.")
+        return OSError(f"'{path}' cannot be written: {one_line(error)}")
+    return UserError(f"--output: '{path}' cannot be written: {error.strerror or one_line(error)}.")
 
 
 def save_options(folder: Path, options: argparse.Namespace) -> None:
@@ -130,11 +130,12 @@ def save_options(folder: Path, options: argparse.Namespace) -> None:
         OSError: The disk is full.
         UserError: The folder cannot be written.
     """
+    path = folder / _OPTIONS
     try:
         (folder / PICTURES).mkdir(exist_ok=True)
-        (folder / _OPTIONS).write_text(yaml.safe_dump(plain_options(options), sort_keys=False))
+        path.write_text(yaml.safe_dump(plain_options(options), sort_keys=False))
     except OSError as e:
-        raise _not_writable(folder, e) from None
+        raise _not_writable(path, e) from None
 
 
 def first_checkpoint(folder: Path) -> Optional[str]:

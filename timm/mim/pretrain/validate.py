@@ -5,6 +5,7 @@ gave. Model, method and images are those of the run unless said otherwise.
 """
 import argparse
 import csv
+import logging
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -27,9 +28,11 @@ from .files import to_json, write_complete
 from .flags import add_validation_arguments as add_arguments  # noqa: F401, scripts take it from here
 from .held_out import MASK_SEED, hold_out
 from .options import resolve_options
-from .place import find_place
+from .place import describe_device, find_place
 from .precision import autocast_of
 from .probes.probes import Probes
+
+_logger = logging.getLogger(__name__)
 
 _PICTURE_ROWS = 8
 # Flags of timm's validation script that go into the options of a run, and their names there
@@ -80,6 +83,8 @@ def evaluate(given: Dict[str, Any]) -> Dict[str, Any]:
     data_config = resolve_image_config(options, method, mode)
     method.set_image_statistics(data_config['mean'], data_config['std'])
     ema = _load(method, checkpoint, path, given.get('use_ema', False))
+    if is_primary(place):
+        _logger.info(describe_device(torch.device(place.device), chosen=options.device is not None))
     method = method.to(place.device)
     held_out = hold_out(
         dataset, options, data_config, place,

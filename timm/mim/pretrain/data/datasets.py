@@ -157,7 +157,7 @@ def _create_dataset(options: argparse.Namespace, split: str, mode: str, is_train
     num_samples = options.train_num_samples if is_training else options.val_num_samples
     if not options.dataset:
         for name in _ONLY_WITH_DATASET:
-            if getattr(options, name):
+            if is_training and getattr(options, name):
                 raise UserError(f'{flag_name(name)} is for --dataset, which is not given.')
         if os.path.isdir(options.data_dir):
             return _open_images(options, split, mode)

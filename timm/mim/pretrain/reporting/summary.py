@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional
 
 from ..encoder_files import ENCODER, HUB_FOLDER, fine_tuning_command, hub_lines, loading_lines
 from ..held_out import HeldOutImages
+from ..place import describe_device
 from ..probes.probes import Probes
 from ..run_folder import BEST, LAST, PICTURES, save_results
 from ..trainer import Trainer
@@ -35,6 +36,7 @@ def describe(
     _logger.info(
         f'{options.mim} with {options.model}: {parameters / 1e6:.1f}M parameters, images of {channels} x {height} x '
         f'{width}, on {trainer.device}{others}')
+    _logger.info(describe_device(trainer.device, chosen=options.device is not None))
     environment = describe_environment(trainer.device, trainer.place.world_size)
     _logger.info(', '.join(f'{name} {environment[name]}' for name in ('timm', 'torch', 'python')))
     _logger.info(f'data: {data_description}')
