@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 from functools import partial
+from pathlib import Path
 
 import pytest
 from child_runs import at_baselines, at_update, run_child, start_ranks, terminate, terminate_group

@@ -142,4 +142,5 @@ def test_ijepa_has_no_best_epoch_since_its_losses_do_not_compare(train, images, 
     assert 'metric' not in checkpoint and not (folder / 'model_best.pth.tar').exists()
     assert [path.name for path in folder.glob('checkpoint-*')] == ['checkpoint-2.pth.tar']  # the newest, not the best
     encoder = load_file(folder / 'encoder.safetensors')
-    assert encoder and all(torch.equal(checkpoint['state_dict'][name], tensor) for name, tensor in encoder.items())
+    target = checkpoint['task_state']['method']
+    assert encoder and all(torch.equal(target[f'target_encoder.{name}'], tensor) for name, tensor in encoder.items())
