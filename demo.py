@@ -33,7 +33,7 @@ MODEL = dict(
 METHODS = dict(
     simmim=dict(mask_ratio=0.5, mask_unit=2),
     mae=dict(decoder_dim=32, decoder_depth=2, decoder_heads=4),
-    ijepa=dict(predictor_dim=32, predictor_depth=2, predictor_heads=4),
+    ijepa=dict(predictor_dim=32, predictor_depth=2, predictor_heads=4, num_targets=2),
 )
 PRETRAINING = dict(steps=1200, batch_size=64, learning_rate=4e-3)
 FINE_TUNING = dict(steps=200, batch_size=32, learning_rate=2e-3)

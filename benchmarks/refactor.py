@@ -14,16 +14,21 @@ from .timing import compare
 # one of each file that is cut; the giants among them with fewer blocks
 FAMILIES = (
     'beit_base_patch16_224', 'cait_xxs24_224', 'coat_lite_tiny', 'coatnet_nano_rw_224', 'convit_tiny',
-    'convmixer_768_32', 'cpubone_nano', 'crossvit_tiny_240', 'csatv2', 'davit_tiny', 'deepseek_vit_412m',
-    'deit_tiny_distilled_patch16_224', 'edgenext_xx_small', 'efficientformer_l1', 'efficientformerv2_s0',
-    'efficientvim_m1', 'efficientvit_b0', 'efficientvit_m0', 'eva02_tiny_patch14_224', 'fastvit_t8',
-    'focalnet_tiny_srf', 'gcvit_xxtiny', 'gemma4_vit_167m', 'hiera_tiny_224', 'hieradet_small', 'iformer_t',
-    'levit_128s', 'lowformer_b0', 'mambaout_femto', 'mixer_s32_224', 'mobilenetv4_hybrid_medium_075',
-    'mobilenetv5_base', 'mobilevit_xxs', 'mvitv2_tiny', 'naflexvit_base_patch16_gap', 'nest_tiny', 'nextvit_small',
-    'pit_ti_224', 'poolformer_s12', 'pvt_v2_b0', 'qwen3_vit_88m', 'samvit_base_patch16_224', 'sequencer2d_s',
-    'shvit_s1', 'swiftformer_xs', 'swin_tiny_patch4_window7_224', 'swinv2_cr_tiny_224', 'swinv2_tiny_window8_256',
-    'tiny_vit_5m_224', 'tnt_s_legacy_patch16_224', 'twins_pcpvt_small', 'vit_relpos_small_patch16_224',
-    'vit_tiny_patch16_224', 'visformer_tiny', 'volo_d1_224', 'xcit_nano_12_p16_224',
+    'convmixer_768_32', 'cpubone_nano', 'crossvit_tiny_240', 'cs3darknet_focus_s', 'csatv2', 'cspnext_tiny',
+    'davit_tiny', 'deepseek_vit_412m', 'deit_tiny_distilled_patch16_224', 'densenet121', 'dla46x_c', 'dpn48b',
+    'edgenext_xx_small', 'efficientformer_l1', 'efficientformerv2_s0', 'efficientvim_m1', 'efficientvit_b0',
+    'efficientvit_m0', 'ese_vovnet19b_slim_dw', 'eva02_tiny_patch14_224', 'fasternet_t0', 'fastvit_t8',
+    'focalnet_tiny_srf', 'gcvit_xxtiny', 'gemma4_vit_167m', 'ghostnet_050', 'hgnetv2_b0', 'hiera_tiny_224',
+    'hieradet_small', 'hrnet_w18_small', 'iformer_t', 'inception_next_atto', 'inception_resnet_v2', 'inception_v3',
+    'inception_v4', 'lcnetv2_small', 'legacy_seresnet18', 'legacy_xception', 'levit_128s', 'lowformer_b0',
+    'mambaout_femto', 'mixer_s32_224', 'mobilenetv4_hybrid_medium_075', 'mobilenetv5_base', 'mobilevit_xxs',
+    'mvitv2_tiny', 'naflexvit_base_patch16_gap', 'nasnetalarge', 'nest_tiny', 'nextvit_small', 'pit_ti_224',
+    'pnasnet5large', 'poolformer_s12', 'pvt_v2_b0', 'qwen3_vit_88m', 'rdnet_tiny', 'regnetx_002', 'repghostnet_050',
+    'repvit_m1', 'resnetv2_18', 'rexnet_100', 'samvit_base_patch16_224', 'selecsls42', 'sequencer2d_s', 'shvit_s1',
+    'starnet_s050', 'swiftformer_xs', 'swin_tiny_patch4_window7_224', 'swinv2_cr_tiny_224',
+    'swinv2_tiny_window8_256', 'test_convnext', 'test_efficientnet', 'test_nfnet', 'test_resnet', 'tiny_vit_5m_224',
+    'tnt_s_legacy_patch16_224', 'tresnet_m', 'twins_pcpvt_small', 'vgg11', 'visformer_tiny',
+    'vit_relpos_small_patch16_224', 'vit_tiny_patch16_224', 'volo_d1_224', 'xception41p', 'xcit_nano_12_p16_224',
 )
 FEWER_BLOCKS = dict(deepseek_vit_412m=1, gemma4_vit_167m=1, qwen3_vit_88m=1, naflexvit_base_patch16_gap=4)
 # XCiT, for one, does not compile in a process with two timms: its guards look for its tuple in the other one

@@ -35,8 +35,11 @@ class Results:
     def __init__(self, file: Path):
         self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
-        lines = file.read_text().splitlines() if file.exists() else []
-        self.records = [json.loads(line) for line in lines if line.endswith('}')]  # a killed process writes half a line
+        text = file.read_text() if file.exists() else ''
+        whole, _, half = text.rpartition('\n')
+        self.records = [json.loads(line) for line in whole.splitlines()]
+        if half:  # of a process that was killed while it wrote
+            file.write_text(whole + '\n' if whole else '')
 
     def add(self, job: Job, outcome: str, **measured) -> None:
         self.records.append(dict(section=job.section, job=job.name, outcome=outcome, **measured))

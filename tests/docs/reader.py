@@ -96,7 +96,7 @@ def make_files(folder: Path) -> None:
             write_images(folder / name / ('train', 'val')[number // 10] / f'class{number % 10}', 2, seed=number)
     # ViT have the published widths, of which the numbers of heads are known
     mae = partial(facebook_mae, width=768, depth=1, patches=16, patch=16)
-    ijepa = facebook_ijepa(width=1280, depth=1, hidden=5120, predictor_width=384, patches=16, patch=14)
+    ijepa = facebook_ijepa(width=1280, depth=1, hidden=5120, predictor_width=384, patches=36, patch=14)
     swin = microsoft_swin(width=32, depths=(2, 1, 1, 1), heads=(1, 2, 4, 8), window=6, size=96)
     torch.save(dict(model=mae(decoder_width=512, decoder_depth=1)), folder / 'mae_visualize_vit_base.pth')
     torch.save(dict(model=mae(encoder=True)), folder / 'mae_pretrain_vit_base.pth')

@@ -58,15 +58,17 @@ def _shorter_run(args: Dict[str, Any]) -> List[str]:
 
 
 def _smaller_model(args: Dict[str, Any]) -> List[str]:
-    flags = _fewer_pixels(args['model'], args.get('img_size'))
+    # the targets of I-JEPA need a grid that leaves a context
+    flags = _fewer_pixels(args['model'], args.get('img_size'), more=args.get('mim') == 'ijepa')
     if not args.get('pretrained'):  # those weights are of a whole model
         flags += _fewer_layers(args['model'], args.get('model_kwargs'))
     depth = DECODER_DEPTH.get(args.get('mim'))
     return flags + (_key_values('--mim-kwargs', {**args.get('mim_kwargs', {}), depth: 2}) if depth else [])
 
 
-def _fewer_pixels(model: str, img_size: Optional[Sequence[int]] = None) -> List[str]:
+def _fewer_pixels(model: str, img_size: Optional[Sequence[int]] = None, more: bool = False) -> List[str]:
     side = 56 if 'patch14' in model else 96 if 'swin_base' in model else 64
+    side = side * 3 // 2 if more else side
     shape = img_size if isinstance(img_size, (list, tuple)) else [1]
     return ['--img-size', *(str(side * size // min(shape)) for size in shape)]
 

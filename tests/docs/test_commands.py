@@ -114,7 +114,8 @@ def check_convert(folder, outcome):
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             namespace = dict(timm=timm, safetensors=safetensors)
-            exec('\n'.join(line.strip() for line in outcome.output.splitlines()[1:]), namespace)
+            lines = [line.strip() for line in outcome.output.splitlines()[1:] if not line.startswith('note: ')]
+            exec('\n'.join(lines), namespace)
 
 
 def check_coverage(folder, outcome):

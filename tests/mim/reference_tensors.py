@@ -61,7 +61,7 @@ def facebook_mae(width=48, depth=2, decoder_width=32, decoder_depth=1, patches=1
     return fill(shapes)
 
 
-def facebook_ijepa(width=52, depth=2, hidden=60, predictor_width=24, predictor_depth=2, patches=16, patch=8,
+def facebook_ijepa(width=52, depth=2, hidden=60, predictor_width=24, predictor_depth=2, patches=36, patch=8,
                    fill=fill):
     encoder = {
         'pos_embed': (1, patches, width),

@@ -111,7 +111,7 @@ def test_ijepa_there_and_back(tmp_path):
         assert_equal(back[part], content[part])
 
     model = VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=52, depth=2, num_heads=4, mlp_ratio=1.154, num_classes=0,
+        img_size=48, patch_size=8, embed_dim=52, depth=2, num_heads=4, mlp_ratio=1.154, num_classes=0,
         class_token=False, global_pool='avg', fc_norm=False)
     method = load_method(tmp_path / 'b.safetensors', conversion.recipe)
     assert_equal(method.backbone.state_dict(), checkpoint_filter_fn(content, model))
@@ -130,7 +130,7 @@ def test_ijepa_predictor_computes_the_same(tmp_path):
         tmp_path / 'a.pth', tmp_path / 'b.safetensors', model_kwargs=dict(num_heads=4),
         options=dict(predictor_heads=2)).recipe
     method = load_method(tmp_path / 'b.safetensors', recipe)
-    images = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 48, 48)
     context = torch.tensor([[0, 3, 5, 6, 9], [1, 2, 4, 7, 15]])
     targets = torch.tensor([[[10, 11], [12, 13]], [[8, 9], [0, 3]]])
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_ijepa_predictor_computes_the_same(tmp_path):
         for t in range(2):
             expected = predict(content['predictor'], encoded, context, targets[:, t], 2)
             assert relative_difference(output.prediction[:, t], expected) < FORWARD
-        whole = encode(content['target_encoder'], images, 4, torch.arange(16).expand(2, -1))
+        whole = encode(content['target_encoder'], images, 4, torch.arange(36).expand(2, -1))
         whole = F.layer_norm(whole, (52,)).unsqueeze(1).expand(-1, 2, -1, -1)
         expected = whole.gather(2, targets.unsqueeze(-1).expand(-1, -1, -1, 52))
     assert relative_difference(output.target, expected) < FORWARD

@@ -93,7 +93,7 @@ def test_target_encoder_is_always_in_eval_mode():
     torch.manual_seed(0)
     backbone = VisionTransformer(
         img_size=64, embed_dim=24, depth=2, num_heads=2, drop_path_rate=0.5, proj_drop_rate=0.5)
-    method = IJEPA(backbone, predictor_dim=24, predictor_depth=1).train()
+    method = IJEPA(backbone, predictor_dim=24, predictor_depth=1, num_targets=2).train()
     assert method.backbone.training and not any(m.training for m in method.target_encoder.modules())
     images, noise = images_for(method), noise_for(method)
     assert torch.equal(method(images, noise=noise).target, method(images, noise=noise).target)
@@ -252,7 +252,7 @@ def test_initialisation_of_the_predictor():
 @pytest.mark.parametrize('num_heads, width, expected', [(2, 24, 2), (12, 384, 12), (14, 384, 12), (5, 384, 4)])
 def test_heads_of_the_predictor(num_heads, width, expected):
     backbone = VisionTransformer(img_size=64, embed_dim=num_heads * 4, depth=1, num_heads=num_heads)
-    method = IJEPA(backbone, predictor_dim=width, predictor_depth=1)
+    method = IJEPA(backbone, predictor_dim=width, predictor_depth=1, num_targets=2)
     assert method.predictor.blocks[0].attn.num_heads == expected
 
 

@@ -181,6 +181,12 @@ def test_mistakes(call, message):
     assert str(error.value) == message
 
 
-def test_convolutional_teacher_is_refused():
+def test_convolutional_teacher():
+    teacher = TeacherTarget(timm.create_model('test_resnet', num_classes=0), **PLAIN)
+    images = torch.randn(2, 3, 64, 96)
+    assert teacher(images).shape == (2, timm.create_model('test_resnet').num_features, 2, 3)
+
+
+def test_teacher_without_a_feature_map_is_refused():
     with pytest.raises(MIMUnsupportedError, match='cannot be a teacher'):
-        TeacherTarget(timm.create_model('test_resnet'), **PLAIN)
+        TeacherTarget(timm.create_model('pit_ti_224'), **PLAIN)

@@ -106,8 +106,8 @@ def test_mae_options(options, message):
                                 '(0.9, 1.1).'),
     (dict(num_targets=0), 'num_targets must be a positive number of blocks, got 0.'),
     (dict(target_scale=(0.9, 0.95), num_targets=9),
-     '9 target blocks leave no context in a grid of 4 x 6 patches, take fewer or smaller ones (num_targets, '
-     'target_scale).'),
+     'A grid of 4 x 6 patches is too small for 9 target blocks of 20 patches, which may leave no context: take at '
+     'most 1 (num_targets=1), larger images or smaller patches.'),
 ])
 def test_ijepa_options(options, message):
     backbone = build('vit')
