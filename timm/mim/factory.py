@@ -7,12 +7,11 @@ from typing import Any, Callable, Dict, List, Optional, Type, Union
 
 import torch.nn as nn
 
-from timm.models import create_model, is_model, list_models
+from timm.models import create_model, is_model, list_models, resolve_model_input_args
 from timm.models._model_class import get_model_class
 from timm.models._registry import get_arch_name
 
 from .backbone import to_pair
-from .older_timm import resolve_model_input_args
 
 __all__ = ['create_mim', 'get_mim', 'list_mim_models', 'list_mims', 'register_mim']
 

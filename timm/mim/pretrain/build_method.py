@@ -7,9 +7,8 @@ from typing import Any, Dict, Tuple
 import torch.nn as nn
 
 from timm.layers import set_fast_norm
-from timm.models import create_model
+from timm.models import create_model, resolve_model_input_args
 from ..factory import create_mim, list_mim_models
-from ..older_timm import resolve_model_input_args
 from ..user_module import import_user_module
 from .errors import UserError, flag_name, one_line
 

@@ -9,7 +9,6 @@ from .data.datasets import file_names, open_data
 from .data.image_config import image_mode, resolve_image_config
 from .data.loading import create_train_loader
 from .data.workers import ending_workers
-from .errors import UserError
 from .exit_codes import exit_codes
 from .held_out import hold_out
 from .options import resolve_options
@@ -44,8 +43,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, log: LogFile) -> None:
-    if not hasattr(torch, 'compiler'):
-        raise UserError(f'--mim needs PyTorch 2.1 or newer, this is {torch.__version__}.')
     import_mim_module(args)
     options, from_recipe = resolve_options(args)
     import_device_modules(options)
