@@ -67,7 +67,7 @@ def upgrade(project: Project, version: str, without: List[str], keep: List[str],
     if planned.left:
         raise PatchsetError(
             '', f'{len(planned.left)} places are left to a person, nothing is written: make the overlays fit '
-                f'{version}, leave a family out (--without FAMILY), or say --keep PATH:NAME where the overlay is right as it is')
+                f'{version}, leave a family out (--without FAMILY), or say --keep PATH:NAME where the overlay is right')
     proved = list(report(prove_upgrade(project, planned, all_models)))
     failed = [model for model in proved if model.problem or model.reason and model.place not in keep]
     if failed or not proved:

@@ -2,8 +2,8 @@
 
 The statements that `moved_from` moves come along by themselves. Everything else that an overlay stands on has to be
 the same code in both releases: the header of a class and its attributes, methods that are replaced or removed, the
-header of a split method and the statements that are dropped or named in it, methods and attributes that the overlay's own lines
-use, and module constants. Comments, docstrings and layout are no code.
+header of a split method and the statements that are dropped or named in it, methods and
+attributes that the overlay's own lines use, and module constants. Comments, docstrings and layout are no code.
 """
 import ast
 import difflib
@@ -71,7 +71,8 @@ def compare_releases(
         kind = 'carried' if moved_differ(scope, other) else 'unchanged'
         found += left or ([Finding(kind, path, scope.node.name)] if scope.node else [])
     woven, problems = try_weave(plan, theirs, overlay, path)
-    found += [problem for problem in problems if problem.place not in keep]
+    known = {finding.name.split('.')[0] for finding in found if finding.kind == 'left'}
+    found += [p for p in problems if p.place not in keep and p.name.split('.')[0] not in known]
     return found, None if any(finding.kind == 'left' for finding in found) else woven
 
 
@@ -88,7 +89,8 @@ def try_weave(plan: Plan, theirs: bytes, overlay: bytes, path: str) -> Tuple[Opt
         other = make_plan(theirs, overlay, path)
         woven = weave_plan(other, path)
     except PatchsetError as error:
-        return None, [Finding('left', path, '', str(error).removeprefix(f'{path}: '))]
+        name, _, why = str(error).removeprefix('upstream ').removeprefix(f'{path}: ').partition(': ')
+        return None, [Finding('left', path, name, why) if why else Finding('left', path, '', name)]
     ours, now = kinds(plan), kinds(other)
     return woven, [
         Finding('left', path, name, f'is {ours[name]} in the pinned release, upstream defines it now')
@@ -149,7 +151,8 @@ def attributes(scope: ScopePlan, body: List[ast.stmt], path: str) -> Iterator[Fi
         if old.get(name) != new.get(name):
             texts = [side.get(name, '').splitlines() for side in (old, new)]
             diff = '\n'.join(difflib.unified_diff(*texts, 'pinned', 'other', lineterm='', n=1))
-            yield Finding('left', path, f'{scope.prefix}self.{name}', 'read by the overlay, is set in another way', diff)
+            why = 'read by the overlay, is set in another way'
+            yield Finding('left', path, f'{scope.prefix}self.{name}', why, diff)
 
 
 def assigned(function: Optional[ast.stmt], names: Set[str]) -> Dict[str, str]:

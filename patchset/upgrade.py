@@ -81,7 +81,7 @@ def plan_upgrade(
     modules = {path: data for path, data in files.items() if not data.startswith(HEADER) and path.endswith('.py')}
     findings += [
         Finding('left', missing.path, '', f'imports {missing}, which this release does not have')
-        for missing in missing_names(modules, package)]
+        for missing in missing_names(modules, package) if missing.path not in keep]
     check_kept(keep, files)
     notes = [f'no overlay serves: {path}' for path in new_models(old, stock, files)]
     return Upgrade(pin, stock, files, findings, parked, notes)
