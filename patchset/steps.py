@@ -118,9 +118,8 @@ class Sources:
         data = self.text(path)
         lines = data.splitlines(keepends=True)
         for statement in reversed(parse(data, path).body):
-            homes_of = {self.homes[name] for name in imported_names(path, lines_of(lines, statement))
-                        if name in self.homes} if isinstance(statement, ast.ImportFrom) else set()
-            if homes_of - available:
+            home = f'{path.rsplit("/", 1)[0]}/{getattr(statement, "module", "")}.py'
+            if home in self.modules and home not in available:
                 del lines[statement.lineno - 1:statement.end_lineno]
         return b''.join(lines)
 
@@ -216,10 +215,6 @@ def family_of(line: bytes) -> Optional[str]:
     """The family that a line of the test's table is for, None for other lines."""
     found = re.match(rb"    '(\w+)': ", line)
     return found[1].decode() if found else None
-
-
-def lines_of(lines: List[bytes], statement: ast.stmt) -> bytes:
-    return b''.join(lines[statement.lineno - 1:statement.end_lineno])
 
 
 def homes(path: str, data: bytes) -> Dict[str, str]:

@@ -168,6 +168,8 @@ def test_steps_of_the_real_fork():
                 assert set(sources.imports(path)) <= there, path
         if step.kind not in ('family', 'fix', 'scripts', 'documentation'):
             assert sum(sources.text(path).count(b'\n') for path in step.paths) <= LONGEST or len(step.paths) == 1
+    first = sources.exports('timm/models/__init__.py', {'timm/models/_embed_stages.py'})
+    assert b'_embed_stages' in first and b'_model_class' not in first
     assert names[0] == 'vision_transformer' and len(names) == len(set(names))
     everything = {*sources.overlays, *sources.modules, *sources.tests, *sources.documents}
     left = everything - there - {'timm/models/__init__.py', 'timm/mim/__init__.py'}
