@@ -5,9 +5,9 @@ INSTALLED := .venv/installed
 
 .PHONY: pretrain demo test benchmark upstream-tests lint diff clean
 
-# The main job on photographs that ship inside scikit-image and scikit-learn: SimMIM, from nothing to pictures.
+# The main job on handwritten digits that ship inside scikit-learn: MAE, from nothing to pictures and a probe.
 pretrain: $(INSTALLED)
-	$(BIN)/python train.py -c recipes/simmim_sample_photographs.yaml
+	$(BIN)/python train.py -c recipes/mae_sample_digits.yaml
 
 # Digits with few labels, from scratch and after pre-training by each method: a table, and a plot in output/demo.
 demo: $(INSTALLED)

@@ -7,7 +7,6 @@ A small vision transformer is pre-trained on two thirds of the digits without th
 fine-tuned on a few labelled ones, and so is the same transformer from scratch, by the same recipe. Accuracy is that on
 the last third. All is done for several seeds, which draw the split, the weights, the masks and the labelled digits.
 """
-import argparse
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 import timm
 from timm.mim import create_mim
+from timm.mim.pretrain.flags import OneLineParser
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 
@@ -171,7 +171,7 @@ def plot(results: Dict[str, List[List[float]]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(description=__doc__.splitlines()[0])
     parser.add_argument('--seeds', type=int, default=3, metavar='N', help='number of seeds, two or more (default: 3)')
     parser.add_argument('--processes', type=int, default=2, metavar='N', help='jobs side by side (default: 2)')
     parser.add_argument('--output', type=Path, default=Path('output/demo'), metavar='DIR', help='folder of the plot')

@@ -6,6 +6,8 @@
 
 The flags are those of timm's training script. `-c FILE.yaml` gives flags by name; what the command line says goes
 before it. The parts of supervised training are in `training/`, those of pre-training in `timm.mim.pretrain`.
+
+timm, and with it torch, is imported once the flags are read, so that --help and a misspelt flag are answered at once.
 """
 import argparse
 import sys
@@ -13,11 +15,8 @@ from typing import List, Optional, Tuple
 
 import yaml
 
-from timm.mim import pretrain
-from timm.models import create_model  # main() takes it from here, so that another one can be put in its place
-from timm.utils import setup_default_logging
-from training import arguments, config, supervised
-from training.errors import UserError
+from training import config
+from training.definitions import flags
 from training.flags import create_parser
 
 parser = create_parser()
@@ -30,33 +29,44 @@ def _parse_args(argv: Optional[List[str]] = None) -> Tuple[argparse.Namespace, s
         The arguments, complete for supervised training and only those given for pre-training; the same in YAML.
     """
     try:
-        given, others = config.parse(parser, argv)
+        given, others = flags.parse(parser, argv)
         if given.get('mim') is not None:
-            args = config.only_given(parser, given, others)
+            args = flags.only_given(parser, given, others)
         else:
             args = config.with_defaults(parser, given, others)
+            from training import arguments
             arguments.resolve(args)
-    except UserError as e:
+    except flags.UserError as e:
         _fail(e)
     return args, yaml.safe_dump(vars(args))
 
 
-def _fail(error: UserError) -> None:
-    print(f'{parser.prog}: error: {error}', file=sys.stderr)
+def _fail(error: flags.UserError) -> None:
+    for mistake in error.mistakes:
+        print(f'{parser.prog}: error: {mistake}', file=sys.stderr)
     raise SystemExit(2)
+
+
+def create_model(*args, **kwargs):
+    """`timm.create_model`. main() takes it from here, so that another one can be put in its place."""
+    from timm.models import create_model
+    return create_model(*args, **kwargs)
 
 
 def main() -> None:
     args, args_text = _parse_args()
+    from timm.utils import setup_default_logging
     setup_default_logging()
     if getattr(args, 'mim', None) is not None:
+        from timm.mim import pretrain
         pretrain.run(args)
     else:
+        from training import supervised
         supervised.run(args, args_text, create_model)
 
 
 if __name__ == '__main__':
     try:
         main()
-    except UserError as error:
+    except flags.UserError as error:
         _fail(error)

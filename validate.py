@@ -3,19 +3,22 @@
 
 The flags are those of timm's validation script. `--model` may be a name with wildcards, a file with one name per line
 or `all`, and `--checkpoint` a folder. `--mim METHOD` evaluates the checkpoint of a pre-training run.
+
+timm, and with it torch, is imported once the flags are read, so that --help and a misspelt flag are answered at once.
 """
 import json
 from typing import Any, Dict
 
-from timm.mim.pretrain import given_arguments
-from timm.mim.pretrain import validate as pretraining
-from timm.models import create_model  # validate() takes it from here, so that another one can be put in its place
-from timm.utils import setup_default_logging
-from training import bulk_validation, validation, validation_flags
-from training.errors import UserError
+from training import validation_flags
+from training.definitions import flags
 
 parser = validation_flags.create_parser()
-pretraining.add_arguments(parser)
+
+
+def create_model(*args, **kwargs):
+    """`timm.create_model`. validate() takes it from here, so that another one can be put in its place."""
+    from timm.models import create_model
+    return create_model(*args, **kwargs)
 
 
 def validate(args) -> Dict[str, Any]:
@@ -27,15 +30,19 @@ def validate(args) -> Dict[str, Any]:
     Returns:
         Name, metrics, size of the model and of the images.
     """
+    from training import validation
     return validation.validate(args, create_model)
 
 
 def main() -> None:
-    setup_default_logging()
     args = parser.parse_args()
+    from timm.utils import setup_default_logging
+    setup_default_logging()
     if args.mim is not None:
-        pretraining.run(given_arguments(parser))
+        from timm.mim.pretrain import validate as pretraining
+        pretraining.run(flags.only_given(parser, *flags.parse(parser)))
         return
+    from training import bulk_validation
     results = bulk_validation.validate_all(args, validate)
     if args.results_file:
         bulk_validation.write_results(args.results_file, results, args.results_format)
@@ -45,5 +52,5 @@ def main() -> None:
 if __name__ == '__main__':
     try:
         main()
-    except UserError as error:
-        parser.exit(2, f'{parser.prog}: error: {error}\n')
+    except flags.UserError as error:
+        parser.exit(2, ''.join(f'{parser.prog}: error: {mistake}\n' for mistake in error.mistakes))

@@ -75,7 +75,7 @@ def run(rounds: int, device: torch.device, compiled: bool) -> List[dict]:
         torch.manual_seed(0)
         model = create_model('vit_small_patch16_224', class_token=False, global_pool='avg', depth=depth)
         method = create_mim('ijepa', model, predictor_depth=predictor_depth)
-        masks = method.sample_masks(torch.rand(method.noise_shape(batch)))
+        masks = method.make_mask(torch.rand(method.noise_shape(batch)))
         inputs = [x.to(device) for x in (torch.randn(batch, 3, 224, 224), *masks)]
         name = f'ViT-S/16 of {depth} + {predictor_depth} blocks' if compile_it else 'ViT-S/16'
         for precision in precisions:

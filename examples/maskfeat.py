@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from timm.mim import MIMMethod, MIMOutput, PixelDecoder, block_mask, block_noise_size, dry_run, hog_target, \
-    masked_count, masked_loss, register_mim, remove_unused
+from timm.mim import MIMMethod, MIMOutput, PixelDecoder, block_mask, block_noise_size, dry_run, \
+    encode_with_mask_token, hog_target, masked_count, masked_loss, register_mim, remove_unused
 
 
 @register_mim('maskfeat')
@@ -31,14 +31,14 @@ class MaskFeat(MIMMethod):
     def noise_shape(self, batch_size):
         return batch_size, block_noise_size(self.grid)
 
-    def forward(self, images, mask=None, noise=None, generator=None):
-        if mask is None:
-            noise = self.get_noise(self.noise_shape(len(images)), images, noise, generator)
-            mask = block_mask(noise, self.grid, self.num_masked).unflatten(1, self.grid)
-        masked = mask.flatten(1).unsqueeze(-1)  # (B, N, 1)
-        tokens = self.backbone.map_tokens(
-            self.backbone.embed_patches(images), lambda x: torch.where(masked, self.mask_token.to(x.dtype), x))
-        features = self.backbone.forward_stages(self.backbone.embed_positions(tokens))
-        prediction = self.decoder(self.backbone.features_to_map(features, self.grid)).float()
-        target = hog_target(images)
+    def make_mask(self, noise, img_size=None):
+        return block_mask(noise, self.grid, self.num_masked).unflatten(1, self.grid)
+
+    def predict(self, images, mask):
+        return self.decoder(encode_with_mask_token(self.backbone, images, mask, self.mask_token)).float()
+
+    def make_target(self, images, mask):
+        return hog_target(images)
+
+    def compare(self, prediction, target, mask):
         return MIMOutput(masked_loss(prediction, target, self.pixel_mask(mask), F.mse_loss), prediction, target, mask)

@@ -10,7 +10,7 @@ from .errors import PatchsetError
 from .files import exclusive, write_tree
 from .lock import FILE, PIN, dump_lock, read_lock
 from .notice import add_notice
-from .tree import PACKAGE, Tree, package_files, weave_tree
+from .tree import PACKAGE, Tree, package_files, recipe_files, weave_tree
 from .upstream import is_kept, obtain
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,7 +100,8 @@ class Project:
 
     def fingerprint(self) -> List[List[Any]]:
         """Changes whenever a file that the woven tree is made of does."""
-        files = [*package_files(self.root), self.lock_file, *sorted((self.root / 'patchset').glob('*.py'))]
+        tool = sorted((self.root / 'patchset').glob('*.py'))
+        files = [*package_files(self.root), *recipe_files(self.root), self.lock_file, *tool]
         stats = [(file.relative_to(self.root).as_posix(), file.stat()) for file in files if file.exists()]
         return [[path, stat.st_mtime_ns, stat.st_size] for path, stat in stats]
 

@@ -10,7 +10,7 @@ from .errors import PatchsetError
 from .overlay import HEADER
 from .script import SCRIPTS
 from .source import parse
-from .tree import PACKAGE, read_overlays
+from .tree import PACKAGE, RECIPES, read_overlays
 
 VERSION = f'{PACKAGE}/version.py'  # the fork's own
 MODELS = f'{PACKAGE}/models/'
@@ -33,7 +33,7 @@ OF_TRAINING = {
 }
 OF_THE_FORK = {'test_models_page.py'}  # how its pages are made
 # what the pages speak of
-EXAMPLES = ('recipes/*.yaml', 'examples/maskfeat.py')
+EXAMPLES = ('examples/maskfeat.py',)
 
 
 class Step(NamedTuple):
@@ -54,9 +54,9 @@ class Sources:
 
     Attributes:
         overlays: Overlays by path.
-        modules: New modules by path.
+        modules: New modules, and the recipes that the package carries, by path.
         tests: Tests and the modules that they import, by path.
-        documents: Documentation pages and their pictures, recipes and an example, by path.
+        documents: Documentation pages and their pictures, and an example, by path.
         contents: Entries for the pages, None without pages.
     """
 
@@ -159,6 +159,8 @@ def steps(sources: Sources) -> List[Step]:
 def kind_of(path: str) -> str:
     if path.startswith(f'{PACKAGE}/task/'):
         return 'task'
+    if path.startswith(f'{RECIPES}/'):
+        return 'pretrain'
     return next((kind for kind in ('pretrain', 'convert') if path.startswith(f'{MIM}{kind}/')), 'mim')
 
 

@@ -2,7 +2,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, Set
+from typing import Any, Dict, Iterator, List, Set
 
 from .errors import PatchsetError
 from .lock import describe
@@ -14,6 +14,7 @@ from .upstream import read_package
 from .weave import weave_plan
 
 PACKAGE = 'timm'
+RECIPES = 'timm/mim/recipes'
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,13 @@ def check_subclasses(stock: Dict[str, bytes], served: Dict[str, Set[str]]) -> No
 def read_overlays(root: Path) -> Iterator[tuple]:
     for file in package_files(root):
         yield file.relative_to(root).as_posix(), file.read_bytes()
+    for file in recipe_files(root):
+        yield f'{RECIPES}/{file.name}', file.read_bytes()
+
+
+def recipe_files(root: Path) -> List[Path]:
+    """Recipes of the repository, which the package carries too, for those who install it without a clone."""
+    return sorted((root / 'recipes').glob('*.yaml'))
 
 
 def package_files(root: Path) -> Iterator[Path]:

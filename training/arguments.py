@@ -3,7 +3,10 @@ import argparse
 import logging
 
 from timm.loss import create_classification_loss
+from .datasets import check_source
+from .definitions import flags
 from .errors import UserError, user_errors
+from .model import check_name
 from .objective import criterion_arguments, mixes_labels
 
 _logger = logging.getLogger(__name__)
@@ -20,13 +23,21 @@ def resolve(args: argparse.Namespace) -> None:
     if args.drop_connect is not None:
         _logger.warning('--drop-connect is the old name of --drop-path.')
         args.drop_path = args.drop_connect if args.drop_path is None else args.drop_path
-    _resolve_image_size(args)
-    _resolve_task(args)
-    _resolve_loss(args)
-    _check_loaders(args)
+    mistakes = flags.Mistakes()
+    with mistakes.noted():
+        if args.data_dir or args.dataset:
+            check_source(args.dataset, args.data_dir)
+    with mistakes.noted():
+        check_name('--model', args.model)
+    for check in (_resolve_image_size, _resolve_task, _resolve_loss, _check_loaders, check_precision, _check_others):
+        with mistakes.noted():
+            check(args)
+    mistakes.tell()
+
+
+def _check_others(args: argparse.Namespace) -> None:
     if args.resume == 'auto' and not args.experiment:
         raise UserError('--resume auto goes on in the folder of a run: name it with --experiment.')
-    check_precision(args)
     if args.tta > 1:
         raise UserError('--tta is not supported: the loaders give one view of an image.')
 
@@ -105,6 +116,8 @@ def _check_loaders(args: argparse.Namespace) -> None:
         raise UserError('--split-bn needs --aug-splits or --resplit.')
     if args.split_bn and args.sync_bn:
         raise UserError('--split-bn and --sync-bn exclude each other.')
+    if args.torchscript and args.torchcompile:
+        raise UserError('--torchscript and --torchcompile exclude each other.')
     if args.torchscript and args.sync_bn:
         raise UserError('--torchscript and --sync-bn exclude each other.')
     if mixes_labels(args) and args.aug_splits and not args.no_prefetcher:

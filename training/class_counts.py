@@ -11,14 +11,16 @@ from timm.data import MultiLabelTarget, create_dataset
 from timm.loss import CLASS_WEIGHT_METHODS, compute_class_weights
 from timm.utils import setup_default_logging
 from .datasets import check_source
-from .shared_flags import DefaultsFormatter, add_shared
+from .definitions import flags
+from .shared_flags import add_shared
 
 _logger = logging.getLogger(__name__)
 
 
 def create_parser() -> argparse.ArgumentParser:
     """Create the parser of `class_weights.py`."""
-    parser = argparse.ArgumentParser(description='Count the labels of a dataset.', formatter_class=DefaultsFormatter)
+    parser = flags.OneLineParser(
+        description='Count the labels of a dataset.', formatter_class=flags.DefaultsFormatter)
     add_shared(
         parser,
         'data-dir', 'dataset', 'dataset-download', 'dataset-trust-remote-code', 'class-map', 'input-key',
@@ -33,6 +35,7 @@ def create_parser() -> argparse.ArgumentParser:
     add('--power', type=float, default=1., metavar='X', help='exponent of neg_pos and inv_freq')
     add('--beta', type=float, default=0.999, metavar='X', help='beta of effective_num')
     add('--max-weight', type=float, metavar='X', help='largest weight')
+    parser.set_defaults(dataset='')
     return parser
 
 

@@ -10,6 +10,7 @@ from typing import Any, Callable, Optional, Tuple
 import torch
 
 from timm.layers import set_fast_norm
+from timm.mim.pretrain.place import default_device, describe_device
 from timm.utils import NativeScaler, init_distributed_device, is_primary, random_seed, set_jit_fuser
 from .errors import user_errors
 
@@ -82,6 +83,8 @@ def set_up(args: argparse.Namespace) -> Place:
         with user_errors(f'--device-modules {module}', ImportError):
             importlib.import_module(module)
     speed_up_cuda()
+    chosen = args.device is not None
+    args.device = args.device or default_device()
     with user_errors(f'--device {args.device}', AssertionError, RuntimeError):
         device = init_distributed_device(args)
     place = precision(args, device)
@@ -92,6 +95,7 @@ def set_up(args: argparse.Namespace) -> Place:
     set_fused_operations(args)
     if place.primary:
         types = f'{args.amp_dtype} where autocast allows it' if args.amp else str(place.dtype)
+        _logger.info(describe_device(device, chosen))
         _logger.info(f'Training with {args.world_size} process(es), this one on {device}, in {types}.')
     return place
 

@@ -1,12 +1,14 @@
 """Mistakes of the person who runs a script."""
 from contextlib import contextmanager
 
+from .definitions import flags
+
 # What timm and PyTorch raise for names, arguments and weights that do not fit.
 MISFITS = (AssertionError, AttributeError, OSError, RuntimeError, TypeError, ValueError)
 
 
-class UserError(ValueError):
-    """What is wrong and what is allowed, in one line. A script that ends with it prints that line alone."""
+class UserError(flags.UserError, ValueError):
+    """One mistake of the user's, or several, each in one line. A script that ends with it prints these lines alone."""
 
 
 @contextmanager

@@ -6,158 +6,78 @@ not given has its default from there.
 import argparse
 from typing import Set
 
-from timm.loss import LOSS_TYPES
-from timm.mim import pretrain
-from timm.utils import ParseKwargs
-from .shared_flags import DefaultsFormatter, add_shared
+from .definitions import flags
+from .shared_flags import add_shared
+
+# Of the flags that pre-training has too
+_DEFAULTS = dict(
+    dataset='', train_split='train', val_split='validation', model='resnet50', initial_checkpoint='', resume='',
+    batch_size=128, grad_accum_steps=1, model_kwargs={}, interpolation='', amp_dtype='float16', opt='sgd', momentum=0.9,
+    weight_decay=2e-5, clip_mode='norm', layer_decay_min_scale=0, opt_kwargs={}, lr_base=0.1, lr_base_size=256,
+    lr_base_scale='', sched='cosine', epochs=300, epoch_repeats=0., warmup_epochs=5, warmup_lr=1e-5, min_lr=0,
+    cooldown_epochs=0, decay_milestones=[90, 180, 270], decay_rate=0.1, lr_noise_pct=0.67, lr_noise_std=1.,
+    lr_cycle_mul=1., lr_cycle_decay=0.5, lr_cycle_limit=1, lr_k_decay=1., scale=[0.08, 1.], ratio=[3 / 4, 4 / 3],
+    hflip=0.5, vflip=0., color_jitter=0.4, train_interpolation='random', model_ema_decay=0.9998, seed=42,
+    log_interval=50, val_interval=1, recovery_interval=0, checkpoint_hist=10, output='', experiment='', wandb_tags=[],
+    wandb_resume_id='', workers=4,
+)
+_LOSSES = ('ce', 'bce', 'asl', 'poly', 'jsd', 'twoway', 'zlpr', 'db')  # timm.loss.LOSS_TYPES
 
 
 def pretraining_flags() -> Set[str]:
     """Names of the flags that have a meaning with `--mim` only."""
     parser = argparse.ArgumentParser(add_help=False)
-    pretrain.add_arguments(parser)
+    flags.add_arguments(parser)
     return {action.dest for action in parser._actions} - {'mim'}
-
-
-class OneOrTwo(argparse.Action):
-    """One number as it is, two as a list."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
 
 
 def create_parser() -> argparse.ArgumentParser:
     """Create the parser of `train.py`."""
-    parser = argparse.ArgumentParser(
+    parser = flags.OneLineParser(
+        usage='%(prog)s [--mim METHOD] --data-dir DIR [flags]',
         description='Train an image model with labels, or pre-train a vision transformer without (--mim METHOD).',
         epilog='Defaults are those of training with labels; with --mim they come from the recipe of the method.',
-        formatter_class=DefaultsFormatter,
+        formatter_class=flags.DefaultsFormatter,
     )
-    parser.add_argument('-c', '--config', metavar='FILE', help='YAML file with flags by name; the command line wins')
-    parser.add_argument('data', nargs='?', metavar='DIR', help='the same as --data-dir')
-    pretrain.add_arguments(parser)
+    flags.add_arguments(parser)
+    flags.add_training_arguments(parser)
+    parser.set_defaults(**_DEFAULTS)
     for add_flags in (
-            _dataset, _model, _device, _optimizer, _schedule, _augmentation, _loss, _batch_norm, _moving_average,
+            _dataset, _model, _device, _schedule, _augmentation, _loss, _batch_norm, _moving_average,
             _miscellaneous, _scheduled_resolution, _naflex, _distillation):
         add_flags(parser)
     return parser
 
 
 def _dataset(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('Dataset')
-    add_shared(
-        group,
-        'data-dir', 'dataset', 'dataset-download', 'dataset-trust-remote-code', 'class-map', 'input-key',
-        'input-img-mode', 'target-key', 'target-format',
-    )
-    add = group.add_argument
-    add('--train-split', default='train', metavar='NAME', help='split to train on')
-    add('--val-split', default='validation', metavar='NAME', help="split to evaluate on, '' for none")
-    add('--train-num-samples', type=int, metavar='N', help='length of the training split, for streamed datasets')
-    add('--val-num-samples', type=int, metavar='N', help='length of the validation split, for streamed datasets')
+    add_shared(flags.group_of(parser, 'Dataset'), 'class-map', 'target-format')
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('Model')
+    group = flags.group_of(parser, 'Model')
     add = group.add_argument
-    add('--model', default='resnet50', metavar='NAME', help='model to train')
-    add('--pretrained', action='store_true', help='start from the published weights')
-    add('--pretrained-path', metavar='FILE', help='start from these weights, with position table and head adapted')
-    add('--pretrained-cfg-overlay', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
+    add('--pretrained-cfg-overlay', nargs='*', default={}, action=flags.KeyValues, metavar='KEY=VALUE',
         help='replace entries of the configuration that comes with the weights')
-    add('--initial-checkpoint', default='', metavar='FILE', help='start from exactly these weights')
-    add('--resume', default='', metavar='FILE', help="checkpoint to go on from; 'auto': the last one of --experiment")
-    add('--no-resume-opt', action='store_true', help='resume the weights only, with a fresh optimizer')
-    add('--img-size', type=int, nargs='+', action=OneOrTwo, metavar='N', help='image size, or height and width')
-    add('-b', '--batch-size', type=int, default=128, metavar='N', help='images per process and step')
-    add('-vb', '--validation-batch-size', type=int, metavar='N', help='the same for validation')
-    add('--grad-accum-steps', type=int, default=1, metavar='N', help='batches that make one update')
-    add('--grad-checkpointing', action='store_true', help='recompute activations, for less memory')
     add('--head-init-scale', type=float, metavar='X', help='factor on the initial weights of the classifier')
     add('--head-init-bias', type=float, metavar='X', help='initial bias of the classifier')
-    compiled = group.add_mutually_exclusive_group()
-    add_shared(compiled, 'torchscript', 'torchcompile')
-    add_shared(
-        group,
-        'num-classes', 'gp', 'in-chans', 'input-size', 'crop-pct', 'mean', 'std', 'interpolation', 'channels-last',
-        'fast-norm', 'model-kwargs', 'fuser', 'torchcompile-mode',
-    )
+    add_shared(group, 'torchscript', 'num-classes', 'gp', 'fuser')
 
 
 def _device(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('Device')
+    group = flags.group_of(parser, 'Device')
     add = group.add_argument
-    add('--device', default='cuda', metavar='NAME', help='device to train on')
-    add_shared(group, 'amp', 'amp-dtype', 'model-dtype')
-    add('--no-ddp-bb', action='store_true', help='do not broadcast buffers between processes')
-    add('--synchronize-step', action='store_true', help='wait for the device after each update')
+    add_shared(group, 'model-dtype')
     add('--local_rank', type=int, default=0, metavar='N', help='for old launchers; the environment decides')
-    add('--device-modules', nargs='+', metavar='MODULE', help='modules to import for a device backend')
-
-
-def _optimizer(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('Optimizer').add_argument
-    add('--opt', default='sgd', metavar='NAME', help='optimizer')
-    add('--opt-eps', type=float, metavar='X', help='epsilon of the optimizer')
-    add('--opt-betas', type=float, nargs='+', metavar='X', help='betas of the optimizer')
-    add('--momentum', type=float, default=0.9, metavar='X', help='momentum, for optimizers that have one')
-    add('--weight-decay', type=float, default=2e-5, metavar='X', help='weight decay')
-    add('--clip-grad', type=float, metavar='X', help='limit of the gradient')
-    add('--clip-mode', default='norm', metavar='MODE', help='what is limited: norm, value or agc')
-    add('--layer-decay', type=float, metavar='X', help='factor on the learning rate from each layer to the one below')
-    add('--layer-decay-min-scale', type=float, default=0, metavar='X', help='smallest factor of --layer-decay')
-    add('--layer-decay-no-opt-scale', type=float, metavar='X', help='layers with a factor below this stay frozen')
-    add('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE', help='optimizer arguments')
 
 
 def _schedule(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('Schedule').add_argument
-    add('--lr', type=float, metavar='X', help='learning rate, goes before --lr-base')
-    add('--lr-base', type=float, default=0.1, metavar='X', help='learning rate for --lr-base-size images per update')
-    add('--lr-base-size', type=int, default=256, metavar='N', help='batch size that --lr-base is for')
-    add('--lr-base-scale', default='', metavar='HOW', help='scale --lr-base linear or sqrt, by the optimizer if absent')
-    add('--sched', default='cosine', metavar='NAME', help='cosine, tanh, step, multistep, poly, wsd, rsqrt, constant, '
-                                                          'plateau or none')
+    add = flags.group_of(parser, 'Schedule').add_argument
     add('--sched-on-updates', action='store_true', help='step the schedule at every update, not every epoch')
-    add('--epochs', type=int, default=300, metavar='N', help='epochs of the schedule')
-    add('--epoch-repeats', type=float, default=0., metavar='N', help='passes over a streamed dataset in one epoch')
-    add('--start-epoch', type=int, metavar='N', help='epoch to begin with, whatever a checkpoint says')
-    add('--stop-epoch', type=int, metavar='N', help='stop after so many epochs, with the schedule of --epochs')
-    add('--save-epochs', type=int, nargs='+', metavar='N', help='keep the checkpoints after so many epochs for good')
-    add('--warmup-epochs', type=int, default=5, metavar='N', help='epochs of warm-up')
-    add('--warmup-lr', type=float, default=1e-5, metavar='X', help='learning rate that warm-up begins with')
-    add('--warmup-prefix', action='store_true', help='add the warm-up to --epochs')
-    add('--min-lr', type=float, default=0, metavar='X', help='lowest learning rate')
-    add('--cooldown-epochs', type=int, default=0, metavar='N', help='epochs at the lowest rate at the end')
     add('--patience-epochs', type=int, default=10, metavar='N', help='epochs without progress, for plateau')
-    add('--decay-milestones', type=int, nargs='+', default=[90, 180, 270], metavar='N', help='epochs of multistep')
-    add('--decay-epochs', type=float, metavar='N', help='epochs between two steps (90), or of the decay of wsd and '
-                                                        'rsqrt (a fifth of the run)')
-    add('--decay-rate', '--dr', type=float, default=0.1, metavar='X', help='factor of a step')
-    add('--lr-decay-fn', metavar='NAME', help='curve of the decay of wsd and rsqrt')
-    add('--lr-stable-timescale', type=float, metavar='N', help='time scale of rsqrt in epochs')
-    add('--lr-noise', type=float, nargs='+', metavar='X', help='shares of the run between which the rate is noisy')
-    add('--lr-noise-pct', type=float, default=0.67, metavar='X', help='limit of that noise')
-    add('--lr-noise-std', type=float, default=1., metavar='X', help='standard deviation of that noise')
-    add('--lr-cycle-mul', type=float, default=1., metavar='X', help='each cycle is so many times longer')
-    add('--lr-cycle-decay', type=float, default=0.5, metavar='X', help='each cycle is so many times lower')
-    add('--lr-cycle-limit', type=int, default=1, metavar='N', help='number of cycles')
-    add('--lr-k-decay', type=float, default=1., metavar='X', help='k of k-decay, for cosine and poly')
 
 
 def _augmentation(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('Augmentation and regularisation').add_argument
-    add('--no-aug', action='store_true', help='resize and crop only')
-    add('--train-crop-mode', metavar='MODE', help='rrc, rkrc or rkrr')
-    add('--scale', type=float, nargs='+', default=[0.08, 1.], metavar='X', help='range of the area of random crops')
-    add('--ratio', type=float, nargs='+', default=[3 / 4, 4 / 3], metavar='X', help='range of their aspect ratio')
-    add('--hflip', type=float, default=0.5, metavar='P', help='probability of a horizontal flip')
-    add('--vflip', type=float, default=0., metavar='P', help='probability of a vertical flip')
-    add('--color-jitter', type=float, default=0.4, metavar='X', help='strength of colour jitter')
-    add('--color-jitter-prob', type=float, metavar='P', help='probability of colour jitter')
-    add('--grayscale-prob', type=float, metavar='P', help='probability of a grey image')
-    add('--gaussian-blur-prob', type=float, metavar='P', help='probability of blur')
-    add('--aa', metavar='POLICY', help='AutoAugment or RandAugment policy, such as rand-m9-mstd0.5-inc1')
+    add = flags.group_of(parser, 'Augmentation and regularisation').add_argument
     add('--aug-repeats', type=float, default=0, metavar='N', help='augmented copies of an image, over processes')
     add('--aug-splits', type=int, default=0, metavar='N', help='clean and augmented copies in a batch: 0, or 2 or more')
     add('--reprob', type=float, default=0., metavar='P', help='probability of random erasing')
@@ -172,18 +92,16 @@ def _augmentation(parser: argparse.ArgumentParser) -> None:
     add('--mixup-mode', default='batch', metavar='MODE', help='one mix per batch, pair or elem')
     add('--mixup-off-epoch', type=int, default=0, metavar='N', help='epoch from which nothing is mixed')
     add('--smoothing', type=float, metavar='X', help='label smoothing; 0.1 by default, 0 with several labels an image')
-    add('--train-interpolation', default='random', metavar='NAME', help='how training images are resized')
     add('--drop', type=float, default=0., metavar='RATE', help='dropout')
     add('--drop-connect', type=float, metavar='RATE', help='old name of --drop-path')
-    add('--drop-path', type=float, metavar='RATE', help='stochastic depth')
     add('--drop-block', type=float, metavar='RATE', help='drop block')
 
 
 def _loss(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('Task and loss')
+    group = flags.group_of(parser, 'Task and loss')
     add_shared(group, 'task', 'multilabel-threshold')
     add = group.add_argument
-    add('--loss', choices=LOSS_TYPES, help='loss; ce by default, bce with several labels an image')
+    add('--loss', choices=_LOSSES, help='loss; ce by default, bce with several labels an image')
     add('--jsd-loss', action='store_true', help='the same as --loss jsd, for --aug-splits')
     add('--bce-loss', action='store_true', help='the same as --loss bce')
     add('--bce-sum', action='store_true', help='sum binary cross-entropy over classes')
@@ -210,7 +128,7 @@ def _loss(parser: argparse.ArgumentParser) -> None:
 
 
 def _batch_norm(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('Batch norm').add_argument
+    add = flags.group_of(parser, 'Batch norm').add_argument
     add('--bn-momentum', type=float, metavar='X', help='momentum of batch norm, for models that take it')
     add('--bn-eps', type=float, metavar='X', help='epsilon of batch norm, for models that take it')
     add('--sync-bn', action='store_true', help='statistics over the batches of all processes')
@@ -219,37 +137,23 @@ def _batch_norm(parser: argparse.ArgumentParser) -> None:
 
 
 def _moving_average(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('Moving average').add_argument
-    add('--model-ema', action='store_true', help='keep a moving average of the weights, and evaluate that')
+    add = flags.group_of(parser, 'Moving average').add_argument
     add('--model-ema-force-cpu', action='store_true', help='keep it on the CPU, without evaluation')
-    add('--model-ema-decay', type=float, default=0.9998, metavar='X', help='decay of the average')
-    add('--model-ema-warmup', action='store_true', help='let the decay grow at the beginning')
 
 
 def _miscellaneous(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('Miscellaneous')
+    group = flags.group_of(parser, 'Miscellaneous')
     add = group.add_argument
-    add('--seed', type=int, default=42, metavar='N', help='seed of weights, order and augmentation')
     add('--worker-seeding', default='all', metavar='MODE', help='what is seeded in a worker: all or part')
-    add('--log-interval', type=int, default=50, metavar='N', help='updates between two reports')
-    add('--val-interval', type=int, default=1, metavar='N', help='epochs between two evaluations and checkpoints')
-    add('--recovery-interval', type=int, default=0, metavar='N', help='updates between two recovery checkpoints')
-    add('--checkpoint-hist', type=int, default=10, metavar='N', help='number of checkpoints to keep')
     add('--save-images', action='store_true', help='write a batch of training images at every report')
-    add('--output', default='', metavar='DIR', help='folder of run folders, ./output/train if absent')
-    add('--experiment', default='', metavar='NAME', help='name of the run folder; time, model and size if absent')
     add('--eval-metric', metavar='NAME', help='metric of the best checkpoint; top1, or map with several labels')
     add('--tta', type=int, default=0, metavar='N', help='not supported: loaders give one view of an image')
     add('--use-multi-epochs-loader', action='store_true', help='keep the loader between epochs')
-    add('--log-wandb', action='store_true', help='report to Weights & Biases')
-    add('--wandb-project', metavar='NAME', help='its project')
-    add('--wandb-tags', nargs='+', default=[], metavar='TAG', help='its tags')
-    add('--wandb-resume-id', default='', metavar='ID', help='its run to go on with')
-    add_shared(group, 'workers', 'pin-mem', 'no-prefetcher')
+    add_shared(group, 'no-prefetcher')
 
 
 def _scheduled_resolution(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('Scheduled resolution').add_argument
+    add = flags.group_of(parser, 'Scheduled resolution').add_argument
     add('--train-img-sizes', type=int, nargs='+', metavar='N', help='square sizes, one of them for each batch')
     add('--train-batch-sizes', type=int, nargs='+', metavar='N', help='batch size for each of them')
     add('--train-size-probs', type=float, nargs='+', metavar='P', help='probability of each of them')
@@ -263,7 +167,7 @@ def _scheduled_resolution(parser: argparse.ArgumentParser) -> None:
 
 
 def _naflex(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('NaFlex')
+    group = flags.group_of(parser, 'NaFlex')
     add_shared(group, 'naflex-loader', 'naflex-max-seq-len')
     add = group.add_argument
     add('--naflex-train-seq-lens', type=int, nargs='+', default=[128, 256, 576, 784, 1024], metavar='N',
@@ -276,7 +180,7 @@ def _naflex(parser: argparse.ArgumentParser) -> None:
 
 
 def _distillation(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('Distillation').add_argument
+    add = flags.group_of(parser, 'Distillation').add_argument
     add('--kd-model-name', metavar='NAME', help='teacher, with its published weights')
     add('--kd-distill-type', default='logit', choices=('logit', 'feature', 'token'), help='what is distilled')
     add('--kd-loss-type', default='kl', metavar='NAME', help='loss between logits: kl')

@@ -7,6 +7,7 @@ import torch
 import torch.nn as nn
 
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm
+from timm.mim.model_names import is_known_model, unknown_model
 from timm.models import resolve_model_input_args
 from .device import Place
 from .errors import MISFITS, UserError, user_errors
@@ -67,6 +68,7 @@ def build(
     Raises:
         UserError: There is no such model, or its arguments or weights do not fit.
     """
+    check_name('--model', args.model)
     architecture = dict(architecture, global_pool=args.gp)  # what is None here --model-kwargs may say
     with user_errors(about, *MISFITS):
         arguments = resolve_model_input_args(
@@ -83,6 +85,16 @@ def build(
             raise UserError(f'--model {args.model} does not say how many classes it has: give --num-classes.')
         args.num_classes = model.num_classes
     return model
+
+
+def check_name(flag: str, name: str) -> None:
+    """Check that there is a model of this name.
+
+    Raises:
+        UserError: There is none; the message offers the nearest names.
+    """
+    if not is_known_model(name):
+        raise UserError(f'{flag}: {unknown_model(name)}')
 
 
 def _pretrained_cfg_overlay(args: argparse.Namespace) -> Dict[str, Any]:

@@ -3,6 +3,7 @@ import argparse
 import logging
 import os
 from datetime import datetime
+from pathlib import Path
 from typing import Dict, Optional, Tuple
 
 from torch.optim import Optimizer
@@ -26,14 +27,23 @@ def find_checkpoint(args: argparse.Namespace) -> str:
         Its path, '' for a run that begins anew.
 
     Raises:
-        UserError: There is no such file.
+        UserError: There is no such file, or --experiment names another run's folder.
     """
+    folder = Path(args.output or './output/train') / args.experiment
     if args.resume == 'auto':
-        path = os.path.join(args.output or './output/train', args.experiment, LAST)
-        return path if os.path.isfile(path) else ''
+        path = folder / LAST
+        return str(path) if path.is_file() else ''
     if args.resume and not os.path.isfile(args.resume):
         raise UserError(f"--resume: there is no checkpoint '{args.resume}'.")
+    if args.resume and args.experiment and (folder / LAST).exists() and not _lies_in(args.resume, folder):
+        raise UserError(
+            f"--resume: '{args.resume}' is no checkpoint of '{folder}', which holds a run of its own. Go on with that "
+            'run by --resume auto, or give an --experiment that does not exist yet.')
     return args.resume
+
+
+def _lies_in(checkpoint: str, folder: Path) -> bool:
+    return os.path.samefile(os.path.dirname(checkpoint) or '.', folder)
 
 
 class RunFolder:
@@ -82,7 +92,7 @@ class RunFolder:
 
     def begin(self, checkpoint: str, start_epoch: int) -> None:
         """Drop what an earlier run left after `start_epoch`, and take up its history if the run goes on in place."""
-        if checkpoint and os.path.realpath(os.path.dirname(checkpoint)) == os.path.realpath(self.path):
+        if checkpoint and _lies_in(checkpoint, Path(self.path)):
             self.saver.load_state_dict_from_checkpoint(checkpoint)
         trim_summary(self.summary, start_epoch)
 

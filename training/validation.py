@@ -9,6 +9,7 @@ import torch.nn as nn
 
 from timm.data import RealLabelsImagenet, create_loader, create_naflex_loader
 from timm.layers import apply_test_time_pool
+from timm.mim.pretrain.place import default_device, describe_device
 from timm.models import load_checkpoint, reparameterize_model
 from timm.task.evaluator import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from timm.utils import random_seed
@@ -74,8 +75,11 @@ def _set_up(args: argparse.Namespace) -> Place:
     if args.task == 'multilabel' and (args.real_labels or args.metrics_avg):
         raise UserError('--real-labels and --metrics-avg are for one label an image.')
     speed_up_cuda()
+    chosen = args.device is not None
+    args.device = args.device or default_device()
     with user_errors(f'--device {args.device}', RuntimeError):
         place = precision(args, torch.device(args.device))
+    _logger.info(describe_device(place.device, chosen))
     random_seed(args.seed)
     set_fused_operations(args)
     return place

@@ -1,15 +1,25 @@
 """The flags of `validate.py`."""
 import argparse
 
-from .shared_flags import DefaultsFormatter, add_shared
+from .definitions import flags
+from .shared_flags import add_shared
+
+# Of the flags that train.py has too
+_DEFAULTS = dict(dataset='', interpolation='', workers=4, amp_dtype='float16', model_kwargs={})
 
 
 def create_parser() -> argparse.ArgumentParser:
     """Create the parser of `validate.py`, with the flags and defaults of timm's."""
-    parser = argparse.ArgumentParser(description='Evaluate image models.', formatter_class=DefaultsFormatter)
+    parser = flags.OneLineParser(
+        usage='%(prog)s [--mim METHOD] --data-dir DIR [flags]',
+        description='Evaluate image models.',
+        formatter_class=flags.DefaultsFormatter,
+    )
     parser.add_argument('data', nargs='?', metavar='DIR', help='the same as --data-dir')
     for add_flags in (_dataset_flags, _model_flags, _device_flags, _output_flags):
         add_flags(parser)
+    flags.add_validation_arguments(parser)
+    parser.set_defaults(**_DEFAULTS)
     return parser
 
 
@@ -56,7 +66,7 @@ def _model_flags(parser: argparse.ArgumentParser) -> None:
 def _device_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Device')
     add = group.add_argument
-    add('--device', default='cuda', metavar='NAME', help='device to evaluate on')
+    add('--device', metavar='NAME', help='device to evaluate on; the accelerator if absent, else the CPU')
     add('--num-gpu', type=int, default=1, metavar='N', help='number of GPUs')
     add('--seed', type=int, default=42, metavar='N', help='seed')
     add_shared(group, 'channels-last', 'amp', 'amp-dtype', 'model-dtype', 'fuser', 'fast-norm')

@@ -66,7 +66,7 @@ def test_ijepa_of_the_reference_has_our_loss():
         create_model('vit_tiny_patch16_224', class_token=False, global_pool='avg', depth=1), predictor_dim=48,
         predictor_depth=1)
     disturb(method)
-    masks = method.sample_masks(torch.rand(method.noise_shape(2)))
+    masks = method.make_mask(torch.rand(method.noise_shape(2)))
     modules = ijepa.create_modules(method, CPU)
     results = losses_and_gradients(modules, torch.randn(2, 3, 224, 224), *masks)
     assert results['reference'] == pytest.approx(results['ours'], rel=1e-4)

@@ -6,6 +6,10 @@ the command are said again. Images are square where the command says nothing els
 import runpy
 from typing import Any, Dict, List, Optional, Sequence
 
+from timm.mim.pretrain.__main__ import create_parser
+from timm.mim.pretrain.defaults import DEFAULTS
+from timm.mim.pretrain.flags import parse
+
 ON_CPU = ['--device', 'cpu', '--workers', '0']
 # Fewer and narrower layers, by the start of a model's name
 FEWER_LAYERS = {
@@ -25,8 +29,13 @@ def appended(script: Sequence[str], experiment: str) -> List[str]:
         script: Words from the script's name on.
         experiment: Name of the run.
     """
-    if script[0] == 'train.py':
+    if list(script[:2]) == ['-m', 'timm.mim.pretrain']:
+        args = {**DEFAULTS, **parse(create_parser(), list(script[2:]))[0]}
+    elif script[0] == 'train.py':
         args = vars(runpy.run_path('train.py')['_parse_args'](list(script[1:]))[0])
+    else:
+        args = None
+    if args is not None:
         return [*ON_CPU, '--batch-size', '2', '--validation-batch-size', '16', '--stop-epoch', '1',
                 '--experiment', experiment, *_shorter_run(args), *_smaller_model(args)]
     if script[0] == 'validate.py':

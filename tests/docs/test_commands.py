@@ -25,10 +25,13 @@ ELSEWHERE = {
     'pytest -m cuda': 'needs a CUDA device: tests/equivalence/test_cuda.py',
     'make benchmark': 'takes minutes; the parts: tests/benchmarks/test_benchmarks.py',
     "make benchmark ARGS='--only refactor --rounds 3'": 'the same',
+    'python -m benchmarks.leak ratio pvt_v2_b0 mobilenetv3_small_050': 'tests/benchmarks/test_leak.py',
+    'python -m benchmarks.leak squares --model mobilenetv3_small_050': 'takes minutes: tests/benchmarks/test_leak.py',
     'make upstream-tests': 'takes hours; a sample: tests/upstream/test_upstream_sample.py::test_sample',
     'python tests/upstream/run_scripts.py': 'tests/train/test_supervised_upstream.py::test_scripts',
-    'pip install git+https://github.com/OWNER/REPOSITORY':
-        'there is no such address yet; from another one: tests/patchset/test_packaging.py::test_install_from_git',
+    'pip install git+URL-of-this-repository':
+        'no address; from a folder: tests/patchset/test_packaging.py::test_install_from_git',
+    'pip install git+file:///path/to/a/clone': 'tests/patchset/test_packaging.py::test_install_from_git',
     "pip install '.[samples]'":
         'fetches packages; timm itself: tests/patchset/test_packaging.py::test_pip_wheel',
     'python -m patchset series CLONE -o DIR':
@@ -42,6 +45,7 @@ ELSEWHERE = {
     # no commands, but forms of some
     'torchrun --nproc-per-node 8 train.py ...': 'whole ones are in blocks of code',
     'python -m timm.mim.convert': 'whole ones are in blocks of code',
+    'python -m timm.mim.pretrain': 'whole ones are in blocks of code',
     "python -m timm.mim.convert SOURCE DEST '[--to' 'FORMAT]'": 'whole ones are in blocks of code',
     "python -m patchset build '|' check '|' lock '|' diff '|' series '|' upgrade": 'tests/patchset/test_project.py',
 }
@@ -144,6 +148,7 @@ def check_diff(folder, outcome):
 
 PROMISES = {
     'python train.py': check_train,
+    'python -m timm.mim.pretrain': check_train,
     'torchrun': check_train,
     'python validate.py': check_validate,
     'python -m timm.mim.convert': check_convert,

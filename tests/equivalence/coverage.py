@@ -27,8 +27,6 @@ def main():
         for class_name in sorted({entry.class_name for entry in entries}):
             group = [entry for entry in entries if entry.class_name == class_name]
             has = [entry for entry in group if entry.name in names]
-            if kind == 'cnn' and not has:
-                continue
             small = sum(entry.parameters <= LARGEST for entry in has)
             print(f'{kind:<12} {class_name:<28} {len(group):>10} {len(has):>7} {len(has):>8} {small:>8} '
                   f'{cases[plain(class_name)]:>9}')
@@ -36,6 +34,7 @@ def main():
     for kind in KINDS:
         print(f'{kind:<12} {"in all":<28} {total[kind, "registered"]:>10} {total[kind, "served"]:>7} '
               f'{total[kind, "served"]:>8} {total[kind, "small"]:>8}')
+    print(f'{len(names)} of {len(registered())} registered models have embed and forward_stages')
 
 
 if __name__ == '__main__':

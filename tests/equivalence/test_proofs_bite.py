@@ -5,7 +5,7 @@ import textwrap
 import pytest
 
 import probe
-from cases import CASES
+from cases import all_cases
 from compare import differing, first_difference
 
 MUTATIONS = {
@@ -21,6 +21,10 @@ MUTATIONS = {
         'vit-class-token', 'embed_positions', 'x = self._pos_embed(x)', 'x = self._pos_embed(x) + self.pos_embed'),
     'patch drop forgotten': (
         'vit-patch-drop', 'embed_positions', 'x = self.patch_drop(x)', 'pass'),
+    'cut before the pool, which is lost': (
+        'vgg-first-pool', 'embed_patches', 'i <= self.feature_ends[0] + 1', 'i <= self.feature_ends[0]'),
+    'last norm of a convolutional model dropped': (
+        'starnet-stem', 'forward_stages', 'x = self.norm(x)', 'pass'),
     'attention mask lost': (
         'vit-attention-mask', 'forward_stages', 'attn_mask=attn_mask', 'attn_mask=None'),
 }
@@ -38,7 +42,7 @@ def mutate(monkeypatch, model_class, method, old, new):
 @pytest.mark.parametrize('mutation', MUTATIONS)
 def test_values_differ(stock, monkeypatch, mutation):
     case_name, method, old, new = MUTATIONS[mutation]
-    case = next(case for case in CASES if case.name == case_name)
+    case = next(case for case in all_cases() if case.name == case_name)
     arguments = dict(name=case.model, model_kwargs=case.model_kwargs, **case.probe_kwargs)
     stock.ask('values', **arguments)
     expected = stock.answer()
@@ -51,7 +55,7 @@ def test_values_differ(stock, monkeypatch, mutation):
 @pytest.mark.parametrize('mutation', [mutation for mutation in MUTATIONS if mutation != 'attention mask lost'])
 def test_operations_differ(stock, monkeypatch, mutation):
     case_name, method, old, new = MUTATIONS[mutation]
-    case = next(case for case in CASES if case.name == case_name)
+    case = next(case for case in all_cases() if case.name == case_name)
     arguments = dict(
         name=case.model, model_kwargs=case.model_kwargs, img_size=case.probe_kwargs['img_size'], train=True)
     stock.ask('operations', **arguments)

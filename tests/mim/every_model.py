@@ -17,8 +17,10 @@ Size = Tuple[int, int]
 OPTIONS = {
     'simmim': {},
     'mae': dict(decoder_dim=16, decoder_depth=1, decoder_heads=2),
-    'ijepa': dict(predictor_dim=16, predictor_depth=1, predictor_heads=2),
+    'ijepa': dict(predictor_dim=16, predictor_depth=1, predictor_heads=2, num_targets=2),
 }
+# a key bias moves all scores of a query alike, softmax does not see it
+MAY_BE_ZERO = 'k_bias',
 LARGEST = 100e6  # parameters of the models that are trained with real numbers, the giants have shapes alone
 SIDES = 64, 56, 128, 112, 192, 224, 256  # of small images, for patches of 16 and 14 pixels
 
@@ -35,6 +37,7 @@ REFUSED_CASES = {
     'coat-maps': 'several feature maps',
     'coat-parallel-maps': 'several feature maps',
     'convit-all-local': '16 tokens do not make a 4 x 4 map with 1 prefix tokens',
+    'hrnet-branches': 'list of 4 tensors',
     'levit-non-square': 'multiple of 64',
     'deepseek-classifier-align-padded': 'multiple of',
     'gemma4-classifier-soft': 'multiple of 32|pools neighbours on the grid',
@@ -103,7 +106,11 @@ def create(method: str, name: str, model_kwargs: Dict[str, Any], sizes: Sequence
 
 
 def losses(method: nn.Module, steps: int = 5) -> Iterator[float]:
-    """Losses of a fixed batch, with all that is random the same in each step of training."""
+    """Losses of a fixed batch, with all that is random the same in each step of training.
+
+    Asserts that each trainable parameter gets a gradient in each step, and in some step one that is not all zeros.
+    """
+    never_moved = {name for name, parameter in method.named_parameters() if parameter.requires_grad}
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     device = parameters[0].device
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
@@ -117,9 +124,11 @@ def losses(method: nn.Module, steps: int = 5) -> Iterator[float]:
         optimizer.zero_grad()
         loss.backward()
         assert without_gradient(method) == []
+        never_moved -= {name for name, p in method.named_parameters() if p.requires_grad and p.grad.any()}
         optimizer.step()
         if hasattr(method, 'update_target'):
             method.update_target(step / steps)
+    assert not {name for name in never_moved if not name.endswith(MAY_BE_ZERO)}
 
 
 def without_gradient(method: nn.Module) -> List[str]:

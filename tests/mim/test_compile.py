@@ -43,7 +43,7 @@ def test_official_masks_have_a_graph_for_each_length():
     lengths, expected = set(), []
     for step in range(3):
         noise = torch.rand(method.noise_shape(2), generator=torch.Generator().manual_seed(step))
-        masks = method.sample_masks(noise)
+        masks = method.make_mask(noise)
         lengths.add((masks.context.shape, masks.targets.shape))
         expected.append(len(lengths))
     assert train_compiled(method, 3) == expected

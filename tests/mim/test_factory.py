@@ -6,6 +6,7 @@ import timm
 from timm.mim import MIMOutput, SimMIM, create_mim, factory, get_mim, list_mim_models, list_mims, register_mim
 from timm.models import has_embed_stages
 from timm.models._model_class import get_model_class
+from registry import registered
 from tiny_models import build
 
 
@@ -30,9 +31,10 @@ def test_image_size_reaches_a_windowed_model():
 
 
 @pytest.mark.parametrize('call, message', [
-    (lambda: create_mim('simim', 'vit_tiny_patch16_224'), 'Unknown method simim, there is ijepa, mae, simmim.'),
-    (lambda: list_mim_models('simim'), 'Unknown method simim, there is ijepa, mae, simmim.'),
-    (lambda: create_mim('simmim', 'vit_tiny'), 'Unknown model vit_tiny, timm.list_models() names those that exist.'),
+    (lambda: create_mim('simim', 'vit_tiny_patch16_224'), "There is no method 'simim'; did you mean simmim?"),
+    (lambda: list_mim_models('simim'), "There is no method 'simim'; did you mean simmim?"),
+    (lambda: create_mim('simmim', 'vit_tiny'),
+     "'vit_tiny' is no model of timm; did you mean vit_tiny_patch16_224, vit_tiny_patch16_384, vit_tiny_r_s16_p8_224?"),
     (lambda: create_mim('simmim', 'vit_tiny_patch16_224', ratio=0.5, unit=1),
      'simmim has no option ratio, unit, its options are mask_ratio, mask_unit, masking, target, loss.'),
     (lambda: create_mim('simmim', build('vit'), model_kwargs=dict(depth=1)),
@@ -71,7 +73,10 @@ def test_listed_models_are_those_with_the_protocol():
     assert len(names) == len(set(names)) >= 680
     assert {'vit_base_patch16_224', 'deit_tiny_distilled_patch16_224', 'swin_base_patch4_window7_224',
             'eva02_tiny_patch14_224', 'vit_small_patch16_dinov3'} <= set(names)
-    assert not {'resnet50', 'convnext_tiny', 'vit_base_patch32_384_missing'} & set(names)
+    assert {'resnet50', 'convnext_tiny'} <= set(names) and 'vit_base_patch32_384_missing' not in names
+    assert not {  # their stems pad nothing
+        'inception_v3', 'inception_v4', 'inception_resnet_v2', 'legacy_xception', 'nasnetalarge', 'pnasnet5large',
+    } & set(names)
     assert all(has_embed_stages(get_model_class(name)) for name in names[::20])
     assert set(list_mim_models('simmim', 'swin_*')) == {name for name in names if name.startswith('swin_')}
     # of these all features are class tokens, or two grids
@@ -93,19 +98,41 @@ def test_listed_models_that_drop_tokens(method, count):
 
 
 @pytest.mark.parametrize('method, names', [
-    ('simmim', ['coat_tiny', 'coat_lite_tiny']),
+    ('simmim', [
+        'coat_tiny', 'coat_lite_tiny', 'vit_small_patch14_dinov2', 'convmixer_768_32', 'sequencer2d_s',
+        'efficientvit_m2',
+    ]),
     ('mae', ['deepseek_vit_412m_enc', 'gemma4_vit_167m', 'vit_small_r26_s32_224']),
     ('ijepa', ['qwen3_vit_88m_enc', 'gemma4_vit_167m_enc', 'vit_base_patch16_plus_240']),
 ])
 def test_listed_models_can_be_created(method, names, request):
-    """Some that no tiny model stands for, all with --all-models, on the meta device."""
+    """With defaults: one of each class and some that no tiny model stands for, all with --all-models, on meta."""
     listed = list_mim_models(method)
     assert set(names) <= set(listed)
-    # the size that a model has by default need not be one of whole patches or mask units
-    sizes = ('takes images whose height is a multiple of', 'mask_unit 32 does not fit')
-    for name in listed if request.config.getoption('--all-models', False) else names:
-        with torch.device('meta'):
-            try:
+    if not request.config.getoption('--all-models', False):
+        parameters = {entry.name: entry.parameters for entry in registered()}
+        smallest = {}
+        for name in sorted(listed, key=parameters.get):
+            smallest.setdefault(get_model_class(name), name)
+        listed = {*names, *smallest.values()}
+    refused = {}
+    for name in listed:
+        try:
+            with torch.device('meta'):
                 create_mim(method, name)
-            except ValueError as error:
-                assert any(part in str(error) for part in sizes), (name, str(error))
+        except ValueError as error:
+            refused[name] = str(error)
+    assert refused == {}
+
+
+@pytest.mark.parametrize('name, img_size, mask_unit', [
+    ('vit_small_patch14_dinov2', 518, 14),  # 37 x 37 patches, and 37 is a prime
+    ('convmixer_768_32', 224, 28),
+    ('sequencer2d_s', 224, 28),
+    ('efficientvit_m2', 192, 64),  # would pad its own 224
+    ('vit_tiny_patch16_224', 224, 32),
+])
+def test_defaults(name, img_size, mask_unit):
+    with torch.device('meta'):
+        method = create_mim('simmim', name)
+    assert method.img_size == (img_size, img_size) and method.mask_unit == (mask_unit, mask_unit)

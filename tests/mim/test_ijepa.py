@@ -41,7 +41,7 @@ def test_loss_and_gradients_of_the_predictor_are_lightlys(name):
 
     images, noise = images_for(method), noise_for(method)
     output = method(images, noise=noise)
-    masks = method.sample_masks(noise)
+    masks = method.make_mask(noise)
     encoder, prefix = copy.deepcopy(method.backbone), method.num_prefix_tokens
     assert torch.equal(output.mask, ~torch.zeros(2, 24, dtype=torch.bool).scatter(1, masks.context, True).view(2, 4, 6))
     losses = []
@@ -140,7 +140,7 @@ def test_training_reaches_the_target_by_the_update_alone():
 def test_each_target_is_predicted_by_itself():
     method = ijepa().eval()
     images, noise = images_for(method), noise_for(method)
-    masks = method.sample_masks(noise)
+    masks = method.make_mask(noise)
     with torch.no_grad():
         output = method(images, mask=masks)
         other = masks.targets.clone()
@@ -206,7 +206,7 @@ def test_official_sampler():
     method = IJEPA(backbone, predictor_dim=24, predictor_depth=1, sampler='official')
     noise = noise_for(method, 3)
     assert noise.shape == (3, 2)
-    masks = method.sample_masks(noise)
+    masks = method.make_mask(noise)
     step, seed = (noise[0] * 2 ** 24).long().tolist()
     expected = official_multi_block_masks((10, 12), 3, step, torch.Generator().manual_seed(seed))
     assert all(torch.equal(a, b) for a, b in zip(masks, expected))
@@ -218,7 +218,7 @@ def test_official_sampler():
 def test_masks_as_pictures():
     method = ijepa()
     noise = noise_for(method)
-    masks = method.sample_masks(noise)
+    masks = method.make_mask(noise)
     targets = method.target_mask(masks.targets)
     assert targets.shape == (2, 4, 4, 6) and targets.dtype == torch.bool
     for sample in range(2):

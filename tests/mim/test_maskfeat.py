@@ -54,8 +54,8 @@ def test_trains(name):
 
 def test_models():
     assert set(list_mim_models('maskfeat')) == set(list_mim_models('simmim'))
-    with pytest.raises(ValueError, match='^MaskFeat cannot serve resnet18: ResNet has no embed .* timm.mim.list_mim_'):
-        create_mim('maskfeat', 'resnet18')
+    with pytest.raises(ValueError, match='^MaskFeat cannot serve pit_ti_224: .* no feature map.* timm.mim.list_mim_'):
+        create_mim('maskfeat', 'pit_ti_224')
 
 
 def test_user_modules(tmp_path, monkeypatch):

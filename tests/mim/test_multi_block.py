@@ -85,8 +85,22 @@ def test_default_masks(grid_size, sizes):
     heights = rows.amax(-1) - rows.amin(-1) + 1
     widths = columns.amax(-1) - columns.amin(-1) + 1
     assert all(any(h <= a and w <= b for a, b in sizes) for h, w in zip(heights.flatten(), widths.flatten()))
-    overlap = (masks.context[:, :, None] == masks.targets.flatten(1)[:, None]).any(-1).any(-1)
-    assert overlap.float().mean() <= 0.01
+    assert not overlaps(masks).any()
+
+
+def overlaps(masks):
+    """Which samples (B) have a patch in the context and in a target."""
+    return (masks.context[:, :, None] == masks.targets.flatten(1)[:, None]).any(-1).any(-1)
+
+
+@pytest.mark.parametrize('grid_size, options', [
+    ((4, 4), dict(num_targets=3)), ((4, 6), {}), ((2, 3), dict(num_targets=2)), ((5, 5), {}),
+    ((8, 8), dict(context_scale=(0.1, 0.2)))])
+def test_context_never_meets_a_target(grid_size, options):
+    """Also in small grids, whose targets leave little of the context block."""
+    sampler = MultiBlockSampler(grid_size, **options)
+    assert sampler.context_length >= 1
+    assert not overlaps(sampler(noise_for(sampler, 20000))).any()
 
 
 def test_default_targets_lie_anywhere():
@@ -160,8 +174,11 @@ def test_extreme_noise():
 
 @pytest.mark.parametrize('call, message', [
     (lambda: MultiBlockSampler((2, 2)),
-     '4 target blocks leave no context in a grid of 2 x 2 patches, take fewer or smaller ones (num_targets, '
-     'target_scale).'),
+     'A grid of 2 x 2 patches is too small for 4 target blocks of 1 patches, which may leave no context: '
+     'take at most 3 (num_targets=3), larger images or smaller patches.'),
+    (lambda: MultiBlockSampler((4, 4)),
+     'A grid of 4 x 4 patches is too small for 4 target blocks of 4 patches, which may leave no context: '
+     'take at most 3 (num_targets=3), larger images or smaller patches.'),
     (lambda: MultiBlockSampler((14, 14), target_scale=(0.3, 0.2)),
      'target_scale must be a pair (smallest, largest) of positive numbers up to 1, got (0.3, 0.2).'),
     (lambda: MultiBlockSampler((14, 14), context_scale=(0.9, 1.1)),

@@ -80,11 +80,11 @@ def test_tokens_keep_their_positions(mae):
     images = images_for(mae)
     mask = mae(images, noise=noise_for(mae)).mask
     visible, _ = split_mask(mask.flatten(1), mae.num_visible)
-    features = encode_visible(mae.backbone, images, mae.pixel_mask(mask), visible)
+    features = encode_visible(mae.backbone, images.masked_fill(mae.pixel_mask(mask), 0.), visible)
     prefix = mae.num_prefix_tokens
     assert features.shape[1] == prefix + mae.num_visible
     # in another order the tokens are the same; sums of attention run in another order too
-    turned = encode_visible(mae.backbone, images, mae.pixel_mask(mask), visible.flip(1))
+    turned = encode_visible(mae.backbone, images.masked_fill(mae.pixel_mask(mask), 0.), visible.flip(1))
     torch.testing.assert_close(turned[:, prefix:].flip(1), features[:, prefix:], rtol=1e-4, atol=1e-5)
     # the contents of two places exchanged do more than exchange two features
     height, width = mae.patch_stride
@@ -94,7 +94,7 @@ def test_tokens_keep_their_positions(mae):
         first = exchanged[sample, :, a * height:(a + 1) * height, b * width:(b + 1) * width]
         second = exchanged[sample, :, c * height:(c + 1) * height, d * width:(d + 1) * width]
         first[:], second[:] = second.clone(), first.clone()
-    other = encode_visible(mae.backbone, exchanged, mae.pixel_mask(mask), visible)[:, prefix:]
+    other = encode_visible(mae.backbone, exchanged.masked_fill(mae.pixel_mask(mask), 0.), visible)[:, prefix:]
     distance = (other[:, [1, 0]] - features[:, prefix:][:, :2]).abs().amax((1, 2))
     assert (distance > 1e-3).all()
 
@@ -106,7 +106,7 @@ def test_hiera_is_encoded_as_by_its_own_mask():
     mask = mae(images, noise=noise_for(mae)).mask
     assert mae.patch_stride == (32, 32) and mae.grid_size == (2, 3) and mae.num_visible == 2
     visible, _ = split_mask(mask.flatten(1), mae.num_visible)
-    features = encode_visible(mae.backbone, images, mae.pixel_mask(mask), visible)
+    features = encode_visible(mae.backbone, images.masked_fill(mae.pixel_mask(mask), 0.), visible)
     # upstream's way, by boolean indexing
     expected = mae.backbone.forward_features(images, mask=~mask.flatten(1))
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)

@@ -14,6 +14,12 @@ def message_of(call, error=ValueError):
     return message
 
 
+UNPADDED = 'has no grid of patches that divides an image, convolutions of its stem do not pad'
+UNPADDED_MODELS = {
+    'inception_v3': 'InceptionV3', 'inception_v4': 'InceptionV4', 'inception_resnet_v2': 'InceptionResnetV2',
+    'legacy_xception': 'Xception', 'nasnetalarge': 'NASNetALarge', 'pnasnet5large': 'PNASNet5Large'}
+
+
 @pytest.fixture(scope='module')
 def mae():
     return MAE(build('vit'), decoder_dim=24, decoder_depth=1, decoder_heads=2)  # 4 x 6 patches, 6 visible
@@ -30,7 +36,7 @@ def ijepa():
     ('beit_base_patch16_224', 'Beit needs its whole grid of tokens and cannot drop any'),
     ('vit_relpos_small_patch16_224', 'VisionTransformerRelPos needs its whole grid of tokens and cannot drop any'),
     ('crossvit_tiny_240', 'CrossVit needs its whole grid of tokens and cannot drop any'),
-    ('resnet18', 'ResNet has no embed and forward_stages between which patch tokens could be masked'),
+    ('resnet18', 'ResNet needs its whole grid of tokens and cannot drop any'),
 ])
 def test_models_that_cannot_drop_tokens(method, name, reason):
     with torch.device('meta'):
@@ -44,6 +50,7 @@ def test_models_that_cannot_drop_tokens(method, name, reason):
 @pytest.mark.parametrize('name, reason', [
     ('crossvit_tiny_240', 'CrossVit has no patch tokens apart from their positions that could be replaced'),
     ('pit_ti_224', 'PoolingVisionTransformer gives no feature map'),
+    *((name, f'{cls} {UNPADDED}') for name, cls in UNPADDED_MODELS.items()),
 ])
 def test_models_without_a_feature_map_for_simmim(name, reason):
     with torch.device('meta'):
@@ -134,7 +141,7 @@ def test_mask_and_noise(mae, ijepa):
     message = 'Give a mask, or the noise or generator to make one, not both.'
     mask, noise = torch.arange(24).expand(2, -1) % 2 == 0, torch.zeros(2, 24)
     assert message_of(lambda: mae(images_for(mae), mask=mask, noise=noise)) == message
-    masks = ijepa.sample_masks(torch.rand(ijepa.noise_shape(2)))
+    masks = ijepa.make_mask(torch.rand(ijepa.noise_shape(2)))
     assert message_of(lambda: ijepa(images_for(ijepa), mask=masks, generator=torch.Generator())) == message
 
 

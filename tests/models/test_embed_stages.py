@@ -241,8 +241,11 @@ def test_who_has_the_protocol():
     assert has_embed_stages(build('deit')) and has_embed_stages(OwnPositions) and has_embed_stages(OwnStages)
     assert not has_embed_stages(OnlyForwardFeatures)
     assert not has_embed_stages(EmbedStagesMixin)
-    assert has_embed_stages('swin_tiny_patch4_window7_224.ms_in1k') and not has_embed_stages('resnet50')
-    assert not has_embed_stages(nn.Linear) and not has_embed_stages(timm.create_model('resnet18', device='meta'))
+    assert has_embed_stages('swin_tiny_patch4_window7_224.ms_in1k') and has_embed_stages('resnet50')
+    assert has_embed_stages(timm.create_model('resnet18', device='meta'))
+    # features of several stages, not those of forward_features
+    assert not has_embed_stages(timm.create_model('resnet18', features_only=True, device='meta'))
+    assert not has_embed_stages(nn.Linear) and not has_embed_stages(nn.Linear(1, 1))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What the protocol means on models with a convolutional stem, and attention in later stages."""
+"""What the protocol means on models with a convolutional stem, whatever their later stages are."""
 import sys
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from timm.models import has_embed_stages
 from timm.utils.model import reparameterize_model
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'equivalence'))
-from cases_hybrid import CASES  # noqa: E402
+import cases_convolutional  # noqa: E402
+import cases_hybrid  # noqa: E402
 from probe import build as build_case  # noqa: E402
 
 # of each class, and of each kind of stem
@@ -23,9 +24,19 @@ MODELS = [
     'lowformer-no-attention', 'maxxvit-non-square', 'coatnet-non-square-same-padding', 'metaformer-attention',
     'metaformer-pooling', 'mobilenetv3-attention', 'mobilenetv3-same-padding', 'mobilenetv5-fused-scales',
     'mobilenetv5-fused-stem', 'mobilenetv5-one-scale', 'mobilenetv5-encoder-fused-stem', 'nextvit-attention',
-    'shvit-attention', 'swiftformer-attention', 'tinyvit-padded-windows']
-REPARAMETERIZED = ['byobnet-conv-rep', 'byobnet-conv-one', 'fastvit-positions', 'iformer-attention', 'shvit-attention']
-BY_NAME = {case.name: case for case in CASES}
+    'shvit-attention', 'swiftformer-attention', 'tinyvit-padded-windows',
+    'convnext-patches', 'convnext-overlapping-patches', 'convnext-tiered-stem', 'cspnet-pooled-stem',
+    'cspnet-full-resolution', 'cspnext-stem', 'densenet-stem', 'densenet-deep-tiered-stem', 'dla-basic',
+    'dpn-small-stem', 'efficientnet-stem', 'efficientnet-same-padding', 'fasternet-patches', 'ghostnet-second',
+    'hgnet-second-stem', 'hrnet-classifier', 'inceptionnext-patches', 'lcnetv2-stem', 'nfnet-deep-stem',
+    'nfnet-pooled-stem', 'rdnet-patches', 'regnet-stem', 'regnet-convolution-as-stem', 'repghost-stem',
+    'repvit-distilled', 'resnet-pooled-stem', 'resnet-deep-tiered-stem', 'resnetv2-stem', 'resnetv2-same-padding',
+    'rexnet-stem', 'selecsls-stem', 'senet-rounded-up-pool', 'senet-three-convolutions', 'starnet-stem',
+    'tresnet-space-to-depth', 'vgg-first-pool', 'vovnet-stem', 'xceptionaligned-stem', 'xceptionaligned-preact']
+REPARAMETERIZED = [
+    'byobnet-conv-rep', 'byobnet-conv-one', 'fastvit-positions', 'iformer-attention', 'shvit-attention',
+    'lcnetv2-stem', 'repghost-stem', 'repvit-distilled']
+BY_NAME = {case.name: case for case in (*cases_hybrid.CASES, *cases_convolutional.CASES)}
 
 
 def build(name, noise=0.1):

@@ -20,6 +20,7 @@ import timm.mim.pretrain.main  # noqa: F401  imported here for all children
 import torch
 from tiny_runs import SCRIPT, environment
 
+from timm.mim.pretrain.held_out import HeldOutImages
 from timm.task import MaskedImageModelingTask
 
 TINY = '--device cpu --model test_vit --img-size 64 --workers 0 --batch-size 4'
@@ -120,6 +121,11 @@ def at_update(number: int, act: Callable) -> Callable:
     return partial(_at_update, number, act)
 
 
+def at_baselines(act: Callable) -> Callable:
+    """Something happens while the fills are measured, before the first step."""
+    return partial(_at_baselines, act)
+
+
 def kill(loss: torch.Tensor) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -135,6 +141,10 @@ def terminate_group(loss: torch.Tensor) -> None:
 
 def make_nan(loss: torch.Tensor) -> torch.Tensor:
     return loss * float('nan')
+
+
+def make_spike(loss: torch.Tensor) -> torch.Tensor:
+    return loss * 1e30  # finite, and so are its gradients, whose squares are not
 
 
 def make_gradients_nan(loss: torch.Tensor) -> torch.Tensor:
@@ -198,6 +208,15 @@ def _at_update(number: int, act: Callable) -> None:
             output['loss'] = output['loss'] if changed is None else changed
         return output
     MaskedImageModelingTask.forward = forward_and_act
+
+
+def _at_baselines(act: Callable) -> None:
+    baselines = HeldOutImages.baselines
+
+    def act_and_measure(self, *args) -> dict:
+        act()
+        return baselines(self, *args)
+    HeldOutImages.baselines = act_and_measure
 
 
 def _kill_inside_save(number: int) -> None:

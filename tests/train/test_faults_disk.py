@@ -1,10 +1,16 @@
 """Faults 3 and 4: a disk that is full, and checkpoints that are not whole."""
 import logging
+import random
+import struct
+import zipfile
 
 import pytest
 import torch
 from child_runs import at_update, fill_disk, run_child
 from run_folders import assert_equal_runs, load
+
+from timm.mim.pretrain.checkpoints import load_checkpoint
+from timm.mim.pretrain.errors import UserError
 
 FLAGS = '--experiment run --epochs 3 --lr 1e-3 --log-interval 1 --recovery-interval 2'
 
@@ -59,6 +65,66 @@ def test_truncated_checkpoint(share, train, uninterrupted, images, tmp_path, cap
     assert f"'{tmp_path}/run/last.pth.tar' is not a complete checkpoint" in caplog.text
     assert 'goes on after step 3' in (tmp_path / 'run' / 'train.log').read_text()
     assert_equal_runs(uninterrupted, tmp_path / 'run')
+
+
+def largest_tensor(path):
+    """Where the largest tensor of a checkpoint begins in its file, and its size."""
+    with zipfile.ZipFile(path) as archive:
+        entry = max(archive.infolist(), key=lambda entry: entry.file_size)
+        with open(path, 'rb') as file:
+            file.seek(entry.header_offset + 26)
+            name, extra = struct.unpack('<HH', file.read(4))
+        return entry.header_offset + 30 + name + extra, entry.file_size
+
+
+def flip_a_bit(path):
+    start, size = largest_tensor(path)
+    with open(path, 'r+b') as file:
+        file.seek(start + size // 2)
+        byte = file.read(1)[0]
+        file.seek(start + size // 2)
+        file.write(bytes([byte ^ 1]))
+
+
+def zero_a_block(path):
+    start, size = largest_tensor(path)
+    with open(path, 'r+b') as file:
+        file.seek(start)
+        file.write(bytes(min(size, 65536)))
+
+
+@pytest.mark.parametrize('damage', [flip_a_bit, zero_a_block])
+def test_damaged_tensor(damage, train, uninterrupted, images, tmp_path, caplog, capsys):
+    """PyTorch loads it as if nothing were wrong. It is named, and the checkpoint before it is taken."""
+    flags = f'--data-dir {images} --output {tmp_path} {FLAGS}'
+    train(f'{flags} --stop-epoch 2')
+    last = tmp_path / 'run' / 'last.pth.tar'
+    damage(last)
+    torch.load(last, weights_only=False)
+    with pytest.raises(SystemExit) as stopped:
+        train(f'{flags} --resume {last}')
+    assert stopped.value.code == 2 and f"'{last}' is damaged: Bad CRC-32" in capsys.readouterr().err
+    with caplog.at_level(logging.WARNING):
+        train(f'{flags} --resume auto')
+    assert f"Left out: --resume auto: '{last}' is damaged" in caplog.text
+    assert 'goes on after step 3' in (tmp_path / 'run' / 'train.log').read_text()
+    assert_equal_runs(uninterrupted, tmp_path / 'run')
+
+
+def test_every_byte_of_what_is_loaded_is_verified(tmp_path):
+    """Whatever byte is changed, the file is refused or holds what it held."""
+    path = tmp_path / 'x.pth.tar'
+    torch.save(dict(state_dict=dict(a=torch.arange(40.)), epoch=3), path)
+    content = path.read_bytes()
+    generator = random.Random(0)
+    for _ in range(200):
+        place, bit = generator.randrange(len(content)), 1 << generator.randrange(8)
+        path.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1:])
+        try:
+            loaded = load_checkpoint(path).content
+        except UserError:
+            continue
+        assert loaded['epoch'] == 3 and torch.equal(loaded['state_dict']['a'], torch.arange(40.)), (place, bit)
 
 
 @pytest.mark.parametrize('resume', ['{folder}/last.pth.tar', 'auto'])

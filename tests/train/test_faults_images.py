@@ -2,6 +2,7 @@
 import csv
 import json
 import logging
+import resource
 import struct
 import zlib
 from argparse import Namespace
@@ -13,12 +14,14 @@ from child_runs import run_child
 from PIL import Image
 from run_folders import epochs
 from tiny_runs import write_images
+from torch.utils.data import IterableDataset
 
-from timm.data import ImageDataset
+from timm.data import ImageDataset, create_transform
 from timm.mim.pretrain.data.datasets import open_data
 from timm.mim.pretrain.data.loading import create_train_loader
 from timm.mim.pretrain.data.reading import ImageKey, KeyedImages, ToMode
 from timm.mim.pretrain.defaults import DEFAULTS
+from timm.mim.pretrain.errors import UserError
 
 
 def truncated(path):
@@ -59,8 +62,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def keyed(folder, transform=np.asarray):
-    return KeyedImages(ImageDataset(str(folder)), transform, 'RGB', seed=3)
+def keyed(folder, transform=np.asarray, max_pixels=DEFAULTS['max_pixels']):
+    return KeyedImages(ImageDataset(str(folder)), transform, 'RGB', seed=3, max_pixels=max_pixels)
 
 
 def test_another_image_takes_its_place(folder):
@@ -119,6 +122,63 @@ def test_upstreams_dataset_skips_a_bomb(folder):
     bombs = [i for i in range(16) if 'bomb' in dataset.filename(i)]
     following = dataset[(bombs[0] + 1) % 16][0]
     assert np.array_equal(dataset[bombs[0]][0], following)
+
+
+def set_size(data, width, height):
+    """Give a JPEG file another size in its header."""
+    place = data.index(b'\xff\xc0') + 5
+    return data[:place] + struct.pack('>HH', height, width) + data[place + 4:]
+
+
+@pytest.mark.parametrize('name, transform', [
+    ('x.jpg', create_transform(64, is_training=True, use_prefetcher=True, color_jitter=None)),  # decoded to a tensor
+    ('x.jpg', np.asarray),
+    ('x.png', np.asarray),
+])
+def test_limit_of_pixels(name, transform, tmp_path, monkeypatch, caplog):
+    """By the header, before anything is decoded; up to the limit images are read, above PIL's own limit too."""
+    write_images(tmp_path, 3)
+    pixels = Image.open(tmp_path / '02.png').resize((100, 50))
+    (tmp_path / '02.png').unlink()
+    pixels.save(tmp_path / name)
+    own_limit = Image.MAX_IMAGE_PIXELS
+
+    def found(limit):
+        images = keyed(tmp_path, transform, limit)
+        assert images.on_tensors == (transform is not np.asarray)
+        return images[ImageKey(0, 0, 2)][1]
+    assert found(6000) == 2 and found(0) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)  # PIL would refuse all of them
+        assert found(6000) == 2 and found(0) == 2
+        assert Image.MAX_IMAGE_PIXELS == 100
+    for other in ('00.png', '01.png'):  # others take its place, which have 80 x 72 pixels
+        Image.open(tmp_path / other).resize((10, 10)).save(tmp_path / other)
+    assert found(5000) == 2
+    assert found(4999) == ~2
+    assert '5000 pixels are more than --max-pixels 4999' in caplog.text
+    assert Image.MAX_IMAGE_PIXELS == own_limit
+
+
+def test_large_image_takes_no_memory(tmp_path):
+    """13,000 x 13,000 pixels in a few bytes; decoding them took 2.2 GB."""
+    write_images(tmp_path, 1)
+    Image.new('RGB', (64, 64)).save(tmp_path / 'x.jpg')
+    (tmp_path / 'x.jpg').write_bytes(set_size((tmp_path / 'x.jpg').read_bytes(), 13000, 13000))
+    images = keyed(tmp_path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert images[ImageKey(0, 0, 1)][1] == ~1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB
+
+
+def test_limit_does_not_reach_streams(tmp_path):
+    options = Namespace(**{**DEFAULTS, 'max_pixels': 100, 'batch_size': 2})
+    config = dict(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bicubic', mode='RGB')
+
+    class Stream(IterableDataset):
+        pass
+    with pytest.raises(UserError, match='--max-pixels does not reach the images of a stream'):
+        create_train_loader(Stream(), options, config, torch.device('cpu'))
 
 
 FLAGS = '--experiment run --epochs 2 --lr 1e-3 --log-interval 1'

@@ -1,7 +1,7 @@
 """Fault 5: a loss that is not finite ends the run before the step, on all processes; nothing of it is saved."""
 import pytest
 import torch
-from child_runs import at_update, make_gradients_nan, make_nan, run_child, start_ranks
+from child_runs import at_update, make_gradients_nan, make_nan, make_spike, run_child, start_ranks
 from run_folders import load
 
 FLAGS = '--experiment run --epochs 2 --epoch-repeats 2 --lr 1e-3 --log-interval 1 --recovery-interval 1'
@@ -36,6 +36,17 @@ def test_gradients_of_a_finite_loss(images, tmp_path):
     flags = f'--data-dir {images} --output {tmp_path} {FLAGS}'
     assert run_child(flags, tmp_path / 'log', at_update(4, make_gradients_nan)) == 1
     assert 'error: the weights are not finite after step 4' in (tmp_path / 'log').read_text()
+    assert_saved_is_finite(tmp_path / 'run', 3)
+
+
+@pytest.mark.parametrize('optimizer', ['', '--opt-kwargs fused=False'])
+def test_spike_of_a_finite_loss(optimizer, images, tmp_path):
+    """The weights stay finite, and would stay the same for ever: steps are divided by an infinite moment."""
+    flags = f'--data-dir {images} --output {tmp_path} {FLAGS} --clip-grad 0 {optimizer}'
+    assert run_child(flags, tmp_path / 'log', at_update(4, make_spike)) == 1
+    error = next(line for line in (tmp_path / 'log').read_text().splitlines() if 'error:' in line)
+    assert 'the state of the optimizer is not finite after step 4' in error
+    assert 'Limit gradients with --clip-grad, lower --lr' in error
     assert_saved_is_finite(tmp_path / 'run', 3)
 
 

@@ -1,8 +1,10 @@
 """A user's mistake: one line that says what is wrong, exit code 2, nothing written."""
 import subprocess
 import sys
+import tarfile
 
 import pytest
+import torch
 from tiny_runs import SCRIPT, environment, write_images
 
 from timm.mim.pretrain.defaults import DEFAULTS
@@ -20,11 +22,25 @@ def places(tmp_path_factory):
     (root / 'old' / 'args.yaml').write_text('')
     (root / 'unknown.yaml').write_text('mim: simmim\nbatchsize: 3\n')
     (root / 'list.yaml').write_text('- mim\n')
+    (root / 'binary.yaml').write_bytes(bytes(range(128, 256)))
+    (root / 'empty.pth').touch()
+    (root / 'text.pth').write_text('no weights\n' * 30)
+    (root / 'text.safetensors').write_text('no weights\n' * 30)
+    torch.save({'some.weight': torch.zeros(3)}, root / 'others.pth')
+    (root / 'text.tar').write_text('no archive\n' * 300)
+    with tarfile.open(root / 'whole.tar', 'w') as archive:
+        archive.add(root / 'images', 'images')
+    with tarfile.open(root / 'whole.tar') as archive:
+        first = archive.getmembers()[2].offset
+    content = (root / 'whole.tar').read_bytes()
+    (root / 'cut.tar').write_bytes(content[:first])  # between two members, where tarfile sees nothing wrong
+    (root / 'half.tar').write_bytes(content[:first + 700])
+    (root / 'nothing.tar').write_bytes(bytes(10240))
     return root
 
 
 CASES = [
-    ('--mim mae2', "'mae2' is no method; choose"),
+    ('--mim mae2', "'mae2' is no method; did you mean mae?"),
     ('--data-dir {places}/empty', 'no image in'),
     ('--data-dir {places}/nowhere', 'does not exist'),
     ('--data-dir {places}/one', 'one image, and one has to be held out'),
@@ -32,7 +48,7 @@ CASES = [
     ('--dataset hfds/x/y --data-dir {places}', 'hfds/x/y with --train-split'),
     ('--val-split nowhere', "no folder 'nowhere'"),
     ('--train-split nowhere', "no folder 'nowhere'"),
-    ('--model resnet50', 'list_mim_models'),
+    ('--model pit_ti_224', 'list_mim_models'),
     ('--model vit_bas_patch16_224', 'did you mean vit_base_patch16_224'),
     ('--model-kwargs nonsense=1', "unexpected keyword argument 'nonsense'"),
     ('--model-kwargs patch_drop_rate=0.5', 'patch_drop_rate'),
@@ -84,6 +100,34 @@ CASES = [
     ('-c {places}/unknown.yaml', "names 'batchsize', which is no flag; batch_size?"),
     ('-c {places}/list.yaml', 'flags by name'),
     ('-c {places}/nowhere.yaml', 'cannot be read'),
+    ('-c {places}/binary.yaml', 'is not YAML'),
+    ('--data-dir {places}/text.tar', 'is no tar file'),
+    ('--data-dir {places}/cut.tar', 'was cut short'),
+    ('--data-dir {places}/half.tar', 'was cut short'),
+    ('--data-dir {places}/nothing.tar', 'cannot be read'),
+    ('--data-dir {places}/whole.tar --train-num-samples 3', '--train-num-samples is for --dataset'),
+    ('--dataset images', "'images' must begin with hfds/"),
+    ('--pretrained-path {places}/empty.pth', 'is empty'),
+    ('--initial-checkpoint {places}/empty.pth', 'is empty'),
+    ('--pretrained-path {places}/text.pth', "with --pretrained-path '"),
+    ('--initial-checkpoint {places}/text.pth', "with --initial-checkpoint '"),
+    ('--pretrained-path {places}/text.safetensors', "with --pretrained-path '"),
+    ('--pretrained-path {places}/others.pth', 'they would be random'),
+    ('--initial-checkpoint {places}/others.pth', "with --initial-checkpoint '"),
+    ('--seed -1', '--seed -1 must be 0 or more'),
+    (f'--seed {2 ** 70}', 'less than 4294967296'),
+    (f'--batch-size {10 ** 8}', 'the images of one batch take 4915 GB'),
+    (f'--batch-size {10 ** 30}', '--batch-size 1e+30 is more than 2147483647'),
+    (f'--epochs {10 ** 12}', '--epochs 1e+12 is more than'),
+    ('--max-pixels -1', '--max-pixels -1 must be 0 or more'),
+    ('--data-dir {places}/\udcff', "\\udcff' is not UTF-8"),
+    ('--experiment \udcff', "--experiment: '\\udcff' is not UTF-8"),
+    ('--mim-kwargs model_kwargs=3', 'model_kwargs: give it as --model-kwargs'),
+    ('--mim-kwargs img_size=64', 'img_size: give it as --img-size'),
+    ('--mim-kwargs decoder=3', ''),
+    ('--mim mae --mim-kwargs decoder_dim=x', ''),
+    ('--mim mae --mim-kwargs decoder_depth=[]', ''),
+    ('--mim ijepa --mim-kwargs predictor_heads={{}}', ''),
 ]
 
 

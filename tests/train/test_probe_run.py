@@ -1,6 +1,7 @@
 """Probes in the course of a run."""
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -33,7 +34,10 @@ def test_probes_are_asked_when_due(train, images, labelled, tmp_path, capsys):
     for epoch, row in table.items():
         assert [bool(row[f'eval_{name}']) for name in NAMES] == [epoch != 2] * len(NAMES)
     found = {name: float(table[4][f'eval_{name}']) for name in NAMES}
-    assert json.loads((tmp_path / 'run' / 'summary.json').read_text())['probes'] == found
+    summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+    assert summary['probes'] == found
+    assert set(summary['probe_baselines']['encoder before training']) == set(NAMES), 'measured before the first step'
+    assert summary['probe_baselines']['pixels'] == dict(knn_top1=100, linear_top1=100)
     assert all(value == 100 for value in found.values()), found
 
     lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
@@ -42,6 +46,7 @@ def test_probes_are_asked_when_due(train, images, labelled, tmp_path, capsys):
     text = capsys.readouterr().err
     assert f'on {labelled}: 16 images to fit, 4 to test, 2 classes; always the most frequent: 50.0 %' in text
     assert 'accuracy of probes of the last encoder' in text
+    assert re.search(r'linear_top1, pixels +100\.0', text) and 'linear_top1, encoder before training' in text
 
 
 def test_probes_change_nothing_of_the_run(train, images, labelled, tmp_path):

@@ -213,15 +213,15 @@ def test_shares_of_processes_make_the_whole(make_probes):
         probes, method = make_probes(rank, 3)
         kept = []
         probes._gather = lambda share: kept.append(share)
-        assert probes._features(probes.data.train, method, torch.no_grad)[0] == {}
+        assert probes._features(probes.data.train, probes._reader(method, torch.no_grad))[0] == {}
         return kept[0]
 
     whole, method = make_probes()
-    expected, expected_labels = whole._features(whole.data.train, method, torch.no_grad)
+    expected, expected_labels = whole._features(whole.data.train, whole._reader(method, torch.no_grad))
     shares = [share_of(rank) for rank in range(3)]
     first, _ = make_probes(0, 3)
     first._gather = lambda share: [share, *shares[1:]]
-    features, labels = first._features(first.data.train, method, torch.no_grad)
+    features, labels = first._features(first.data.train, first._reader(method, torch.no_grad))
     # batches are cut elsewhere, which may change the last bits
     torch.testing.assert_close(features['last'], expected['last'])
     assert torch.equal(labels, expected_labels) and torch.equal(labels, whole.data.train.labels)
@@ -230,11 +230,11 @@ def test_shares_of_processes_make_the_whole(make_probes):
 
 def test_image_that_cannot_be_read(make_probes):
     probes, method = make_probes()
-    expected, _ = probes._features(probes.data.train, method, torch.no_grad)
+    expected, _ = probes._features(probes.data.train, probes._reader(method, torch.no_grad))
     path, _ = probes.data.train.images.reader.samples[2]
     with open(path, 'wb') as f:
         f.write(b'no image')
-    features, labels = probes._features(probes.data.train, method, torch.no_grad)
+    features, labels = probes._features(probes.data.train, probes._reader(method, torch.no_grad))
     others = [n for n in range(10) if n != 2]
     assert torch.equal(labels, probes.data.train.labels[others])
     torch.testing.assert_close(features['last'], expected['last'][others])

@@ -1,4 +1,6 @@
 """The encoder of a run loads in every way that timm has, bit for bit."""
+import csv
+import json
 import resource
 import shutil
 from argparse import Namespace
@@ -123,3 +125,20 @@ def test_full_disk(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
     assert Path(tmp_path / 'encoder' / 'config.json').exists()
+
+
+def test_ijepa_has_no_best_epoch_since_its_losses_do_not_compare(train, images, tmp_path):
+    """Its targets move with the encoder. The held-out loss rises here, and the encoder is that of the last epoch."""
+    train(f'--mim ijepa --data-dir {images} --output {tmp_path} --experiment run --epochs 3 --epoch-repeats 4 '
+          '--lr 1e-3 --mim-kwargs predictor_depth=1 predictor_dim=32 predictor_heads=2 --checkpoint-hist 1')
+    folder = tmp_path / 'run'
+    with open(folder / 'summary.csv', newline='') as file:
+        losses = [float(row['eval_loss']) for row in csv.DictReader(file)]
+    assert min(losses) < losses[-1]  # by them the best epoch would be another
+    results = json.loads((folder / 'summary.json').read_text())
+    assert results['best_epoch'] is None and results['best'] is None
+    checkpoint = torch.load(folder / 'last.pth.tar', weights_only=False)
+    assert 'metric' not in checkpoint and not (folder / 'model_best.pth.tar').exists()
+    assert [path.name for path in folder.glob('checkpoint-*')] == ['checkpoint-2.pth.tar']  # the newest, not the best
+    encoder = load_file(folder / 'encoder.safetensors')
+    assert encoder and all(torch.equal(checkpoint['state_dict'][name], tensor) for name, tensor in encoder.items())

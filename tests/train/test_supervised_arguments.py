@@ -1,4 +1,5 @@
 """What the user asks for: names, defaults, a configuration file, and what is refused."""
+import argparse
 import inspect
 import re
 import subprocess
@@ -12,9 +13,10 @@ from tiny_runs import SCRIPT, environment
 import timm
 from timm.loss import compute_class_weights, create_classification_loss
 
-# Defaults of timm's script, release 1.0.31, that are not None, False, '', 0, {} or [].
+# Defaults of timm's script, release 1.0.31, that are not None, False, '', 0, {} or []. Its device is cuda, ours the one
+# that there is.
 DEFAULTS = dict(
-    train_split='train', val_split='validation', model='resnet50', batch_size=128, grad_accum_steps=1, device='cuda',
+    train_split='train', val_split='validation', model='resnet50', batch_size=128, grad_accum_steps=1,
     amp_dtype='float16', opt='sgd', momentum=0.9, weight_decay=2e-5, clip_mode='norm', sched='cosine', lr_base=0.1,
     lr_base_size=256, lr_noise_pct=0.67, lr_noise_std=1.0, lr_cycle_mul=1.0, lr_cycle_decay=0.5, lr_cycle_limit=1,
     lr_k_decay=1.0, warmup_lr=1e-5, epochs=300, decay_milestones=[90, 180, 270], warmup_epochs=5, patience_epochs=10,
@@ -72,7 +74,7 @@ def test_number_of_flags_in_the_readme(script):
 def test_help_shows_defaults(script):
     text = ' '.join(script.parser.format_help().split())
     assert 'decay of the average (default: 0.9998)' in text
-    assert 'without --amp: float32, bfloat16 or float16 --no-ddp-bb' in text  # nothing is said where there is none
+    assert 'without --amp: float32, bfloat16 or float16 --local_rank' in text  # nothing is said where there is none
 
 
 def test_command_line_goes_before_the_file(script, tmp_path, caplog):
@@ -89,7 +91,9 @@ def test_command_line_goes_before_the_file(script, tmp_path, caplog):
     assert script._parse_args([])[0].batch_size == 128, 'a file has no say in later runs'
 
 
-def test_arguments_of_a_run_run_again(script, tmp_path):
+def test_arguments_of_a_run_run_again(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'folder').mkdir()
     args, text = script._parse_args(['folder', '--bce-loss', '--bce-pos-weight', '2', '--drop-connect', '0.1'])
     (tmp_path / 'args.yaml').write_text(text)
     again, _ = script._parse_args(['-c', str(tmp_path / 'args.yaml')])
@@ -166,3 +170,21 @@ def test_mistake_as_a_user_sees_it(tmp_path):
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == f"train.py: error: --data-dir: there is no '{tmp_path}/x'."
     assert 'Traceback' not in result.stderr
+
+
+def test_checkpoint_of_another_folder_does_not_overwrite_a_run(tmp_path):
+    from training.errors import UserError
+    from training.run_folder import find_checkpoint
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'last.pth.tar').touch()
+    (tmp_path / 'link').symlink_to(tmp_path / 'b')
+
+    def find(path, experiment):
+        return find_checkpoint(argparse.Namespace(output=str(tmp_path), experiment=experiment, resume=str(path)))
+
+    with pytest.raises(UserError, match='which holds a run of its own'):
+        find(tmp_path / 'a' / 'last.pth.tar', 'b')
+    for path in ('b/last.pth.tar', 'link/last.pth.tar', 'a/../b/last.pth.tar'):
+        assert find(tmp_path / path, 'b') == str(tmp_path / path)
+    assert find(tmp_path / 'a' / 'last.pth.tar', 'new') == str(tmp_path / 'a' / 'last.pth.tar')

@@ -1,4 +1,4 @@
-"""Pytest plugin for upstream's own tests: leaves out the models that the fork does not touch, and the largest ones.
+"""Pytest plugin for upstream's own tests: leaves out the largest models.
 
 Also the tests that download weights from the Hub: there are a thousand of them, and weights load by `state_dict`, which
 the other suites compare. Writes the outcome of each test to the file RESULTS when it is known.
@@ -16,7 +16,7 @@ NEED_WEIGHTS = {'test_model_inference', 'test_model_load_pretrained', 'test_mode
 
 def served_models():
     """Names of the models, with SMALLEST_OF_CLASS=1 of one in each class."""
-    entries = [entry for entry in registered() if entry.kind != 'cnn' and entry.parameters <= LARGEST]
+    entries = [entry for entry in registered() if entry.parameters <= LARGEST]
     if os.environ.get('SMALLEST_OF_CLASS'):
         entries = {entry.class_name: entry for entry in sorted(entries, key=lambda e: -e.parameters)}.values()
     return {entry.name for entry in entries}

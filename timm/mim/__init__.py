@@ -1,4 +1,8 @@
-from .backbone import remove_unused as remove_unused
+from .backbone import (
+    encode_visible as encode_visible,
+    encode_with_mask_token as encode_with_mask_token,
+    remove_unused as remove_unused,
+)
 from .decoder import MaskedDecoder as MaskedDecoder, PixelDecoder as PixelDecoder
 from .factory import (
     create_mim as create_mim,
@@ -13,6 +17,7 @@ from .mae import MAE as MAE
 from .masking import (
     block_mask as block_mask,
     block_noise_size as block_noise_size,
+    default_mask_unit as default_mask_unit,
     masked_count as masked_count,
     random_mask as random_mask,
     scatter_patches as scatter_patches,
@@ -29,7 +34,12 @@ from .multi_block import (
 )
 from .noise import keyed_noise as keyed_noise
 from .official_multi_block import official_multi_block_masks as official_multi_block_masks
-from .output import MIMOutput as MIMOutput, MIMUnsupportedError as MIMUnsupportedError, View as View
+from .output import (
+    ImageSizeError as ImageSizeError,
+    MIMOutput as MIMOutput,
+    MIMUnsupportedError as MIMUnsupportedError,
+    View as View,
+)
 from .positions import sincos_position_embedding as sincos_position_embedding
 from .simmim import SimMIM as SimMIM
 from .targets import (

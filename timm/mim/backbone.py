@@ -3,7 +3,7 @@
 Everything is read off the model by the embed / stages protocol, nothing is derived from a number of tokens. What the
 protocol does not tell is found by a dry run, see `meta_run`.
 """
-from typing import Any, List, Optional, Sequence, Tuple, Type, Union
+from typing import Any, Callable, List, Optional, Sequence, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
@@ -11,11 +11,12 @@ import torch.nn as nn
 from timm.layers import PatchDropout, PatchDropoutWithIndices
 from timm.models import get_model_input_config, has_embed_stages
 
-from .output import MIMUnsupportedError
+from .output import ImageSizeError, MIMUnsupportedError
 
 __all__ = [
-    'check_divides', 'encode_visible', 'feature_map', 'first_line', 'model_input', 'model_name', 'num_prefix_tokens',
-    'patch_stride', 'refuse_patch_drop', 'remove_unused', 'to_pair', 'unsupported_reason',
+    'check_divides', 'encode_visible', 'encode_with_mask_token', 'feature_map', 'first_line', 'insert_mask_token',
+    'model_input', 'model_name', 'num_prefix_tokens', 'patch_stride', 'refuse_patch_drop', 'remove_unused', 'to_pair',
+    'unsupported_reason',
 ]
 
 # what it means that a model refuses a method of the protocol
@@ -23,6 +24,7 @@ _REFUSALS = dict(
     map_tokens='has no patch tokens apart from their positions that could be replaced',
     keep_tokens='needs its whole grid of tokens and cannot drop any',
     features_to_map='gives no feature map',
+    patch_grid='has no grid of patches that divides an image, convolutions of its stem do not pad',
 )
 # large enough that one patch more or less at the border does not change the rounded stride
 _LARGE_IMAGE = 1 << 20
@@ -115,7 +117,7 @@ def patch_stride(
 
     Raises:
         MIMUnsupportedError: The model has no one grid of patches.
-        ValueError: The image is not made of whole patches.
+        ImageSizeError: The image is not made of whole patches.
     """
     try:
         grid_size = getattr(backbone, grid)(img_size)
@@ -140,26 +142,51 @@ def num_prefix_tokens(backbone: nn.Module) -> int:
     return getattr(backbone, 'num_prefix_tokens', 0)
 
 
-def encode_visible(
-        backbone: nn.Module,
-        images: torch.Tensor,
-        pixel_mask: torch.Tensor,
-        visible: torch.Tensor,
-) -> torch.Tensor:
-    """ Encode the visible patches of images, without a trace of the others.
+def encode_visible(backbone: nn.Module, images: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Encode the visible patches of images.
 
     Args:
         backbone: Model with the embed / stages protocol.
-        images: Images of shape (B, C, H, W).
-        pixel_mask: Masked pixels of shape (B, 1, H, W) bool.
+        images: Images of shape (B, C, H, W) whose masked pixels are blank, see `MIMMethod.blank`.
         visible: Indices of the visible patches of shape (B, K).
 
     Returns:
         Prefix tokens and visible patches of shape (B, P + K, C).
     """
-    # where a stem overlaps, a visible token holds pixels of masked neighbours
-    embedded = backbone.embed(images.masked_fill(pixel_mask, 0.))
-    return backbone.forward_stages(backbone.keep_tokens(embedded, visible))
+    return backbone.forward_stages(backbone.keep_tokens(backbone.embed(images), visible))
+
+
+def insert_mask_token(mask: torch.Tensor, mask_token: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Function for `map_tokens` that puts a mask token in the place of masked patches.
+
+    Args:
+        mask: Masked patches of shape (B, h, w) bool.
+        mask_token: Token of shape (1, 1, D).
+    """
+    masked = mask.flatten(1).unsqueeze(-1)  # (B, N, 1)
+    return lambda tokens: torch.where(masked, mask_token.to(tokens.dtype), tokens)  # (B, N, D)
+
+
+def encode_with_mask_token(
+        backbone: nn.Module,
+        images: torch.Tensor,
+        mask: torch.Tensor,
+        mask_token: torch.Tensor,
+) -> torch.Tensor:
+    """Encode images with a mask token in the place of masked patches, before positions are added.
+
+    Args:
+        backbone: Model with the embed / stages protocol.
+        images: Images of shape (B, C, H, W) whose masked pixels are blank, see `MIMMethod.blank`.
+        mask: Masked patches of shape (B, h, w) bool.
+        mask_token: Token of shape (1, 1, D).
+
+    Returns:
+        Feature map of shape (B, C, H', W').
+    """
+    patches = backbone.map_tokens(backbone.embed_patches(images), insert_mask_token(mask, mask_token))
+    features = backbone.forward_stages(backbone.embed_positions(patches))
+    return backbone.features_to_map(features, (mask.shape[1], mask.shape[2]))
 
 
 def check_divides(
@@ -177,10 +204,10 @@ def check_divides(
         stride: Stride (height, width) of a cell in pixels.
 
     Raises:
-        ValueError: They do not.
+        ImageSizeError: They do not.
     """
     if any(cells * step != size for size, cells, step in zip(img_size, grid, stride)):
-        raise ValueError(
+        raise ImageSizeError(
             f'{model_name(backbone)} takes images whose height is a multiple of {stride[0]} and width a multiple of '
             f'{stride[1]}, got {img_size[0]} x {img_size[1]} pixels.')
 

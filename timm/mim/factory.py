@@ -3,15 +3,16 @@
 Methods are registered by name, as timm's models are.
 """
 import inspect
-from typing import Any, Callable, Dict, List, Optional, Type, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, Type, Union
 
 import torch.nn as nn
 
-from timm.models import create_model, is_model, list_models, resolve_model_input_args
+from timm.models import create_model, list_models, resolve_model_input_args
 from timm.models._model_class import get_model_class
-from timm.models._registry import get_arch_name
 
-from .backbone import to_pair
+from .backbone import model_input, to_pair
+from .model_names import is_known_model, nearest_names, unknown_model
+from .output import ImageSizeError
 
 __all__ = ['create_mim', 'get_mim', 'list_mim_models', 'list_mims', 'register_mim']
 
@@ -45,12 +46,19 @@ def get_mim(method: str) -> Type[nn.Module]:
         ValueError: There is no method of that name.
     """
     if method not in _methods:
-        raise ValueError(f'Unknown method {method}, there is {", ".join(list_mims())}.')
+        near = nearest_names(method, list_mims(), 1)
+        hint = f'did you mean {near[0]}?' if near else f'choose {", ".join(list_mims())}.'
+        raise ValueError(f"There is no method '{method}'; {hint}")
     return _methods[method]
 
 
 def list_mim_models(method: str, filter: Union[str, List[str]] = '') -> List[str]:
     """ Names of the models that a method can serve, found without building any.
+
+    Each of them can be created with the defaults of the method, and is blind to masked pixels: if those are replaced by
+    others, neither the prediction changes, nor any gradient that does not come from the target. The test suite checks
+    both for one model of each class and branch, and for every model with `--all-models`
+    (`tests/mim/test_blindness.py`). A method of your own is blind as far as it keeps to `MIMMethod.forward`.
 
     Args:
         method: Name of a method.
@@ -69,10 +77,15 @@ def create_mim(
 ) -> nn.Module:
     """ Create a masked image modeling method on a model.
 
+    A model that is given is changed in place, and belongs to the method from then on: its classifier is removed, and
+    parameters that the method does not train no longer require a gradient.
+
     Args:
         method: Name of a method, see `list_mims`.
-        backbone: Model, which loses its classifier, or the name of a model to build without one.
-        img_size: Image size, one number or (height, width), that of the model if None.
+        backbone: Model, or the name of a model to build without a classifier. Give `copy.deepcopy(model)` to keep
+            a model as it is.
+        img_size: Image size, one number or (height, width). If None that of the model, or where the method cannot work
+            with that, the nearest size that it can work with, see the attribute `img_size` of the method.
         model_kwargs: Arguments for `timm.create_model`, for a backbone given by name.
         **options: Options of the method.
 
@@ -81,15 +94,39 @@ def create_mim(
 
     Raises:
         MIMUnsupportedError: The method cannot serve the model.
+        ImageSizeError: The model does not take images of that size.
         ValueError: Unknown method, model or option, or a value that is not allowed.
     """
     method_cls = get_mim(method)
     _check_options(method, method_cls, options)
-    if isinstance(backbone, str):
-        backbone = _create_backbone(backbone, img_size, model_kwargs or {})
-    elif model_kwargs:
+    if model_kwargs and not isinstance(backbone, str):
         raise ValueError(f'model_kwargs ({", ".join(model_kwargs)}) are for a backbone given by name.')
-    return method_cls(backbone, img_size=img_size, **options)
+
+    def create(size: Optional[Any]) -> nn.Module:
+        model = _create_backbone(backbone, size, model_kwargs or {}) if isinstance(backbone, str) else backbone
+        models.append(model)
+        return method_cls(model, img_size=size, **options)
+
+    models = []
+    try:
+        return create(img_size)
+    except ImageSizeError as error:
+        if img_size is not None:
+            raise
+        for size in _sizes_nearby(model_input(models[0])[1]):
+            try:
+                return create(size)
+            except (AssertionError, RuntimeError, ValueError):  # models refuse sizes in their own ways
+                continue
+        raise error
+
+
+def _sizes_nearby(img_size: Tuple[int, int]) -> List[Tuple[int, int]]:
+    """Image sizes that most models take, the nearest to a size first."""
+    sizes = {
+        tuple(max((side + extra) // step, 1) * step for side in img_size)
+        for step in (32, 64, 28, 14) for extra in (0, step - 1)}
+    return sorted(sizes - {img_size}, key=lambda size: (sum(abs(a - b) for a, b in zip(size, img_size)), size))
 
 
 def _check_options(method: str, method_cls: Type[nn.Module], options: Dict[str, Any]) -> None:
@@ -100,8 +137,8 @@ def _check_options(method: str, method_cls: Type[nn.Module], options: Dict[str, 
 
 
 def _create_backbone(name: str, img_size: Optional[Any], model_kwargs: Dict[str, Any]) -> nn.Module:
-    if ':' not in name and not is_model(get_arch_name(name)):
-        raise ValueError(f'Unknown model {name}, timm.list_models() names those that exist.')
+    if not is_known_model(name):
+        raise ValueError(unknown_model(name))
     if img_size is not None:
         img_size = to_pair(img_size, 'img_size')
     model_args = resolve_model_input_args(name, dict(img_size=img_size), **{**model_kwargs, 'num_classes': 0})

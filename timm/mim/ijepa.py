@@ -50,6 +50,10 @@ class IJEPA(EMATeacherMethod):
     The encoders keep their prefix tokens (class, register, distillation) to themselves: the predictor sees the patches
     only, as in the reference, whose encoder has none. A loss that rises is normal, since targets gain in variety; what
     should not fall is `target_std` and `target_rank` in the `logs` of the output.
+
+    A mask is the context (B, K) and the targets (B, T, M), indices of patches, see `MultiBlockMasks`. Prediction and
+    target are features of the target blocks of shape (B, T, M, C), the mask of the output is True where a patch is not
+    part of the context.
     """
     protocol = ('keep_tokens', 'features_to_map')
     mask_grid = 'keep_grid'
@@ -128,44 +132,55 @@ class IJEPA(EMATeacherMethod):
         self.predictor_proj = nn.Linear(predictor_dim, tokens.channels, **dd)
         self._init_predictor()
 
-    def forward(
-            self,
-            images: torch.Tensor,
-            mask: Optional[Tuple[torch.Tensor, torch.Tensor]] = None,
-            noise: Optional[torch.Tensor] = None,
-            generator: Optional[torch.Generator] = None,
-    ) -> MIMOutput:
-        """ Predict the features of the target blocks from those of the context, compare.
-
-        Without masks some are made of noise, without noise that is drawn from the generator.
+    def predict(self, images: torch.Tensor, mask: MultiBlockMasks) -> torch.Tensor:
+        """Predict the features of the target blocks from those of the context.
 
         Args:
-            images: Normalised images of shape (B, C, H, W).
-            mask: Context (B, K) and targets (B, T, M), indices of patches, see `MultiBlockMasks`.
-            noise: Noise as `noise_shape` says, which decides sizes and places of the blocks.
-            generator: Generator on the device of the images, the default one if None.
+            images: Images of shape (B, C, H, W) whose pixels outside of the context are 0.
+            mask: Context and targets.
 
         Returns:
-            Prediction and target are features of the target blocks of shape (B, T, M, C), the mask is True where a
-            patch is not part of the context.
-
-        Raises:
-            ValueError: An argument of wrong shape or type.
+            Features of shape (B, T, M, C).
         """
-        self._check_built_size(images)
-        self._check_one_source(mask, noise, generator)
-        if mask is None:
-            masks = self.sample_masks(self.get_noise(self.noise_shape(len(images)), images, noise, generator))
+        if self.lean and embeds_patches(self.backbone):
+            patches = patchify(images, self.patch_stride)
+            context = self.backbone.forward_stages(
+                embed_visible(self.backbone, patches, mask.context, self.grid_size))
         else:
-            masks = self._check_masks(mask, images)
-        target = gather_patches(self.encode_target(images), masks.targets.flatten(1))  # (B, T * M, C)
-        target = target.unflatten(1, masks.targets.shape[1:])
-        unseen = self._unseen(masks.context)
-        context = self._encode_context(images, unseen, masks.context)
+            context = encode_visible(self.backbone, images, mask.context)
         predict = self._predict_masked if self.lean else self._predict
-        prediction = predict(context[:, self.num_prefix_tokens:], masks).float()
+        return predict(context[:, self.num_prefix_tokens:], mask).float()
+
+    def make_target(self, images: torch.Tensor, mask: MultiBlockMasks) -> torch.Tensor:
+        """Compute the features (B, T, M, C) that the target encoder makes of whole images, in the target blocks."""
+        target = gather_patches(self.encode_target(images), mask.targets.flatten(1))  # (B, T * M, C)
+        return target.unflatten(1, mask.targets.shape[1:])
+
+    def compare(self, prediction: torch.Tensor, target: torch.Tensor, mask: MultiBlockMasks) -> MIMOutput:
+        """Compute the smooth L1 loss."""
         loss = F.smooth_l1_loss(prediction, target)
-        return MIMOutput(loss, prediction, target, unseen, _variety(target))
+        return MIMOutput(loss, prediction, target, self.hidden_patches(mask), _variety(target))
+
+    def make_mask(self, noise: torch.Tensor, img_size: Optional[Tuple[int, int]] = None) -> MultiBlockMasks:
+        """Make context and target blocks of noise, which decides sizes and places of the blocks.
+
+        Args:
+            noise: Noise of the shape that `noise_shape` returns.
+            img_size: Not used, the method takes images of one size.
+        """
+        return self.sampler(noise)
+
+    def given_mask(self, mask: Tuple[torch.Tensor, torch.Tensor], images: torch.Tensor) -> MultiBlockMasks:
+        """Check a caller's masks, context (B, K) and targets (B, T, M), but for the values of the indices.
+
+        Those are on the device, and reading them would wait for it.
+        """
+        return self._check_masks(mask, images)
+
+    def hidden_patches(self, mask: MultiBlockMasks) -> torch.Tensor:
+        """Patches (B, h, w) bool that are not part of the context: the context encoder must not see their pixels."""
+        unseen = torch.ones(len(mask.context), self.num_patches, dtype=torch.bool, device=mask.context.device)
+        return unseen.scatter(1, mask.context, False).unflatten(1, self.grid_size)
 
     @property
     def encoder(self) -> nn.Module:
@@ -182,16 +197,11 @@ class IJEPA(EMATeacherMethod):
     def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
         """ The context, which the encoder sees, and the target blocks, whose features are predicted.
         """
-        masks = self.sample_masks(noise)
-        views = [View('original', images), View('context', images, self.pixel_mask(self._unseen(masks.context)))]
+        masks = self.make_mask(noise)
+        views = [View('original', images), View('context', images, self.pixel_mask(self.hidden_patches(masks)))]
         for number, block in enumerate(self.target_mask(masks.targets).unbind(1), start=1):
             views.append(View(f'target {number}', images, ~self.pixel_mask(block)))
         return views
-
-    def sample_masks(self, noise: torch.Tensor) -> MultiBlockMasks:
-        """ The masks that `forward` makes of noise.
-        """
-        return self.sampler(noise)
 
     def target_mask(self, targets: torch.Tensor) -> torch.Tensor:
         """ The patches of target blocks (B, T, M), as masks (B, T, h, w) bool.
@@ -215,12 +225,6 @@ class IJEPA(EMATeacherMethod):
         super().set_grad_checkpointing(enable)
         self.predictor.set_grad_checkpointing(enable)
 
-    def _encode_context(self, images: torch.Tensor, unseen: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        if not self.lean or not embeds_patches(self.backbone):
-            return encode_visible(self.backbone, images, self.pixel_mask(unseen), context)
-        patches = patchify(images, self.patch_stride)
-        return self.backbone.forward_stages(embed_visible(self.backbone, patches, context, self.grid_size))
-
     def _predict(self, context: torch.Tensor, masks: MultiBlockMasks) -> torch.Tensor:
         """ Predict the features (B, T, M, C) of each target block by itself, from the context (B, K, C).
         """
@@ -241,12 +245,6 @@ class IJEPA(EMATeacherMethod):
         targets = masks.targets.flatten(0, 1)  # (B * T, M)
         decoded = decode_masked(self.predictor, self.predictor_embed(context), masks.context, targets)
         return self.predictor_proj(decoded).unflatten(0, masks.targets.shape[:2])
-
-    def _unseen(self, context: torch.Tensor) -> torch.Tensor:
-        """ The patches (B, h, w) bool that are not part of the context.
-        """
-        unseen = torch.ones(len(context), self.num_patches, dtype=torch.bool, device=context.device)
-        return unseen.scatter(1, context, False).unflatten(1, self.grid_size)
 
     def _check_masks(self, masks: Tuple[torch.Tensor, torch.Tensor], images: torch.Tensor) -> MultiBlockMasks:
         """ Check a caller's masks, but for the values of the indices, which are on the device.

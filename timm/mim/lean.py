@@ -3,8 +3,7 @@
 The methods are written down in the protocol's terms, which every model understands. Where a model is a plain vision
 transformer the same loss takes less work:
 
-- Patches are cut once, for the input and for the target, and only those that are seen are embedded: a convolution whose
-  kernel is its stride is a linear layer on patches.
+- Only the patches that are seen are embedded: a convolution whose kernel is its stride is a linear layer on patches.
 - Tokens stay in the order (prefix, visible, masked). Attention over all tokens has no order, positions tell the place.
 - What stands at a masked place is the same for all images: the first block projects it once, not once for each image.
 - Of the last block only the masked tokens are computed, the others serve as keys and values.

@@ -10,7 +10,7 @@ The formulas are those of facebookresearch/mae, `models_mae.py`.
 Shape letters: B batch, C image channels, H x W pixels, h x w patches, N = h * w, of them K visible and M masked,
 P prefix tokens, D pixels times channels of a patch.
 """
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
 import torch
 import torch.nn as nn
@@ -31,9 +31,25 @@ from .targets import normalize_patches, patch_statistics, patchify, unpatchify
 __all__ = ['MAE']
 
 
+class MAEMask(NamedTuple):
+    """Mask of a batch of images, with as many masked patches in each sample.
+
+    Attributes:
+        patches: Masked patches of shape (B, h, w) bool, True is masked.
+        visible: Indices of the visible patches of shape (B, K).
+        masked: Indices of the masked patches of shape (B, M).
+    """
+    patches: torch.Tensor
+    visible: torch.Tensor
+    masked: torch.Tensor
+
+
 @register_mim('mae')
 class MAE(MIMMethod):
     """ Masked autoencoder on any model that can drop tokens.
+
+    A mask is bool of shape (B, h, w) or (B, h * w), True is masked, with as many masked patches in each sample.
+    Prediction and target are the masked patches, see `predict`.
 
     Prefix tokens (class, register, distillation) pass through the decoder in front of the patches, with a position of
     zeros, and no pixels are predicted of them: so does the class token in the reference. What a mask decides on is a
@@ -107,54 +123,63 @@ class MAE(MIMMethod):
         init_xavier(self.decoder_embed)
         init_xavier(self.decoder_pred)
 
-    def forward(
-            self,
-            images: torch.Tensor,
-            mask: Optional[torch.Tensor] = None,
-            noise: Optional[torch.Tensor] = None,
-            generator: Optional[torch.Generator] = None,
-    ) -> MIMOutput:
-        """ Mask images, predict the masked patches, compare.
-
-        Without a mask one is made of noise, without noise that is drawn from the generator.
+    def predict(self, images: torch.Tensor, mask: 'MAEMask') -> torch.Tensor:
+        """Predict the masked patches.
 
         Args:
-            images: Normalised images of shape (B, C, H, W).
-            mask: Masked patches, bool of shape (B, h, w) or (B, h * w), True is masked. As many in each sample, which
-                is read from the device.
-            noise: Noise as `noise_shape` says, the patches of smallest noise stay visible.
-            generator: Generator on the device of the images, the default one if None.
+            images: Images of shape (B, C, H, W) whose masked pixels are 0.
+            mask: Mask.
 
         Returns:
-            Prediction and target are those of the masked patches in row-major order, of shape (B, M, D), each patch
-            flattened in the order (row, column, channel).
-
-        Raises:
-            ValueError: An argument of wrong shape or type, or a mask with more patches in one sample than in another.
+            Masked patches in row-major order of shape (B, M, D), each flattened in the order (row, column, channel).
         """
-        self._check_built_size(images)
-        self._check_one_source(mask, noise, generator)
-        if mask is None:
-            noise = self.get_noise(self.noise_shape(len(images)), images, noise, generator)
-            mask, num_visible = self._make_mask(noise), self.num_visible
-        else:
-            mask = self._check_mask(mask, images)
-            num_visible = self._count_visible(mask)
-            if num_visible == self.num_patches:
-                raise ValueError('mask masks no patch, there is nothing to predict.')
-        visible, masked = split_mask(mask.flatten(1), num_visible)
-        patches = patchify(images, self.patch_stride)
         if self.lean:
-            decoded = self._decode_masked(images, patches, mask, visible, masked)
+            decoded = decode_masked(self.decoder, self._encode(images, mask), mask.visible, mask.masked)
         else:
-            decoded = gather_patches(self._decode(images, mask, visible), masked)
-        prediction = self.decoder_pred(decoded).float()
-        target = select_patches(patches, masked).float()
-        if self.norm_pix:
-            target = normalize_patches(target)
+            decoded = gather_patches(self._decode(images, mask), mask.masked)
+        return self.decoder_pred(decoded).float()
+
+    def make_target(self, images: torch.Tensor, mask: 'MAEMask') -> torch.Tensor:
+        """Cut out the masked patches of images, in the shape of the prediction, normalised with `norm_pix`."""
+        target = select_patches(patchify(images, self.patch_stride), mask.masked).float()
+        return normalize_patches(target) if self.norm_pix else target
+
+    def compare(self, prediction: torch.Tensor, target: torch.Tensor, mask: 'MAEMask') -> MIMOutput:
+        """Compute the mean squared error."""
         # as many patches are masked in each sample: the mean over them is the reference's sum over the mask by its sum
         loss = F.mse_loss(prediction, target, reduction='none').mean(dim=-1).mean()
-        return MIMOutput(loss, prediction, target, mask)
+        return MIMOutput(loss, prediction, target, mask.patches)
+
+    def make_mask(self, noise: torch.Tensor, img_size: Optional[Tuple[int, int]] = None) -> torch.Tensor:
+        """Make the masked patches (B, h, w) bool of noise: the patches of smallest noise stay visible.
+
+        Args:
+            noise: Noise of the shape that `noise_shape` returns.
+            img_size: Not used, the method takes images of one size.
+        """
+        if self.masking == 'block':
+            mask = block_mask(noise, self.grid_size, self.num_patches - self.num_visible)
+        else:
+            mask = ~random_mask(noise, self.num_visible)
+        return mask.unflatten(1, self.grid_size)
+
+    def drawn_mask(self, noise: torch.Tensor, img_size: Tuple[int, int]) -> 'MAEMask':
+        """Make a mask of noise."""
+        return self._split(self.make_mask(noise), self.num_visible)
+
+    def given_mask(self, mask: torch.Tensor, images: torch.Tensor) -> 'MAEMask':
+        """Check a caller's mask, bool of shape (B, h, w) or (B, h * w).
+
+        As many patches must be masked in each sample. How many is read from the device.
+        """
+        mask = self._split(self._check_mask(mask, images))
+        if mask.masked.shape[1] == 0:
+            raise ValueError('mask masks no patch, there is nothing to predict.')
+        return mask
+
+    def hidden_patches(self, mask: 'MAEMask') -> torch.Tensor:
+        """Patches (B, h, w) bool whose pixels the model must not see."""
+        return mask.patches
 
     def reconstruct(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """ Predict all patches of images from the visible ones, the raw prediction.
@@ -200,10 +225,12 @@ class MAE(MIMMethod):
         """
         views = super().views(images, noise)
         if self.norm_pix:
-            mask = self._make_mask(noise)
+            mask = self.make_mask(noise)
+            hole = self.pixel_mask(mask)
             views += [
-                View('prediction, patches normalised', self.reconstruct(images, mask)),
-                View('true mean and variance (leaks)', self.reconstruct_with_target_statistics(images, mask)),
+                View('prediction, patches normalised', self.reconstruct(images, mask), ~hole),
+                View('visible + prediction with true mean and variance (leaks)', torch.where(
+                    hole, self.reconstruct_with_target_statistics(images, mask).to(images.dtype), images)),
             ]
         return views
 
@@ -223,42 +250,29 @@ class MAE(MIMMethod):
         super().set_grad_checkpointing(enable)
         self.decoder.set_grad_checkpointing(enable)
 
-    def _make_mask(self, noise: torch.Tensor) -> torch.Tensor:
-        if self.masking == 'block':
-            mask = block_mask(noise, self.grid_size, self.num_patches - self.num_visible)
-        else:
-            mask = ~random_mask(noise, self.num_visible)
-        return mask.unflatten(1, self.grid_size)
-
     def _predict_all(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        self._check_built_size(images)
-        mask = self._check_mask(mask, images)
-        visible, _ = split_mask(mask.flatten(1), self._count_visible(mask))
-        return self.decoder_pred(self._decode(images, mask, visible)).float()
+        self._check_images(images)
+        mask = self._split(self._check_mask(mask, images))
+        return self.decoder_pred(self._decode(self.blank(images, mask), mask)).float()
 
-    def _decode(self, images: torch.Tensor, mask: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """ Encode the visible patches, decode all of them, (B, N, width of the decoder).
-        """
-        features = encode_visible(self.backbone, images, self.pixel_mask(mask), visible)
-        tokens = scatter_patches(self.decoder_embed(features), visible, self.num_patches, self.num_prefix_tokens)
-        return self.decoder(tokens, mask=mask.flatten(1))[:, self.num_prefix_tokens:]
-
-    def _decode_masked(
-            self,
-            images: torch.Tensor,
-            patches: torch.Tensor,
-            mask: torch.Tensor,
-            visible: torch.Tensor,
-            masked: torch.Tensor,
-    ) -> torch.Tensor:
-        """ What `_decode` makes of the masked patches (B, M, width of the decoder), by less work.
-        """
-        if embeds_patches(self.backbone):
-            tokens = embed_visible(self.backbone, patches, visible, self.grid_size)
-            features = self.backbone.forward_stages(tokens)
+    def _encode(self, images: torch.Tensor, mask: 'MAEMask') -> torch.Tensor:
+        """Encode the visible patches, (B, P + K, width of the decoder)."""
+        if self.lean and embeds_patches(self.backbone):
+            patches = patchify(images, self.patch_stride)
+            features = self.backbone.forward_stages(
+                embed_visible(self.backbone, patches, mask.visible, self.grid_size))
         else:
-            features = encode_visible(self.backbone, images, self.pixel_mask(mask), visible)
-        return decode_masked(self.decoder, self.decoder_embed(features), visible, masked)
+            features = encode_visible(self.backbone, images, mask.visible)
+        return self.decoder_embed(features)
+
+    def _decode(self, images: torch.Tensor, mask: 'MAEMask') -> torch.Tensor:
+        """Encode the visible patches, decode all of them, (B, N, width of the decoder)."""
+        tokens = scatter_patches(self._encode(images, mask), mask.visible, self.num_patches, self.num_prefix_tokens)
+        return self.decoder(tokens, mask=mask.patches.flatten(1))[:, self.num_prefix_tokens:]
+
+    def _split(self, mask: torch.Tensor, num_visible: Optional[int] = None) -> 'MAEMask':
+        num_visible = self._count_visible(mask) if num_visible is None else num_visible
+        return MAEMask(mask, *split_mask(mask.flatten(1), num_visible))
 
     def _count_visible(self, mask: torch.Tensor) -> int:
         """ Number of visible patches of a caller's mask, which the host has to know.

@@ -4,6 +4,7 @@ Masks are made for a batch at once, on the device of the noise that they are mad
 Python and nothing waits for the device. A mask covers a grid of units, one unit is one or more whole patches. Prefix
 tokens (class, register, distillation) are no part of the grid.
 """
+import itertools
 import math
 from fractions import Fraction
 from numbers import Real
@@ -12,10 +13,11 @@ from typing import List, Tuple
 import torch
 
 __all__ = [
-    'block_mask', 'block_noise_size', 'masked_count', 'random_mask', 'scatter_patches', 'split_mask', 'unit_grid',
-    'upsample_mask', 'visible_count',
+    'block_mask', 'block_noise_size', 'default_mask_unit', 'masked_count', 'random_mask', 'scatter_patches',
+    'split_mask', 'unit_grid', 'upsample_mask', 'visible_count',
 ]
 
+_PAPER_UNIT = 32  # side of a mask unit of SimMIM in pixels
 _MAX_BLOCKS = 16  # more than are ever needed but for masks of nearly everything
 _MIN_BLOCK = 16 / 196  # area of the smallest block in grids, 16 patches of 14 x 14 in BEiT
 _BLOCK_ASPECT = 0.3  # smallest height of a block in widths, the largest is its inverse
@@ -33,14 +35,18 @@ def masked_count(num_units: int, ratio: float) -> int:
     Raises:
         ValueError: The ratio is not in (0, 1), or masks all units.
     """
-    if not isinstance(ratio, Real) or not 0 < ratio < 1:
-        raise ValueError(f'mask_ratio must be a number between 0 and 1, both excluded, got {ratio!r}.')
-    share = Fraction(str(ratio))
-    count = -(-num_units * share.numerator // share.denominator)  # integers alone: torch.compile may have symbols here
+    count = _rounded_up(num_units, ratio)
     if count == num_units:
         raise ValueError(
             f'mask_ratio {ratio} masks all {num_units} units of the image, take a smaller ratio or smaller units.')
     return count
+
+
+def _rounded_up(num_units: int, ratio: float) -> int:
+    if not isinstance(ratio, Real) or not 0 < ratio < 1:
+        raise ValueError(f'mask_ratio must be a number between 0 and 1, both excluded, got {ratio!r}.')
+    share = Fraction(str(ratio))
+    return -(-num_units * share.numerator // share.denominator)  # integers alone: torch.compile may have symbols here
 
 
 def visible_count(num_patches: int, mask_ratio: float, reference_count: bool = False) -> int:
@@ -180,6 +186,42 @@ def unit_grid(
                 f'mask_unit {unit} does not fit image {axis} {size} with patch stride {stride}: it must be a multiple '
                 f'of the stride that divides the image, one of {allowed}.')
     return img_size[0] // mask_unit[0], img_size[1] // mask_unit[1]
+
+
+def default_mask_unit(
+        img_size: Tuple[int, int],
+        patch_stride: Tuple[int, int],
+        cell: Tuple[int, int],
+        mask_ratio: float,
+) -> Tuple[int, int]:
+    """Find the mask unit nearest to the 32 x 32 pixels of SimMIM that fits images of a size.
+
+    A unit fits if it is made of whole patches, tiles the image, and is so small that `mask_ratio` leaves one of them
+    visible. Units of whole cells of the feature map come first, since a smaller one leaves a part of a cell visible.
+
+    Args:
+        img_size: Image (height, width) in pixels.
+        patch_stride: Stride (height, width) of the patch embedding in pixels, which divides the image.
+        cell: Stride (height, width) of the feature map in pixels.
+        mask_ratio: Share of units to mask, in (0, 1).
+
+    Returns:
+        Mask unit (height, width) in pixels.
+
+    Raises:
+        ValueError: The ratio is not in (0, 1), or masks all patches of the image.
+    """
+    def badness(unit: Tuple[int, int]) -> Tuple[bool, int]:
+        splits_cells = any(side % cell_side for side, cell_side in zip(unit, cell))
+        return splits_cells, sum(abs(side - _PAPER_UNIT) for side in unit)
+
+    sides = (_unit_sizes(size, stride) for size, stride in zip(img_size, patch_stride))
+    for unit in sorted(itertools.product(*sides), key=badness):
+        num_units = math.prod(unit_grid(img_size, unit, patch_stride))
+        if num_units > 1 and _rounded_up(num_units, mask_ratio) < num_units:
+            return unit
+    masked_count(math.prod(unit_grid(img_size, patch_stride, patch_stride)), mask_ratio)  # raises, and says why
+    raise ValueError(f'mask_ratio {mask_ratio} fits no mask unit in an image of {img_size[0]} x {img_size[1]} pixels.')
 
 
 def _unit_sizes(size: int, stride: int) -> List[int]:

@@ -4,13 +4,14 @@ On a copy of the model's structure on the meta device: it computes nothing, hold
 and leaves no trace in the model.
 """
 import copy
-from typing import Callable, Dict, List, NamedTuple, Tuple
+from typing import Callable, List, NamedTuple, Tuple
 
 import torch
 import torch.nn as nn
 
 from .backbone import check_divides, feature_map, first_line, model_name, num_prefix_tokens
-from .output import MIMUnsupportedError
+from .output import ImageSizeError, MIMUnsupportedError
+from .reachability import unreached
 
 __all__ = ['FeatureMap', 'VisibleTokens', 'dry_run', 'dry_run_visible']
 
@@ -49,7 +50,7 @@ def dry_run(backbone: nn.Module, in_chans: int, img_size: Tuple[int, int]) -> Fe
 
     Raises:
         MIMUnsupportedError: The model has no feature map.
-        ValueError: The model does not take images of that size, or pads them.
+        ImageSizeError: The model does not take images of that size, or pads them.
     """
     features, unused = _run_on_meta(backbone, in_chans, img_size, feature_map, 'gives no feature map')
     _, channels, *map_size = features.shape
@@ -72,7 +73,7 @@ def dry_run_visible(
 
     Raises:
         MIMUnsupportedError: The model cannot drop tokens, or does not give a token per patch.
-        ValueError: The model does not take images of that size.
+        ImageSizeError: The model does not take images of that size.
     """
     def visible_tokens(replica: nn.Module, images: torch.Tensor) -> torch.Tensor:
         keep = torch.zeros(len(images), num_visible, dtype=torch.int64, device=images.device)
@@ -115,11 +116,11 @@ def _run_on_meta(
     except NotImplementedError as error:
         raise MIMUnsupportedError(f'{model_name(backbone)} {refusal}: {first_line(error)}') from error
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise ValueError(
+        raise ImageSizeError(
             f'{model_name(backbone)} does not take images of {img_size[0]} x {img_size[1]} pixels with {in_chans} '
             f'channels: {first_line(error)} Build it for them (img_size=, in_chans=), or for any size where it has '
             f'that option (dynamic_img_size=True).') from error
-    return features, _unused_parameters(features, parameters)
+    return features, unreached(features, parameters)
 
 
 def _meta_replica(backbone: nn.Module) -> nn.Module:
@@ -141,20 +142,6 @@ def _meta_replica(backbone: nn.Module) -> nn.Module:
         if getattr(module, '_fast_norm', False):
             module._fast_norm = False  # it asks for autocast of the device, which the meta device does not have
     return replica
-
-
-def _unused_parameters(features: torch.Tensor, parameters: Dict[str, nn.Parameter]) -> List[str]:
-    """ Names of the parameters that a backward pass would not reach, read off the graph: nothing has to be computed.
-    """
-    used, seen, nodes = set(), set(), [features.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        used.add(id(getattr(node, 'variable', None)))  # where gradients of a parameter are accumulated
-        nodes += [following for following, _ in node.next_functions]
-    return [name for name, parameter in parameters.items() if id(parameter) not in used]
 
 
 def _feature_stride(

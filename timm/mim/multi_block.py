@@ -7,6 +7,7 @@ a batch are made at once on the device of the noise. They differ from those of t
 - A block can lie anywhere. The reference never covers the last row and column.
 - Surplus patches of a block are dropped at random. The reference cuts all masks of a batch to the shortest in row-major
   order, which takes the context from the bottom of the image.
+- The context never holds a patch of a target. The reference lets a target overlap the context where it finds no other.
 - Targets and contexts have one length each, known when the sampler is built: a compiled step never recompiles, and no
   sample depends on the others of its batch. Sizes of blocks are drawn for each block instead of once per batch.
 - The sides of a context block are shares of the sides of the grid, which need not be square.
@@ -65,7 +66,7 @@ class MultiBlockSampler(nn.Module):
             context_scale: Smallest and largest area of the context block in grids.
 
         Raises:
-            ValueError: A range that is none, or targets that leave no context.
+            ValueError: A range that is none, or a grid so small that targets may leave no context.
         """
         super().__init__()
         check_ranges(num_targets, target_scale, target_aspect, context_scale)
@@ -93,11 +94,13 @@ class MultiBlockSampler(nn.Module):
         blocks = self._blocks(noise)
         order = noise[:, None, 3 * (self.num_targets + 1):]  # (B, 1, N)
         targets, context = blocks[:, :-1], blocks[:, -1:]
-        # the whole numbers are ranks: a patch of the block; for a context that is too short, one of a hundred, another
-        # that is no target; where that does not suffice, in one sample of thousands, one of a target
         covered = targets.any(dim=1, keepdim=True)
         targets = _smallest(order + ~targets, self.target_length)
-        context = _smallest(order + ~context + 2 * covered, self.context_length)
+        # The whole numbers are ranks. A patch of the context block comes first. Where the context is too short, in one
+        # sample of a hundred, other patches outside of the target blocks follow, then surplus patches of those blocks.
+        # Targets come last: `context_length` is so small that none is taken.
+        is_target = torch.zeros_like(covered).scatter(2, targets.flatten(1).unsqueeze(1), True)
+        context = _smallest(order + ~context + 2 * covered + 2 * is_target, self.context_length)
         return MultiBlockMasks(context.squeeze(1), targets)
 
     def _blocks(self, noise: torch.Tensor) -> torch.Tensor:
@@ -120,17 +123,22 @@ class MultiBlockSampler(nn.Module):
         return (rows.unsqueeze(-1) & columns.unsqueeze(-2)).flatten(2)
 
     def _short_context(self) -> int:
-        """ Length that 99 of 100 contexts have at least, found on a few thousand.
+        """Length that 99 of 100 contexts have at least, found on a few thousand.
+
+        It is never more than what disjoint targets leave.
         """
+        num_patches = self.grid_size[0] * self.grid_size[1]
+        left = num_patches - self.num_targets * self.target_length
+        if left < 1:
+            fitting = (num_patches - 1) // self.target_length
+            raise ValueError(
+                f'A grid of {self.grid_size[0]} x {self.grid_size[1]} patches is too small for {self.num_targets} '
+                f'target blocks of {self.target_length} patches, which may leave no context: '
+                f'take at most {fitting} (num_targets={fitting}), larger images or smaller patches.')
         generator = torch.Generator('cpu').manual_seed(0)
         blocks = self._blocks(torch.rand(_SIMULATED, self.noise_size, generator=generator, device='cpu'))
         lengths = (blocks[:, -1] & ~blocks[:, :-1].any(dim=1)).sum(dim=1)
-        length = int(lengths.sort().values[_SIMULATED // 100])
-        if length == 0:
-            raise ValueError(
-                f'{self.num_targets} target blocks leave no context in a grid of {self.grid_size[0]} x '
-                f'{self.grid_size[1]} patches, take fewer or smaller ones (num_targets, target_scale).')
-        return length
+        return min(max(int(lengths.sort().values[_SIMULATED // 100]), 1), left)
 
 
 def check_ranges(num_targets: int, target_scale: Pair, target_aspect: Pair, context_scale: Pair) -> None:

@@ -4,7 +4,7 @@ from typing import Dict, NamedTuple, Optional
 
 import torch
 
-__all__ = ['MIMOutput', 'MIMUnsupportedError', 'View']
+__all__ = ['ImageSizeError', 'MIMOutput', 'MIMUnsupportedError', 'View']
 
 
 class MIMOutput(NamedTuple):
@@ -36,6 +36,10 @@ class View(NamedTuple):
     label: str
     images: torch.Tensor
     hole: Optional[torch.Tensor] = None
+
+
+class ImageSizeError(ValueError):
+    """A model, or a method on it, does not take images of a size. The message names what it takes."""
 
 
 class MIMUnsupportedError(ValueError):

@@ -11,7 +11,9 @@ from typing import Callable, Sequence, Tuple
 
 import torch
 
-__all__ = ['EmbedStagesMixin', 'gather_patches', 'map_grid', 'nlc_to_map', 'refused']
+from ._meta_copy import meta_copy
+
+__all__ = ['EmbedStagesMixin', 'gather_patches', 'map_grid', 'nlc_to_map', 'refuse_patch_grid', 'refused']
 
 
 def refused(method: Callable) -> Callable:
@@ -27,7 +29,8 @@ class EmbedStagesMixin:
     """ Gives a model `embed` and `forward_stages`, the two halves of its `forward_features`.
 
     A class implements `forward_stages` and, where something besides patches goes in, `embed_positions`. The other
-    methods have defaults for a model with a `patch_embed` module and tokens that are NLC or on a grid of `grid_format`.
+    methods have defaults for a model whose `patch_embed` is a `timm.layers.PatchEmbed`, and for one whose patch tokens
+    are on a grid of `grid_format`.
 
     What `embed` returns is the token tensor, or a NamedTuple with the field `tokens` first if the stages need more.
     Methods that TorchScript compiles carry no return annotation here since it differs between models.
@@ -72,7 +75,10 @@ class EmbedStagesMixin:
     def patch_dim(self) -> int:
         """ Width of a patch token after `embed_patches`.
         """
-        return self.embed_dim
+        own_grid = type(self).patch_grid is not EmbedStagesMixin.patch_grid  # of tokens that the class describes itself
+        if hasattr(self, 'embed_dim') and (own_grid or hasattr(getattr(self, 'patch_embed', None), 'dynamic_feat_size')):
+            return self.embed_dim
+        return self._embed_on_meta((256, 256)).shape[-1]  # the width is that of any image
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
@@ -80,9 +86,38 @@ class EmbedStagesMixin:
 
         Args:
             img_size: Image (height, width) in pixels.
+
+        Raises:
+            NotImplementedError: The model has no one grid, or no grid that divides the image.
+            RuntimeError: The image is smaller than what `embed_patches` takes.
         """
-        height, width = self.patch_embed.dynamic_feat_size(img_size)
+        patch_embed = getattr(self, 'patch_embed', None)
+        if hasattr(patch_embed, 'dynamic_feat_size'):
+            height, width = patch_embed.dynamic_feat_size(img_size)
+        else:
+            _, height, width, _ = self._embed_on_meta(img_size).shape
         return height, width
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def _embed_on_meta(self, img_size: Tuple[int, int]) -> torch.Tensor:
+        """ Patch tokens (1, H, W, C) without content, which a copy of the model makes of an image on the meta device.
+
+        The copy is made anew each time, of the modules that `embed_patches` runs: a cache would not notice when one of
+        them is pruned, replaced, or given another stride.
+
+        Args:
+            img_size: Image (height, width) in pixels.
+        """
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+        with torch.device('meta'):
+            patches = meta_copy(self).embed_patches(torch.empty(1, self.in_chans, *img_size, dtype=dtype))
+        tokens = patches if isinstance(patches, torch.Tensor) else patches[0]
+        if tokens.ndim != 4:
+            raise NotImplementedError(
+                f'{type(self).__name__} has patch tokens of shape {tuple(tokens.shape)} without a grid, it has to '
+                'implement patch_dim and patch_grid.')
+        return tokens.permute(0, 2, 3, 1) if self.grid_format == 'NCHW' else tokens
 
     @torch.jit.ignore
     def keep_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
@@ -113,7 +148,8 @@ class EmbedStagesMixin:
                 return patches._replace(**{patches._fields[0]: tokens})
             return type(patches)((tokens, *patches[1:]))
         channels_first = patches.ndim == 4 and self.grid_format == 'NCHW'
-        if patches.shape[1 if channels_first else -1] != self.patch_dim:
+        # not in a compiled graph, where finding the width would be traced
+        if not torch.compiler.is_compiling() and patches.shape[1 if channels_first else -1] != self.patch_dim:
             raise ValueError(
                 f'{type(self).__name__} has patch tokens of width {self.patch_dim}, got a tensor of shape '
                 f'{tuple(patches.shape)}.')
@@ -151,11 +187,30 @@ class EmbedStagesMixin:
 
         Raises:
             ValueError: The number of features is not that of the grid.
-            NotImplementedError: The model has no feature map.
+            NotImplementedError: The model has no feature map, or several.
         """
+        if not isinstance(features, torch.Tensor):
+            raise NotImplementedError(
+                f'{type(self).__name__} returns a {type(features).__name__} of {len(features)} tensors, no one feature '
+                'map.')
         if features.ndim == 4:
             return features if self.grid_format == 'NCHW' else features.permute(0, 3, 1, 2)
         return nlc_to_map(features, grid_size, getattr(self, 'num_prefix_tokens', 0))
+
+
+@torch.jit.ignore
+@refused
+def refuse_patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
+    """ The method `patch_grid` of a model whose stem pads nothing.
+
+    Its patches overlap the border of no image as they overlap each other, so that there are fewer than an image has
+    room for, and none stands for the pixels of its cell.
+
+    Raises:
+        NotImplementedError: Always.
+    """
+    raise NotImplementedError(
+        f'{type(self).__name__} has no grid of patches that divides an image: convolutions of its stem do not pad.')
 
 
 def map_grid(

@@ -1,6 +1,5 @@
 # Overlay: woven into upstream's timm/models/coat.py when the package is built.
 # Read the result in build/timm/models/coat.py.
-from ._conv_grid import conv_grid
 from ._embed_stages import EmbedStagesMixin, nlc_to_map
 
 
@@ -54,4 +53,6 @@ class CoaT(EmbedStagesMixin, nn.Module):
         features = features[-1] if isinstance(features, list) else features
         # later stages may be pruned
         patch_embeds = [m for m in (self.patch_embed2, self.patch_embed3, self.patch_embed4) if m is not None]
-        return nlc_to_map(features, conv_grid(grid_size, *(m.proj for m in patch_embeds)), 1)
+        for patch_embed in patch_embeds:
+            grid_size = patch_embed.dynamic_feat_size(grid_size)
+        return nlc_to_map(features, grid_size, 1)

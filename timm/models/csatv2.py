@@ -16,15 +16,3 @@ class CSATv2(EmbedStagesMixin, nn.Module):
     def forward_stages(self, x: torch.Tensor) -> torch.Tensor:
         """Forward pass through the stages, for patch tokens (B, C, H, W)."""
         ...
-
-    @torch.jit.unused
-    @property
-    def patch_dim(self) -> int:
-        """Width of a patch token."""
-        return self.feature_info[0]['num_chs']
-
-    @torch.jit.ignore
-    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens, one for each block of 8 x 8 pixels that the stem transforms."""
-        height, width = img_size
-        return height // 8, width // 8

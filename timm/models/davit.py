@@ -16,14 +16,3 @@ class DaVit(EmbedStagesMixin, nn.Module):
     def forward_stages(self, x: torch.Tensor) -> torch.Tensor:
         """Forward pass through the stages and the norm before the head, for patch tokens (B, C, H, W)."""
         ...
-
-    @torch.jit.unused
-    @property
-    def patch_dim(self) -> int:
-        """Width of a patch token."""
-        return self.stem.out_chs
-
-    @torch.jit.ignore
-    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens, the stem pads the image to a multiple of its stride."""
-        return -(-img_size[0] // self.stem.stride[0]), -(-img_size[1] // self.stem.stride[1])

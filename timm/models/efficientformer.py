@@ -1,6 +1,5 @@
 # Overlay: woven into upstream's timm/models/efficientformer.py when the package is built.
 # Read the result in build/timm/models/efficientformer.py.
-from ._conv_grid import conv_grid
 from ._embed_stages import EmbedStagesMixin, nlc_to_map
 
 
@@ -18,23 +17,13 @@ class EfficientFormer(EmbedStagesMixin, nn.Module):
         """Forward pass through the stages and the final norm, for patch tokens (B, C, H, W)."""
         ...
 
-    @torch.jit.unused
-    @property
-    def patch_dim(self) -> int:
-        """Width of a patch token."""
-        return self.stem.conv2.out_channels
-
-    @torch.jit.ignore
-    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens."""
-        return conv_grid(img_size, self.stem.conv1, self.stem.conv2)
-
     @torch.jit.ignore
     def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:
         """Arrange features (B, N', C) as a feature map (B, C, H', W'), which they are w/o the last stage (pruned)."""
         if features.ndim == 4:
             return features
+        height, width = grid_size
         for stage in self.stages:
             if not isinstance(stage.downsample, nn.Identity):
-                grid_size = conv_grid(grid_size, stage.downsample.conv)
-        return nlc_to_map(features, grid_size)
+                height, width = -(-height // 2), -(-width // 2)  # a padded convolution rounds up
+        return nlc_to_map(features, (height, width))

@@ -1,6 +1,5 @@
 # Overlay: woven into upstream's timm/models/efficientvim.py when the package is built.
 # Read the result in build/timm/models/efficientvim.py.
-from ._conv_grid import conv_grid
 from ._embed_stages import EmbedStagesMixin, nlc_to_map
 
 
@@ -19,21 +18,11 @@ class EfficientViM(EmbedStagesMixin, nn.Module):
         """
         ...
 
-    @torch.jit.unused
-    @property
-    def patch_dim(self) -> int:
-        """Width of a patch token."""
-        return self.embed_dim[0]
-
-    @torch.jit.ignore
-    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens of an image."""
-        return conv_grid(img_size, *(layer for layer in self.patch_embed.modules() if isinstance(layer, nn.Conv2d)))
-
     @torch.jit.ignore
     def features_to_map(self, features: List[torch.Tensor], grid_size: Tuple[int, int]) -> torch.Tensor:
         """Arrange the last of the features, a flattened map, as a feature map (B, C, H', W') of width embed_dim[-1]."""
+        height, width = grid_size
         for stage in self.stages:
             if stage.downsample is not None:
-                grid_size = conv_grid(grid_size, stage.downsample.conv[1].conv)
-        return nlc_to_map(features[-1].transpose(1, 2), grid_size)
+                height, width = -(-height // 2), -(-width // 2)  # a padded convolution rounds up
+        return nlc_to_map(features[-1].transpose(1, 2), (height, width))

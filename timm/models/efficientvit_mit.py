@@ -1,6 +1,5 @@
 # Overlay: woven into upstream's timm/models/efficientvit_mit.py when the package is built.
 # Read the result in build/timm/models/efficientvit_mit.py.
-from ._conv_grid import conv_grid
 from ._embed_stages import EmbedStagesMixin
 
 
@@ -18,17 +17,6 @@ class EfficientVit(EmbedStagesMixin, nn.Module):
         """Forward pass through the stages, for patch tokens (B, C, H, W)."""
         ...
 
-    @torch.jit.unused
-    @property
-    def patch_dim(self) -> int:
-        """Width of a patch token."""
-        return self.stem.in_conv.conv.out_channels
-
-    @torch.jit.ignore
-    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens."""
-        return conv_grid(img_size, self.stem.in_conv.conv)
-
 
 class EfficientVitLarge(EmbedStagesMixin, nn.Module):
     grid_format = 'NCHW'
@@ -43,14 +31,3 @@ class EfficientVitLarge(EmbedStagesMixin, nn.Module):
     def forward_stages(self, x: torch.Tensor) -> torch.Tensor:
         """Forward pass through the stages, for patch tokens (B, C, H, W)."""
         ...
-
-    @torch.jit.unused
-    @property
-    def patch_dim(self) -> int:
-        """Width of a patch token."""
-        return self.stem.in_conv.conv.out_channels
-
-    @torch.jit.ignore
-    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens."""
-        return conv_grid(img_size, self.stem.in_conv.conv)

@@ -17,18 +17,6 @@ class FastVit(EmbedStagesMixin, nn.Module):
         """Forward pass through the stages and the final convolution, for patch tokens (B, C, H, W)."""
         ...
 
-    @torch.jit.unused
-    @property
-    def patch_dim(self) -> int:
-        """Width of a patch token."""
-        return self.stem[-1].out_chs
-
-    @torch.jit.ignore
-    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens, rounded up by the padded convolutions of the stem."""
-        height, width = img_size
-        return -(-height // 4), -(-width // 4)
-
     @torch.jit.ignore
     def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:
         """Features (B, C, H', W') are a feature map already, a list of them w/ fork_feat is refused."""

@@ -2,8 +2,8 @@
 # Read the result in build/timm/models/hiera.py.
 from typing import NamedTuple
 
-from ._conv_grid import conv_grid
 from ._embed_stages import EmbedStagesMixin
+from ._meta_copy import map_size
 
 
 class UnrolledTokens(NamedTuple):
@@ -67,7 +67,7 @@ class Hiera(EmbedStagesMixin, nn.Module):
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
         """Grid (H, W) of the patch tokens of an image."""
-        return conv_grid(img_size, self.patch_embed.proj)
+        return map_size(self.patch_embed.proj, img_size)
 
     @torch.jit.ignore
     def keep_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:

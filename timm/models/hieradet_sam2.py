@@ -1,6 +1,5 @@
 # Overlay: woven into upstream's timm/models/hieradet_sam2.py when the package is built.
 # Read the result in build/timm/models/hieradet_sam2.py.
-from ._conv_grid import conv_grid
 from ._embed_stages import EmbedStagesMixin
 
 
@@ -22,10 +21,3 @@ class HieraDet(EmbedStagesMixin, nn.Module):
     def patch_dim(self) -> int:
         """Width of a patch token."""
         return self.patch_embed.proj.out_channels
-
-    @torch.jit.ignore
-    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens, of a padded convolution or of padded patches."""
-        if isinstance(self.patch_embed, PatchEmbed):
-            return self.patch_embed.dynamic_feat_size(img_size)
-        return conv_grid(img_size, self.patch_embed.proj)

@@ -1,7 +1,7 @@
 # Overlay: woven into upstream's timm/models/levit.py when the package is built.
 # Read the result in build/timm/models/levit.py.
-from ._conv_grid import conv_grid
 from ._embed_stages import EmbedStagesMixin, nlc_to_map
+from ._meta_copy import map_size
 
 
 class Levit(EmbedStagesMixin, nn.Module):
@@ -27,7 +27,7 @@ class Levit(EmbedStagesMixin, nn.Module):
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
         """Grid (H, W) of the patch tokens of an image."""
-        return conv_grid(img_size, *(layer for layer in self.stem.modules() if isinstance(layer, nn.Conv2d)))
+        return map_size(self.stem, img_size)
 
     @torch.jit.ignore
     def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:

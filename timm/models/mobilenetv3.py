@@ -16,15 +16,3 @@ class MobileNetV3(EmbedStagesMixin, nn.Module):
     def forward_stages(self, x: torch.Tensor) -> torch.Tensor:
         """Forward pass through the blocks, for patch tokens (B, C, H, W)."""
         ...
-
-    @torch.jit.unused
-    @property
-    def patch_dim(self) -> int:
-        """Width of a patch token."""
-        return self.conv_stem.out_channels
-
-    @torch.jit.ignore
-    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens, rounded up by the padded convolution of the stem."""
-        height, width = img_size
-        return -(-height // 2), -(-width // 2)

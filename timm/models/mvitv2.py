@@ -2,8 +2,8 @@
 # Read the result in build/timm/models/mvitv2.py.
 from typing import NamedTuple
 
-from ._conv_grid import conv_grid
 from ._embed_stages import EmbedStagesMixin, nlc_to_map
+from ._meta_copy import map_size
 
 
 class SizedTokens(NamedTuple):
@@ -54,13 +54,14 @@ class MultiScaleVit(EmbedStagesMixin, nn.Module):
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
         """Grid (H, W) of the patch tokens of an image."""
-        return conv_grid(img_size, self.patch_embed.proj)
+        return map_size(self.patch_embed.proj, img_size)
 
     @torch.jit.ignore
     def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:
         """Arrange the patches of features (B, P + N', C) as a feature map (B, C, H', W')."""
+        height, width = grid_size
         for stage in self.stages:
             pool = stage.blocks[0].shortcut_pool_attn
-            if pool is not None:
-                grid_size = conv_grid(grid_size, pool)
-        return nlc_to_map(features, grid_size, self.num_prefix_tokens)
+            if pool is not None:  # padded, it rounds up
+                height, width = -(-height // pool.stride[0]), -(-width // pool.stride[1])
+        return nlc_to_map(features, (height, width), self.num_prefix_tokens)

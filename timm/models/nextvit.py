@@ -1,6 +1,5 @@
 # Overlay: woven into upstream's timm/models/nextvit.py when the package is built.
 # Read the result in build/timm/models/nextvit.py.
-from ._conv_grid import conv_grid
 from ._embed_stages import EmbedStagesMixin
 
 
@@ -17,14 +16,3 @@ class NextViT(EmbedStagesMixin, nn.Module):
     def forward_stages(self, x: torch.Tensor) -> torch.Tensor:
         """Forward pass through the stages and the final norm, for patch tokens (B, C, H, W)."""
         ...
-
-    @torch.jit.unused
-    @property
-    def patch_dim(self) -> int:
-        """Width of a patch token."""
-        return self.stem[-1].conv.out_channels
-
-    @torch.jit.ignore
-    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens."""
-        return conv_grid(img_size, self.stem[0].conv, self.stem[-1].conv)

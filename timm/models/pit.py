@@ -2,7 +2,6 @@
 # Read the result in build/timm/models/pit.py.
 from typing import NamedTuple
 
-from ._conv_grid import conv_grid
 from ._embed_stages import EmbedStagesMixin, refused
 
 
@@ -31,17 +30,6 @@ class PoolingVisionTransformer(EmbedStagesMixin, nn.Module):
         """Forward pass through the stages and the final norm, returns class tokens (B, P, C) without patch tokens."""
         x, cls_tokens = embedded
         ...
-
-    @torch.jit.unused
-    @property
-    def patch_dim(self) -> int:
-        """Width of a patch token, the embedding width of the first stage."""
-        return self.patch_embed.conv.out_channels
-
-    @torch.jit.ignore
-    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens of an image."""
-        return conv_grid(img_size, self.patch_embed.conv)
 
     @torch.jit.ignore
     @refused

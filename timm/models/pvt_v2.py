@@ -1,6 +1,5 @@
 # Overlay: woven into upstream's timm/models/pvt_v2.py when the package is built.
 # Read the result in build/timm/models/pvt_v2.py.
-from ._conv_grid import conv_grid
 from ._embed_stages import EmbedStagesMixin
 
 
@@ -10,17 +9,6 @@ class PyramidVisionTransformerV2(EmbedStagesMixin, nn.Module):
     def forward_stages(self, x: torch.Tensor) -> torch.Tensor:
         """Forward pass through the stages, for patch tokens (B, H, W, C), returns features (B, C, H', W')."""
         ...
-
-    @torch.jit.unused
-    @property
-    def patch_dim(self) -> int:
-        """Width of a patch token."""
-        return self.patch_embed.proj.out_channels
-
-    @torch.jit.ignore
-    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens of an image."""
-        return conv_grid(img_size, self.patch_embed.proj)
 
     @torch.jit.ignore
     def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:

@@ -1,7 +1,7 @@
 # Overlay: woven into upstream's timm/models/swin_transformer_v2_cr.py when the package is built.
 # Read the result in build/timm/models/swin_transformer_v2_cr.py.
-from ._conv_grid import conv_grid
 from ._embed_stages import EmbedStagesMixin
+from ._meta_copy import map_size
 
 
 class SwinTransformerV2Cr(EmbedStagesMixin, nn.Module):
@@ -21,4 +21,4 @@ class SwinTransformerV2Cr(EmbedStagesMixin, nn.Module):
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
         """Grid (H, W) of the patch tokens of an image."""
-        return conv_grid(img_size, self.patch_embed.proj)
+        return map_size(self.patch_embed.proj, img_size)

@@ -1,6 +1,5 @@
 # Overlay: woven into upstream's timm/models/tiny_vit.py when the package is built.
 # Read the result in build/timm/models/tiny_vit.py.
-from ._conv_grid import conv_grid
 from ._embed_stages import EmbedStagesMixin
 
 
@@ -11,14 +10,3 @@ class TinyVit(EmbedStagesMixin, nn.Module):
     def forward_stages(self, x: torch.Tensor) -> torch.Tensor:
         """Forward pass through the stages, for patch tokens (B, C, H, W)."""
         ...
-
-    @torch.jit.unused
-    @property
-    def patch_dim(self) -> int:
-        """Width of a patch token."""
-        return self.patch_embed.conv2.conv.out_channels
-
-    @torch.jit.ignore
-    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens."""
-        return conv_grid(img_size, self.patch_embed.conv1.conv, self.patch_embed.conv2.conv)

@@ -2,8 +2,8 @@
 # Read the result in build/timm/models/visformer.py.
 from typing import Tuple
 
-from ._conv_grid import conv_grid
 from ._embed_stages import EmbedStagesMixin
+from ._meta_copy import map_size
 
 
 class Visformer(EmbedStagesMixin, nn.Module):
@@ -44,5 +44,5 @@ class Visformer(EmbedStagesMixin, nn.Module):
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
         """Grid (H, W) of the patch tokens of the first stage."""
         if self.stem is not None:
-            img_size = conv_grid(img_size, self.stem[0])
+            img_size = map_size(self.stem, img_size)
         return self.patch_embed1.dynamic_feat_size(img_size)

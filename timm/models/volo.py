@@ -1,21 +1,9 @@
 # Overlay: woven into upstream's timm/models/volo.py when the package is built.
 # Read the result in build/timm/models/volo.py.
-from ._conv_grid import conv_grid
 from ._embed_stages import EmbedStagesMixin, nlc_to_map
 
 
 class VOLO(EmbedStagesMixin, nn.Module):
-
-    @torch.jit.unused
-    @property
-    def patch_dim(self) -> int:
-        """Width of a patch token, the embedding width of the first stage."""
-        return self.patch_embed.proj.out_channels
-
-    @torch.jit.ignore
-    def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens: the padded first convolution rounds up, the projection down."""
-        return conv_grid(img_size, *(m for m in self.patch_embed.modules() if isinstance(m, nn.Conv2d)))
 
     @moved_from('forward_features', through='x = self.patch_embed(x).permute(0, 2, 3, 1)')
     def embed_patches(self, x: torch.Tensor) -> torch.Tensor:
@@ -34,5 +22,8 @@ class VOLO(EmbedStagesMixin, nn.Module):
     @torch.jit.ignore
     def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:
         """Arrange features (B, P + N', C) as a map (B, C, H', W'), smaller by the downsampling of the stages."""
-        grid_size = conv_grid(grid_size, *(m.proj for m in self.network if isinstance(m, Downsample)))
-        return nlc_to_map(features, grid_size, 0 if self.post_network is None else 1)
+        height, width = grid_size
+        for module in self.network:
+            if isinstance(module, Downsample):
+                height, width = height // module.proj.stride[0], width // module.proj.stride[1]
+        return nlc_to_map(features, (height, width), 0 if self.post_network is None else 1)

@@ -2,8 +2,8 @@
 # Read the result in build/timm/models/xcit.py.
 from typing import NamedTuple, Tuple
 
-from ._conv_grid import conv_grid
 from ._embed_stages import EmbedStagesMixin
+from ._meta_copy import map_size
 
 
 class GridTokens(NamedTuple):
@@ -37,5 +37,5 @@ class Xcit(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens, each convolution of the stem rounds up."""
-        return conv_grid(img_size, *(m for m in self.patch_embed.modules() if isinstance(m, nn.Conv2d)))
+        """Grid (H, W) of the patch tokens."""
+        return map_size(self.patch_embed.proj, img_size)

@@ -1,4 +1,4 @@
-""" Conversion of Masked Image Modeling Checkpoints, Both Ways
+"""Conversion of Masked Image Modeling Checkpoints, Both Ways
 
     python -m timm.mim.convert SOURCE DEST [--to FORMAT]
 
@@ -35,11 +35,15 @@ train.py or this command wrote into a file, from the published model of that wid
 
 The command prints the line of Python that builds the module, and the one that loads the weights. Nothing is left out:
 tensors that are unknown, missing or of another shape are an error that lists them, and so is a model that the wanted
-format cannot hold. Where only the number of patches is known, images are taken as square. Whether MAE was trained on
-normalised patches is told by Hugging Face's checkpoints only, of others say `--mim-kwargs norm_pix=False` if not.
+format cannot hold. Integers or numbers that are not finite in place of weights, two names for one tensor, and a
+`config.json` that contradicts the tensors are errors, too. Where only the number of patches is known, images are taken
+as square. Hugging Face's checkpoints and those that facebookresearch/mae saves while it trains say whether MAE was
+trained on normalised patches. For others the command prints a note and assumes that it was; if not, say
+`--mim-kwargs norm_pix=False`.
 
-No code of a file is run: pickles are read with `weights_only=True`. A file is written whole or not at all. Optimizers
-and schedules are not converted.
+No code of a file is run: pickles are read with `weights_only=True`. A file can name a model of timm and the arguments
+that describe it, and nothing else: no other file is read, and nothing is downloaded. The teacher of a SimMIM model is
+left out, with a note. A file is written whole or not at all. Optimizers and schedules are not converted.
 
 `train.py --mim METHOD --resume start.pth.tar` starts from a converted `task`, with a new optimizer and at epoch 0.
 """

@@ -1,4 +1,4 @@
-""" Command of the Conversion, see `timm.mim.convert`
+"""Command of the Conversion, see `timm.mim.convert`
 """
 import argparse
 import sys
@@ -6,13 +6,17 @@ from typing import List, Optional
 
 from timm.utils import ParseKwargs
 
+from ..pretrain.flags import OneLineParser
 from . import FORMATS, Conversion, ConversionError, __doc__ as description, convert
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
-    """ Run the command. A user's mistake is one line, and exit code 2.
-    """
-    args = _parser().parse_args(arguments)
+    """Run the command. A user's mistake is one line, and exit code 2."""
+    parser = _parser()
+    try:
+        args = parser.parse_args(arguments)
+    except ValueError:  # ParseKwargs of timm
+        parser.error('--model-kwargs and --mim-kwargs take NAME=VALUE, as in num_heads=12.')
     size = args.img_size
     try:
         if size is not None and (len(size) > 2 or min(size) < 1):
@@ -32,11 +36,13 @@ def main(arguments: Optional[List[str]] = None) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     print(_report(args.dest, conversion))
+    for note in conversion.notes:
+        print(f'note: {note}', file=sys.stderr)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog='python -m timm.mim.convert', description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', metavar='SOURCE', help='checkpoint to read, a file or a folder')
@@ -52,8 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report(dest: str, conversion: Conversion) -> str:
-    """ What was written, and how to load it.
-    """
+    """What was written, and how to load it."""
     recipe = conversion.recipe
     lines = [f'{conversion.source_format} -> {conversion.dest_format}: {dest}']
     if conversion.dest_format == 'mim':

@@ -1,19 +1,18 @@
-""" Formats of facebookresearch/mae and facebookresearch/ijepa
+"""Formats of facebookresearch/mae and facebookresearch/ijepa
 
 The names are those of `models_mae.py` and of `src/models/vision_transformer.py` there.
 """
 from typing import Any, Dict
 
-from .checkpoint import BACKBONE, Tensors
+from .checkpoint import BACKBONE, Hints, Tensors
 from .files import Source
-from .foreign import ForeignFormat
-from .names import Names
+from .foreign import ForeignFormat, Names
 
 __all__ = ['FacebookIJEPA', 'FacebookMAE']
 
 
 class FacebookMAE(ForeignFormat):
-    """ MAE: a dictionary `model`. The released encoders have no decoder."""
+    """MAE: a dictionary `model`. The released encoders have no decoder."""
     name = 'facebook-mae'
     holds = 'plain vision transformers with a class token'
     method = 'mae'
@@ -32,9 +31,15 @@ class FacebookMAE(ForeignFormat):
         whole = any(name.startswith('decoder_blocks.') for name in source.tensors)
         return whole or (source.layout == 'model' and 'blocks.0.norm1.weight' in source.tensors)
 
+    def hints(self, source: Source) -> Hints:
+        """Read options of MAE in the arguments that `main_pretrain.py` saves, which released files do not have."""
+        args = source.arguments()
+        options = dict(norm_pix=args.flag('norm_pix_loss'), mask_ratio=args.fraction('mask_ratio') or None)
+        return Hints(options={name: value for name, value in options.items() if value is not None})
+
 
 class FacebookIJEPA(ForeignFormat):
-    """ I-JEPA: dictionaries `encoder`, `predictor` and `target_encoder`, of modules in DistributedDataParallel."""
+    """I-JEPA: dictionaries `encoder`, `predictor` and `target_encoder`, of modules in DistributedDataParallel."""
     name = 'facebook-ijepa'
     holds = 'plain vision transformers without a class token'
     method = 'ijepa'

@@ -1,10 +1,10 @@
-""" All Formats, and Conversion Between Them
+"""All Formats, and Conversion Between Them
 """
 import os
 from pathlib import Path
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, Mapping, NamedTuple, Optional, Tuple, Union
 
-from .checkpoint import ConversionError, Hints, Recipe
+from .checkpoint import TARGETS_WITHOUT_A_MODEL, Checkpoint, ConversionError, Hints, Recipe
 from .facebook import FacebookIJEPA, FacebookMAE
 from .files import Source, read_source
 from .huggingface import HuggingFaceSwinMIM, HuggingFaceViTMAE, HuggingFaceViTMIM
@@ -20,16 +20,18 @@ FORMATS: Dict[str, Any] = {fmt.name: fmt for fmt in (*_FOREIGN, *_OURS)}
 
 
 class Conversion(NamedTuple):
-    """ What a conversion did.
+    """What a conversion did.
 
     Attributes:
         source_format: Name of the format that was found.
         dest_format: Name of the format that was written.
         recipe: How to build the module of the tensors in timm.
+        notes: What the user should know, a sentence or two each.
     """
     source_format: str
     dest_format: str
     recipe: Recipe
+    notes: Tuple[str, ...] = ()
 
 
 def convert(
@@ -43,7 +45,7 @@ def convert(
         ema: bool = False,
         force: bool = False,
 ) -> Conversion:
-    """ Convert a checkpoint of masked image modeling.
+    """Convert a checkpoint of masked image modeling.
 
     Args:
         source: File or folder to read.
@@ -69,12 +71,24 @@ def convert(
     if checkpoint.method is None and hints.options:
         raise ConversionError(f"'{source}' holds an encoder alone, --mim-kwargs are for a method.")
     recipe = target.write(checkpoint, hints, dest, force)
-    return Conversion(found.name, target.name, recipe)
+    return Conversion(found.name, target.name, recipe, tuple(_notes(checkpoint, recipe, found in _FOREIGN)))
+
+
+def _notes(checkpoint: Checkpoint, recipe: Recipe, is_foreign: bool) -> Iterator[str]:
+    """Say what was left out, and what was assumed because the file does not tell."""
+    source = checkpoint.recipe or recipe
+    target = source.options.get('target', 'pixels') if source.method == 'simmim' else 'pixels'
+    if target not in TARGETS_WITHOUT_A_MODEL:
+        yield (f'The teacher {target!r} is left out: no checkpoint holds it, and nothing was downloaded. '
+               'timm.mim.create_mim gets it with its pretrained weights.')
+    is_told = 'norm_pix' in source.options or not (is_foreign or checkpoint.recipe is None)  # our files tell by default
+    if recipe.method == 'mae' and not is_told:
+        yield ('The file does not tell whether MAE was trained on normalised patches, norm_pix=True is assumed. '
+               'Say --mim-kwargs norm_pix=False if it was not.')
 
 
 def _detect(content: Source, path: Path) -> Any:
-    """ The format whose names the tensors have.
-    """
+    """The format whose names the tensors have."""
     found = [fmt for fmt in (*_FOREIGN, Method(), TrainingCheckpoint()) if fmt.recognises(content)]
     if not found and Encoder().recognises(content):
         found = [Encoder()]

@@ -1,18 +1,21 @@
-""" Geometry of Models, Read off Their Tensors
+"""Geometry of Models, Read off Their Tensors
 
 Depths, widths, patch and image sizes are the shapes of tensors. The number of attention heads is not, but for models
 with a relative position bias: it is taken from what is known besides, or from the published models, whose width tells.
 """
 import math
+import re
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 
-from .checkpoint import BACKBONE, ConversionError, Hints, Recipe
+from .checkpoint import BACKBONE, ConversionError, Hints, Recipe, shape_text
 
-__all__ = ['FAMILY_CLASSES', 'MissingTensor', 'derive_recipe', 'family_of']
+__all__ = ['FAMILY_CLASSES', 'TensorProblem', 'derive_recipe', 'family_of']
 
 FAMILY_CLASSES = {'VisionTransformer': 'vit', 'Beit': 'beit', 'SwinTransformer': 'swin'}
+
+_INDEX = re.compile('0|[1-9][0-9]{0,5}')  # index of a module in a list of modules
 
 # Attention heads by width, as published: ViT-Ti, S, B, L, H and g; the decoder of MAE.
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
@@ -39,8 +42,22 @@ _SWIN_NAMES = {
 }
 
 
-class MissingTensor(Exception):
-    """ A tensor is missing without which a model has no size. The argument is our name of it."""
+class TensorProblem(Exception):
+    """A tensor that tells a size of the model is missing, or has a shape that tells none.
+
+    Args:
+        name: Our name of the tensor.
+        problem: What is wrong with it.
+        detail: More about it, written after the name.
+    """
+
+    def __init__(self, name: str, problem: str, detail: str = '') -> None:
+        super().__init__(name, problem, detail)
+        self.name, self.problem, self.detail = name, problem, detail
+
+    def message(self, name: str) -> str:
+        """Write the problem with the name that the tensor has in its file."""
+        return f'{self.problem}: {name}{self.detail}'
 
 
 class _Model(NamedTuple):
@@ -51,8 +68,7 @@ class _Model(NamedTuple):
 
 
 def family_of(tensors: Mapping[str, Any]) -> Optional[str]:
-    """ Family of a backbone, 'vit', 'beit' or 'swin', by our names of its tensors. None if it looks like another.
-    """
+    """Family of a backbone, 'vit', 'beit' or 'swin', by our names of its tensors. None if it looks like another."""
     if BACKBONE + 'layers.0.blocks.0.attn.relative_position_bias_table' in tensors:
         return 'swin'
     if any(name.endswith(('.q_bias', '.gamma_1', '.relative_position_bias_table')) for name in tensors):
@@ -67,7 +83,7 @@ def derive_recipe(
         hints: Hints,
         class_token: bool,
 ) -> Recipe:
-    """ Find how to build the module of tensors.
+    """Find how to build the module of tensors.
 
     Args:
         tensors: Tensors by our names.
@@ -77,7 +93,7 @@ def derive_recipe(
         class_token: The backbone is one with a class token, if its family has both kinds.
 
     Raises:
-        MissingTensor: A tensor that tells a size is missing.
+        TensorProblem: A tensor that tells a size is missing, or has another number of dimensions.
         ConversionError: Something cannot be read off the tensors, and is not known.
     """
     if hints.model is not None:
@@ -98,25 +114,23 @@ def derive_recipe(
 def _options(tensors: Mapping[str, torch.Tensor], method: Optional[str], hints: Hints) -> Dict[str, Any]:
     options = {}
     if method == 'mae':
-        width = _need(tensors, 'decoder.mask_token').shape[-1]
+        width = _need(tensors, 'decoder.mask_token', 3).shape[-1]
         options.update(decoder_dim=width, decoder_depth=_count(tensors, 'decoder.blocks.'))
         if 'decoder_heads' not in hints.options and width not in _DECODER_HEADS:
             raise _unknown_heads('decoder', width, '--mim-kwargs decoder_heads=NUMBER')
         options['decoder_heads'] = _DECODER_HEADS.get(width)
     if method == 'ijepa':
         options.update(
-            predictor_dim=_need(tensors, 'predictor.mask_token').shape[-1],
+            predictor_dim=_need(tensors, 'predictor.mask_token', 3).shape[-1],
             predictor_depth=_count(tensors, 'predictor.blocks.'),
         )
     return {**options, **hints.options}
 
 
 def _vit(tensors: Mapping[str, torch.Tensor], hints: Hints, class_token: bool) -> _Model:
-    width, in_chans, *patch_size = _need(tensors, BACKBONE + 'patch_embed.proj.weight').shape
+    width, in_chans, *patch_size = _need(tensors, BACKBONE + 'patch_embed.proj.weight', 4).shape
     depth, hidden = _count(tensors, BACKBONE + 'blocks.'), _hidden(tensors)
-    heads = hints.model_kwargs.get('num_heads', _HEADS.get(width))
-    if heads is None:
-        raise _unknown_heads('encoder', width, '--model-kwargs num_heads=NUMBER, or name the model, --model NAME')
+    heads = _num_heads(hints, width)
     kwargs = {} if in_chans == 3 else dict(in_chans=in_chans)
     if BACKBONE + 'blocks.0.attn.qkv.bias' not in tensors:
         kwargs['qkv_bias'] = False
@@ -125,28 +139,29 @@ def _vit(tensors: Mapping[str, torch.Tensor], hints: Hints, class_token: bool) -
         name = 'vit_base_patch16_224'
         kwargs.update(_size_kwargs(width, depth, heads, hidden, patch_size))
         kwargs.update({} if class_token else _NO_CLASS_TOKEN)
-    num_patches = _need(tensors, BACKBONE + 'pos_embed').shape[1] - class_token
+    num_patches = _num_positions(tensors, class_token)
     return _Model(name, hints.img_size or _square(num_patches, patch_size), kwargs, tuple(patch_size))
 
 
 def _beit(tensors: Mapping[str, torch.Tensor], hints: Hints) -> _Model:
-    width, in_chans, *patch_size = _need(tensors, BACKBONE + 'patch_embed.proj.weight').shape
+    width, in_chans, *patch_size = _need(tensors, BACKBONE + 'patch_embed.proj.weight', 4).shape
     depth, hidden = _count(tensors, BACKBONE + 'blocks.'), _hidden(tensors)
-    shared = tensors.get(BACKBONE + 'rel_pos_bias.relative_position_bias_table')
-    own = tensors.get(BACKBONE + 'blocks.0.attn.relative_position_bias_table')
-    table = own if shared is None else shared
-    heads = hints.model_kwargs.get('num_heads', _HEADS.get(width)) if table is None else table.shape[1]
-    if heads is None:
-        raise _unknown_heads('encoder', width, '--model-kwargs num_heads=NUMBER, or name the model, --model NAME')
-    if table is not None:
+    shared, own = 'rel_pos_bias.relative_position_bias_table', 'blocks.0.attn.relative_position_bias_table'
+    has_shared, has_own = BACKBONE + shared in tensors, BACKBONE + own in tensors
+    if has_shared or has_own:
+        name = BACKBONE + (shared if has_shared else own)
+        distances, heads = _need(tensors, name, 2).shape
+        if distances < 4:
+            raise TensorProblem(name, 'of too few distances', f' ({distances}, at least 4 are needed)')
         # (2 h - 1) (2 w - 1) distances between patches, and three to, from and of the class token
-        num_patches = ((math.isqrt(table.shape[0] - 3) + 1) // 2) ** 2
+        num_patches = ((math.isqrt(distances - 3) + 1) // 2) ** 2
     else:
-        num_patches = _need(tensors, BACKBONE + 'pos_embed').shape[1] - 1
+        heads = _num_heads(hints, width)
+        num_patches = _num_positions(tensors, True)
     kwargs = dict(
         use_abs_pos_emb=BACKBONE + 'pos_embed' in tensors,
-        use_rel_pos_bias=own is not None,
-        use_shared_rel_pos_bias=shared is not None,
+        use_rel_pos_bias=has_own,
+        use_shared_rel_pos_bias=has_shared,
         init_values=0.1 if BACKBONE + 'blocks.0.gamma_1' in tensors else 0.,  # timm drops an argument that is None
         qkv_bias=BACKBONE + 'blocks.0.attn.q_bias' in tensors,
         use_fc_norm=BACKBONE + 'fc_norm.weight' in tensors,
@@ -158,11 +173,12 @@ def _beit(tensors: Mapping[str, torch.Tensor], hints: Hints) -> _Model:
 
 
 def _swin(tensors: Mapping[str, torch.Tensor], hints: Hints) -> _Model:
-    width, in_chans, *patch_size = _need(tensors, BACKBONE + 'patch_embed.proj.weight').shape
-    stages = [f'{BACKBONE}layers.{stage}.blocks.' for stage in range(_count(tensors, BACKBONE + 'layers.'))]
+    width, in_chans, *patch_size = _need(tensors, BACKBONE + 'patch_embed.proj.weight', 4).shape
+    num_stages = _count(tensors, BACKBONE + 'layers.', 'blocks.0.norm1.weight')
+    stages = [f'{BACKBONE}layers.{stage}.blocks.' for stage in range(num_stages)]
     depths = tuple(_count(tensors, stage) for stage in stages)
-    tables = [_need(tensors, stage + '0.attn.relative_position_bias_table').shape for stage in stages]
-    hidden = _need(tensors, stages[0] + '0.mlp.fc1.weight').shape[0]
+    tables = [_need(tensors, stage + '0.attn.relative_position_bias_table', 2).shape for stage in stages]
+    hidden = _need(tensors, stages[0] + '0.mlp.fc1.weight', 2).shape[0]
     # stages of small maps have one window of the size of the map
     kwargs = dict(window_size=max((math.isqrt(size) + 1) // 2 for size, _ in tables))
     heads = tuple(heads for _, heads in tables)
@@ -186,12 +202,11 @@ def _size_kwargs(width: int, depth: int, heads: int, hidden: int, patch_size: Tu
 
 
 def _hidden(tensors: Mapping[str, torch.Tensor]) -> int:
-    return _need(tensors, BACKBONE + 'blocks.0.mlp.fc1.weight').shape[0]
+    return _need(tensors, BACKBONE + 'blocks.0.mlp.fc1.weight', 2).shape[0]
 
 
 def _ratio(hidden: int, width: int) -> float:
-    """ The ratio of which timm makes the hidden width again, int(width * ratio).
-    """
+    """The ratio of which timm makes the hidden width again, int(width * ratio)."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
@@ -206,8 +221,7 @@ def _square(num_patches: int, patch_size: Tuple[int, int]) -> Tuple[int, int]:
 
 
 def _takes_unit(model: _Model, unit: int) -> bool:
-    """ The images are made of mask units, enough of them that not all are masked.
-    """
+    """The images are made of mask units, enough of them that not all are masked."""
     fits = not any(size % unit or unit % stride for size, stride in zip(model.img_size, model.stride))
     return fits and math.prod(size // unit for size in model.img_size) > 2
 
@@ -216,17 +230,45 @@ def _one_or_pair(size: Tuple[int, int]) -> Any:
     return size[0] if size[0] == size[1] else tuple(size)
 
 
-def _count(tensors: Mapping[str, Any], prefix: str) -> int:
-    """ Number of members of a list of modules, by the highest index.
-    """
+def _count(tensors: Mapping[str, Any], prefix: str, first: str = 'norm1.weight') -> int:
+    """Count the members of a list of modules, by the highest index."""
     indices = {name[len(prefix):].split('.')[0] for name in tensors if name.startswith(prefix)}
-    return 1 + max((int(index) for index in indices if index.isdigit()), default=-1)
+    count = 1 + max((int(index) for index in indices if _INDEX.fullmatch(index)), default=-1)
+    if count == 0:
+        raise TensorProblem(f'{prefix}0.{first}', 'missing')
+    if count > len(tensors):  # each member has a tensor; many that have none would take minutes to build
+        names = [name for name in tensors if name.startswith(f'{prefix}{count - 1}')]
+        raise TensorProblem(names[0], 'of a number beyond that of all tensors', f' ({len(tensors)})')
+    return count
 
 
-def _need(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+def _num_positions(tensors: Mapping[str, torch.Tensor], class_token: bool) -> int:
+    """Count the patches that have a position."""
+    name = BACKBONE + 'pos_embed'
+    positions = _need(tensors, name, 3).shape[1]
+    if positions <= class_token:
+        raise TensorProblem(name, 'of no patch', f' ({positions} positions, one of them for the class token)')
+    return positions - class_token
+
+
+def _num_heads(hints: Hints, width: int) -> int:
+    heads = hints.model_kwargs.get('num_heads', _HEADS.get(width))
+    if heads is None:
+        raise _unknown_heads('encoder', width, '--model-kwargs num_heads=NUMBER, or name the model, --model NAME')
+    if not isinstance(heads, int) or heads < 1:
+        raise ConversionError(f'num_heads must be an integer of 1 or more, got {heads!r}.')
+    return heads
+
+
+def _need(tensors: Mapping[str, torch.Tensor], name: str, ndim: int) -> torch.Tensor:
+    """Return the tensor of a name, which must have that number of dimensions, none of them empty."""
     if name not in tensors:
-        raise MissingTensor(name)
-    return tensors[name]
+        raise TensorProblem(name, 'missing')
+    tensor = tensors[name]
+    if tensor.ndim != ndim or 0 in tensor.shape:
+        raise TensorProblem(
+            name, 'of another shape', f' ({shape_text(tensor)}, not {ndim} dimensions of length 1 or more)')
+    return tensor
 
 
 def _unknown_heads(of: str, width: int, flag: str) -> ConversionError:

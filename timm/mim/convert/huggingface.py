@@ -1,4 +1,4 @@
-""" Formats of Hugging Face's transformers: ViTMAE, and ViT and Swin for Masked Image Modeling
+"""Formats of Hugging Face's transformers: ViTMAE, and ViT and Swin for Masked Image Modeling
 
 The names are those in files, which every release reads; from release 5 on, modules in memory have others, and these are
 read as well. A checkpoint is a folder with `config.json` and `model.safetensors`, as `from_pretrained` takes it.
@@ -8,18 +8,82 @@ gets that of timm's model, what is read loses its own, which changes features by
 """
 import math
 from pathlib import Path
-from typing import Any, Dict, Mapping
+from typing import Any, Callable, Dict, Mapping
 
+import torch
 import torch.nn as nn
 
-from .checkpoint import Checkpoint, ConversionError, Hints, Recipe, Tensors
+from .checkpoint import BACKBONE, Checkpoint, ConversionError, Hints, Recipe, Tensors
+from .fields import Fields
 from .files import Source, write_file, write_json, write_safetensors
-from .foreign import ForeignFormat
-from .huggingface_names import SWIN_BLOCK, SWIN_IN_MEMORY, SWIN_NAMES, VIT_BLOCK, VIT_IN_MEMORY, VIT_NAMES
+from .foreign import ForeignFormat, Names, join_qkv, move_downsampling, split_qkv
 from .microsoft import swin_position_indices
-from .names import Names, join_qkv, move_downsampling, split_qkv
 
 __all__ = ['HuggingFaceSwinMIM', 'HuggingFaceViTMAE', 'HuggingFaceViTMIM']
+
+# Values of config.json that the tensors tell, too. Where both are there they have to agree.
+_TOLD_BY_TENSORS = (
+    'model_type', 'patch_size', 'num_channels', 'hidden_size', 'num_hidden_layers', 'intermediate_size', 'qkv_bias',
+    'embed_dim', 'depths', 'num_heads', 'window_size', 'mlp_ratio', 'encoder_stride', 'decoder_hidden_size',
+    'decoder_num_hidden_layers', 'decoder_intermediate_size',
+)
+
+# Pairs of their and our beginning or part of a name, see `Names`.
+_BLOCK = [
+    ('.layernorm_before.', '.norm1.'),
+    ('.layernorm_after.', '.norm2.'),
+    ('.attention.output.dense.', '.attn.proj.'),
+    ('.intermediate.dense.', '.mlp.fc1.'),
+    ('.output.dense.', '.mlp.fc2.'),
+]
+_VIT_BLOCK = [
+    ('.attention.attention.query.', '.attn.q.'),
+    ('.attention.attention.key.', '.attn.k.'),
+    ('.attention.attention.value.', '.attn.v.'),
+    *_BLOCK,
+]
+_SWIN_BLOCK = [
+    ('.attention.self.query.', '.attn.q.'),
+    ('.attention.self.key.', '.attn.k.'),
+    ('.attention.self.value.', '.attn.v.'),
+    ('.attention.self.relative_position_bias_table', '.attn.relative_position_bias_table'),
+    *_BLOCK,
+]
+_VIT_NAMES = [
+    ('vit.embeddings.cls_token', BACKBONE + 'cls_token'),
+    ('vit.embeddings.position_embeddings', BACKBONE + 'pos_embed'),
+    ('vit.embeddings.patch_embeddings.projection.', BACKBONE + 'patch_embed.proj.'),
+    ('vit.encoder.layer', BACKBONE + 'blocks'),
+    ('vit.layernorm.', BACKBONE + 'norm.'),
+]
+_SWIN_NAMES = [
+    ('swin.embeddings.mask_token', 'mask_token'),
+    ('swin.embeddings.patch_embeddings.projection.', BACKBONE + 'patch_embed.proj.'),
+    ('swin.embeddings.norm.', BACKBONE + 'patch_embed.norm.'),
+    ('swin.encoder.layers.', BACKBONE + 'layers.'),
+    ('swin.layernorm.', BACKBONE + 'norm.'),
+]
+# names of release 5 in memory, with what its save_pretrained makes of the decoder's, and those in files
+_IN_MEMORY = [
+    ('.attention.o_proj.', '.attention.output.dense.'),
+    ('.mlp.fc1.', '.intermediate.dense.'),
+    ('.mlp.fc2.', '.output.dense.'),
+]
+_VIT_IN_MEMORY = [
+    ('.attention.q_proj.', '.attention.attention.query.'),
+    ('.attention.k_proj.', '.attention.attention.key.'),
+    ('.attention.v_proj.', '.attention.attention.value.'),
+    ('vit.layers.', 'vit.encoder.layer.'),
+    ('decoder.decoder_encoder.layer.', 'decoder.decoder_layers.'),
+    *_IN_MEMORY,
+]
+_SWIN_IN_MEMORY = [
+    ('.attention.q_proj.', '.attention.self.query.'),
+    ('.attention.k_proj.', '.attention.self.key.'),
+    ('.attention.v_proj.', '.attention.self.value.'),
+    ('.attention.relative_position_bias.', '.attention.self.'),
+    *_IN_MEMORY,
+]
 
 
 class _HuggingFace(ForeignFormat):
@@ -27,15 +91,15 @@ class _HuggingFace(ForeignFormat):
     square = False
     model_type = ''
     architecture = ''
-    in_memory = VIT_IN_MEMORY
+    in_memory = _VIT_IN_MEMORY
 
     def canonical(self, tensors: Tensors) -> Tensors:
-        renamed = {}
-        for name, tensor in tensors.items():
-            for in_memory, in_file in self.in_memory:
-                name = name.replace(in_memory, in_file)
-            renamed[name] = tensor
-        return renamed
+        return self.renamed(tensors, self._name_in_files)
+
+    def _name_in_files(self, name: str) -> str:
+        for in_memory, in_file in self.in_memory:
+            name = name.replace(in_memory, in_file)
+        return name
 
     def to_ours(self, tensors: Tensors) -> Tensors:
         return join_qkv(super().to_ours(tensors))
@@ -44,14 +108,23 @@ class _HuggingFace(ForeignFormat):
         return super().from_ours(split_qkv(tensors))
 
     def hints(self, source: Source) -> Hints:
-        config = source.metadata.get('config') or {}
-        if config.get('hidden_act', 'gelu') != 'gelu':
-            raise ConversionError(f'{self.name}: config.json has hidden_act {config["hidden_act"]}, timm\'s is gelu.')
-        size = config.get('image_size')
-        if size is not None:
-            size = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-        heads = config.get('num_attention_heads')
-        return Hints(img_size=size, model_kwargs={} if heads is None else dict(num_heads=heads))
+        config = source.config()
+        activation = config.text('hidden_act')
+        if activation not in (None, 'gelu'):
+            raise ConversionError(f"{self.name}: config.json has hidden_act {activation}, timm's is gelu.")
+        return Hints(img_size=config.size('image_size'), model_kwargs=self.num_heads(config))
+
+    def num_heads(self, config: Fields) -> Dict[str, Any]:
+        """Read the number of attention heads, an argument of the model."""
+        heads = config.integer('num_attention_heads')
+        return {} if heads is None else dict(num_heads=heads)
+
+    def check_metadata(self, source: Source, recipe: Recipe) -> None:
+        config = source.config()
+        expected = {name: value for name, value in self.config(recipe).items() if name in _TOLD_BY_TENSORS}
+        for name, value in expected.items():
+            if name in config and not _same(config.values[name], value):
+                raise config.wrong(name, f'{value}, which the tensors show')
 
     def save(self, tensors: Tensors, recipe: Recipe, path: Path, force: bool) -> None:
         files = {'config.json': write_json(self.config(recipe)), 'model.safetensors': write_safetensors(tensors, {})}
@@ -62,13 +135,12 @@ class _HuggingFace(ForeignFormat):
             write_file(path / name, force, write)
 
     def config(self, recipe: Recipe) -> Dict[str, Any]:
-        """ What `config.json` holds.
-        """
+        """What `config.json` holds."""
         model = recipe.backbone
         return dict(
             architectures=[self.architecture],
             model_type=self.model_type,
-            image_size=_one_or_pair(recipe.img_size),
+            image_size=_one_or_pair(recipe.img_size or model.patch_embed.img_size),
             patch_size=_one_or_pair(model.patch_embed.patch_size),
             num_channels=model.patch_embed.proj.in_channels,
             hidden_act='gelu',
@@ -77,7 +149,7 @@ class _HuggingFace(ForeignFormat):
 
 
 class HuggingFaceViTMAE(_HuggingFace):
-    """ ViTMAEForPreTraining, and ViTMAEModel, which is the encoder alone."""
+    """ViTMAEForPreTraining, and ViTMAEModel, which is the encoder alone."""
     name = 'huggingface-vitmae'
     holds = 'plain vision transformers with a class token'
     method = 'mae'
@@ -85,14 +157,14 @@ class HuggingFaceViTMAE(_HuggingFace):
     model_type = 'vit_mae'
     architecture = 'ViTMAEForPreTraining'
     names = Names([
-        *VIT_NAMES,
+        *_VIT_NAMES,
         ('decoder.decoder_embed.', 'decoder_embed.'),
         ('decoder.decoder_pred.', 'decoder_pred.'),
         ('decoder.decoder_pos_embed', 'decoder.pos_embed'),
         ('decoder.mask_token', 'decoder.mask_token'),
         ('decoder.decoder_norm.', 'decoder.norm.'),
         ('decoder.decoder_layers', 'decoder.blocks'),
-    ], VIT_BLOCK)
+    ], _VIT_BLOCK)
 
     def recognises(self, source: Source) -> bool:
         names = source.tensors
@@ -102,18 +174,18 @@ class HuggingFaceViTMAE(_HuggingFace):
 
     def canonical(self, tensors: Tensors) -> Tensors:
         if any(name.startswith('embeddings.') for name in tensors):  # ViTMAEModel
-            tensors = {f'vit.{name}': tensor for name, tensor in tensors.items()}
+            tensors = self.renamed(tensors, lambda name: f'vit.{name}')
         return super().canonical(tensors)
 
     def hints(self, source: Source) -> Hints:
-        config = source.metadata.get('config') or {}
+        config = source.config()
         options = dict(
-            decoder_heads=config.get('decoder_num_attention_heads'),
-            norm_pix=config.get('norm_pix_loss'),
-            mask_ratio=config.get('mask_ratio'),
+            decoder_heads=config.integer('decoder_num_attention_heads'),
+            norm_pix=config.flag('norm_pix_loss'),
+            mask_ratio=config.fraction('mask_ratio') or None,  # 0 is to encode whole images, no value to train with
         )
-        if options['mask_ratio'] == 0:  # to encode whole images, no value to train with
-            options['mask_ratio'] = None
+        if config.values and options['norm_pix'] is None:
+            options['norm_pix'] = False  # the default of ViTMAEConfig
         options = {name: value for name, value in options.items() if value is not None}
         return super().hints(source)._replace(options=options)
 
@@ -148,7 +220,7 @@ class HuggingFaceViTMAE(_HuggingFace):
 
 
 class HuggingFaceViTMIM(_HuggingFace):
-    """ ViTForMaskedImageModeling."""
+    """ViTForMaskedImageModeling."""
     name = 'huggingface-vit-mim'
     holds = 'plain vision transformers with a class token'
     method = 'simmim'
@@ -156,9 +228,9 @@ class HuggingFaceViTMIM(_HuggingFace):
     architecture = 'ViTForMaskedImageModeling'
     names = Names([
         ('vit.embeddings.mask_token', 'mask_token'),
-        *VIT_NAMES,
+        *_VIT_NAMES,
         ('decoder.0.', 'decoder.proj.'),
-    ], VIT_BLOCK)
+    ], _VIT_BLOCK)
 
     def recognises(self, source: Source) -> bool:
         return 'vit.embeddings.mask_token' in source.tensors
@@ -169,7 +241,7 @@ class HuggingFaceViTMIM(_HuggingFace):
 
 
 class HuggingFaceSwinMIM(_HuggingFace):
-    """ SwinForMaskedImageModeling. Older files have an index of positions, a constant."""
+    """SwinForMaskedImageModeling. Older files have an index of positions, a constant."""
     name = 'huggingface-swin-mim'
     holds = 'Swin models'
     method = 'simmim'
@@ -177,8 +249,8 @@ class HuggingFaceSwinMIM(_HuggingFace):
     model_type = 'swin'
     architecture = 'SwinForMaskedImageModeling'
     writes_constants = False
-    in_memory = SWIN_IN_MEMORY
-    names = Names([*SWIN_NAMES, ('decoder.0.', 'decoder.proj.')], SWIN_BLOCK)
+    in_memory = _SWIN_IN_MEMORY
+    names = Names([*_SWIN_NAMES, ('decoder.0.', 'decoder.proj.')], _SWIN_BLOCK)
 
     def recognises(self, source: Source) -> bool:
         return any(name.startswith('swin.') for name in source.tensors)
@@ -189,8 +261,8 @@ class HuggingFaceSwinMIM(_HuggingFace):
     def from_ours(self, tensors: Tensors) -> Tensors:
         return super().from_ours(move_downsampling(tensors, -1))
 
-    def hints(self, source: Source) -> Hints:
-        return super().hints(source)._replace(model_kwargs={})  # tensors tell the number of heads
+    def num_heads(self, config: Fields) -> Dict[str, Any]:
+        return {}  # the tensors tell it for each stage
 
     def recipe_to_write(self, checkpoint: Checkpoint, hints: Hints) -> Recipe:
         recipe = super().recipe_to_write(checkpoint, hints)
@@ -209,13 +281,13 @@ class HuggingFaceSwinMIM(_HuggingFace):
             embed_dim=model.patch_dim,
             depths=[len(layer.blocks) for layer in model.layers],
             num_heads=[block.attn.num_heads for block in blocks],
-            window_size=recipe.model_kwargs['window_size'],
+            window_size=_one_or_pair(blocks[0].window_size),
             mlp_ratio=blocks[0].mlp.fc1.out_features / model.patch_dim,
             qkv_bias=blocks[0].attn.qkv.bias is not None,
             encoder_stride=_one_or_pair(recipe.module.encoder_stride),
         )
 
-    def constants(self, recipe: Recipe) -> Tensors:
+    def constants(self, recipe: Recipe) -> Dict[str, Callable[[], torch.Tensor]]:
         return swin_position_indices(
             recipe.backbone, 'swin.encoder.', '.attention.self.relative_position_index')
 
@@ -229,6 +301,15 @@ def _vit_config(model: nn.Module) -> Mapping[str, Any]:
         intermediate_size=block.mlp.fc1.out_features,
         qkv_bias=block.attn.qkv.bias is not None,
     )
+
+
+def _same(theirs: Any, ours: Any) -> bool:
+    """Whether a value of `config.json` is that of the model; one number stands for two equal ones."""
+    if isinstance(theirs, (list, tuple)) and not isinstance(ours, (list, tuple)):
+        return len(theirs) > 0 and all(_same(value, ours) for value in theirs)
+    if isinstance(ours, float):
+        return isinstance(theirs, (int, float)) and math.isclose(theirs, ours, rel_tol=1e-3)  # hidden width / width
+    return theirs == ours
 
 
 def _one_or_pair(size: Any) -> Any:

@@ -1,10 +1,12 @@
-""" Format of microsoft/SimMIM
+"""Format of microsoft/SimMIM
 
 The names are those of `models/simmim.py`, `models/vision_transformer.py` and `models/swin_transformer.py` there. Its
 vision transformer is the one of BEiT.
 """
 import math
-from typing import Any, Mapping
+import re
+from functools import partial
+from typing import Any, Callable, Dict, Mapping
 
 import torch
 
@@ -13,14 +15,16 @@ from timm.models.swin_transformer import get_relative_position_index
 
 from .checkpoint import BACKBONE, Hints, Recipe, Tensors
 from .files import Source
-from .foreign import ForeignFormat
-from .names import Names, move_downsampling
+from .foreign import ForeignFormat, Names, move_downsampling
+from .geometry import TensorProblem
 
 __all__ = ['MicrosoftSimMIM', 'swin_position_indices']
 
+_ATTENTION_MASK = re.compile(r'encoder\.layers\.(\d)\.blocks\.\d+\.attn_mask')
+
 
 class MicrosoftSimMIM(ForeignFormat):
-    """ SimMIM: a dictionary `model`, with tables of positions and masks that are constants."""
+    """SimMIM: a dictionary `model`, with tables of positions and masks that are constants."""
     name = 'microsoft-simmim'
     holds = 'Beit and Swin models'
     method = 'simmim'
@@ -44,11 +48,11 @@ class MicrosoftSimMIM(ForeignFormat):
     def from_ours(self, tensors: Tensors) -> Tensors:
         return super().from_ours(move_downsampling(tensors, -1))
 
-    def constants(self, recipe: Recipe) -> Tensors:
+    def constants(self, recipe: Recipe) -> Dict[str, Callable[[], torch.Tensor]]:
         model = recipe.backbone
         if hasattr(model, 'layers'):
             return {**swin_position_indices(model, 'encoder.', '.attn.relative_position_index'), **_swin_masks(model)}
-        index = gen_relative_position_index(model.patch_embed.grid_size)
+        index = partial(gen_relative_position_index, model.patch_embed.grid_size)
         constants = {
             f'encoder.blocks.{i}.attn.relative_position_index': index
             for i, block in enumerate(model.blocks) if block.attn.relative_position_bias_table is not None}
@@ -57,19 +61,24 @@ class MicrosoftSimMIM(ForeignFormat):
         return constants
 
     def hints(self, source: Source) -> Hints:
-        """ The image size of a Swin model, from the mask of a shifted window.
-        """
+        """Read the image size of a Swin model off the mask of a shifted window."""
         for name, tensor in source.tensors.items():
-            if name.endswith('.attn_mask') and tensor.ndim == 3:  # windows, positions, positions
-                stage = int(name.split('.')[2])
-                patch_size = source.tensors['encoder.patch_embed.proj.weight'].shape[-1]
-                side = math.isqrt(tensor.shape[0] * tensor.shape[1]) * 2 ** stage * patch_size
+            stage = _ATTENTION_MASK.fullmatch(name)
+            if stage is not None and tensor.ndim == 3:  # windows, positions, positions
+                patches = source.tensors.get('encoder.patch_embed.proj.weight')
+                if patches is None or patches.ndim != 4:
+                    raise TensorProblem(BACKBONE + 'patch_embed.proj.weight', 'missing or of another shape')
+                side = math.isqrt(tensor.shape[0] * tensor.shape[1]) * 2 ** int(stage[1]) * patches.shape[-1]
                 return Hints(img_size=(side, side))
         return Hints()
 
 
-def swin_position_indices(model: torch.nn.Module, prefix: str, suffix: str) -> Tensors:
-    """ Indices of relative positions in the windows of all blocks of a Swin model.
+def swin_position_indices(
+        model: torch.nn.Module,
+        prefix: str,
+        suffix: str,
+) -> Dict[str, Callable[[], torch.Tensor]]:
+    """Functions that make the indices of relative positions in the windows of all blocks of a Swin model.
 
     Args:
         model: Swin model.
@@ -77,13 +86,13 @@ def swin_position_indices(model: torch.nn.Module, prefix: str, suffix: str) -> T
         suffix: End of the name after the number of the block.
     """
     return {
-        f'{prefix}layers.{stage}.blocks.{i}{suffix}': get_relative_position_index(*block.window_size)
+        f'{prefix}layers.{stage}.blocks.{i}{suffix}': partial(get_relative_position_index, *block.window_size)
         for stage, layer in enumerate(model.layers) for i, block in enumerate(layer.blocks)}
 
 
-def _swin_masks(model: torch.nn.Module) -> Tensors:
-    """ Masks of the shifted windows of a Swin model.
-    """
+def _swin_masks(model: torch.nn.Module) -> Dict[str, Callable[[], torch.Tensor]]:
+    """Functions that make the masks of the shifted windows of a Swin model."""
     return {
-        f'encoder.layers.{stage}.blocks.{i}.attn_mask': block.get_attn_mask(device='cpu', dtype=torch.float32)
+        f'encoder.layers.{stage}.blocks.{i}.attn_mask': partial(
+            block.get_attn_mask, device='cpu', dtype=torch.float32)
         for stage, layer in enumerate(model.layers) for i, block in enumerate(layer.blocks) if any(block.shift_size)}

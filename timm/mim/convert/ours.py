@@ -1,12 +1,13 @@
-""" Our Own Formats: a Method, a Training Checkpoint, an Encoder
+"""Our Own Formats: a Method, a Training Checkpoint, an Encoder
 """
 from pathlib import Path
-from typing import Any, Mapping, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
-from .checkpoint import BACKBONE, Checkpoint, ConversionError, Hints, Recipe, Tensors, check_tensors, method_options
+from .checkpoint import BACKBONE, Checkpoint, ConversionError, Hints, Recipe, Tensors, check_tensors
+from .fields import Fields, has_option, method_name, method_options, model_arguments, model_name
 from .files import Source, write_file, write_pickle, write_safetensors
 from .foreign import PICKLE_SUFFIXES
-from .geometry import MissingTensor, derive_recipe, family_of
+from .geometry import TensorProblem, derive_recipe, family_of
 
 __all__ = ['Encoder', 'Method', 'TargetEncoder', 'TrainingCheckpoint']
 
@@ -15,7 +16,7 @@ _METHODS = {'decoder.proj.weight': 'simmim', 'decoder.mask_token': 'mae', 'predi
 
 
 class Method:
-    """ A method, as `create_mim(...).state_dict()` has it."""
+    """A method, as `create_mim(...).state_dict()` has it."""
     name = 'mim'
     holds = 'a method'
     suffixes: Tuple[str, ...] = ('.safetensors',)
@@ -25,9 +26,8 @@ class Method:
         return source.layout != 'task' and any(name.startswith(BACKBONE) for name in names)
 
     def read(self, source: Source, hints: Hints) -> Checkpoint:
-        """ Read what a file holds. Its tensors are compared with a model when they are written.
-        """
-        known, method = _known(source)
+        """Read what a file holds. Its tensors are compared with a model when they are written."""
+        known, method = _known(source, hints)
         hints = hints.over(known)
         method = method or next((m for name, m in _METHODS.items() if name in source.tensors), None)
         if method is None:
@@ -38,8 +38,7 @@ class Method:
         return Checkpoint(source.tensors, method, recipe)
 
     def write(self, checkpoint: Checkpoint, hints: Hints, path: Path, force: bool) -> Recipe:
-        """ Write a checkpoint, see `ForeignFormat.write`.
-        """
+        """Write a checkpoint, see `ForeignFormat.write`."""
         recipe = self._checked_recipe(checkpoint, hints)
         write_file(path, force, write_safetensors(checkpoint.tensors, dict(mim=recipe.as_dict())))
         return recipe
@@ -51,7 +50,7 @@ class Method:
 
 
 class TrainingCheckpoint(Method):
-    """ What train.py saves: the encoder as `state_dict`, the rest of the method as state of the task."""
+    """What train.py saves: the encoder as `state_dict`, the rest of the method as state of the task."""
     name = 'task'
     holds = 'a checkpoint of train.py'
     suffixes = PICKLE_SUFFIXES
@@ -73,7 +72,7 @@ class TrainingCheckpoint(Method):
 
 
 class Encoder:
-    """ A plain timm model without a classifier."""
+    """A plain timm model without a classifier."""
     name = 'encoder'
     holds = 'a plain timm model'
     suffixes: Tuple[str, ...] = ('.safetensors',)
@@ -84,18 +83,16 @@ class Encoder:
         return source.layout in ('flat', 'state_dict') and any(name.startswith(beginnings) for name in source.tensors)
 
     def read(self, source: Source, hints: Hints) -> Checkpoint:
-        """ Read what a file holds. Its tensors are compared with a model when they are written.
-        """
+        """Read what a file holds. Its tensors are compared with a model when they are written."""
         tensors = {BACKBONE + name: tensor for name, tensor in source.tensors.items()}
-        hints = hints.over(_known(source)[0])
+        hints = hints.over(_known(source, hints)[0])
         recipe = None
         if hints.model is not None:
             recipe = Recipe(None, hints.model, hints.img_size, hints.model_kwargs, {})
         return Checkpoint(tensors, None, recipe)
 
     def write(self, checkpoint: Checkpoint, hints: Hints, path: Path, force: bool) -> Recipe:
-        """ Write a checkpoint, see `ForeignFormat.write`.
-        """
+        """Write a checkpoint, see `ForeignFormat.write`."""
         tensors = _part(checkpoint.tensors, self.part)
         if not tensors:
             raise ConversionError(f'{self.name}: there is none in a checkpoint of {checkpoint.method or "an encoder"}.')
@@ -110,7 +107,7 @@ class Encoder:
 
 
 class TargetEncoder(Encoder):
-    """ The target encoder of I-JEPA, the one that the paper evaluates, as a plain timm model."""
+    """The target encoder of I-JEPA, the one that the paper evaluates, as a plain timm model."""
     name = 'target-encoder'
     holds = 'a plain timm model, the target encoder of I-JEPA'
     part = 'target_encoder.'
@@ -120,8 +117,7 @@ class TargetEncoder(Encoder):
 
 
 def _checked_recipe(checkpoint: Checkpoint, hints: Hints) -> Recipe:
-    """ How to build the module of a checkpoint, whose tensors it has.
-    """
+    """How to build the module of a checkpoint, whose tensors it has."""
     tensors, recipe = checkpoint.tensors, checkpoint.recipe
     if recipe is None:
         family = family_of(tensors)
@@ -129,8 +125,9 @@ def _checked_recipe(checkpoint: Checkpoint, hints: Hints) -> Recipe:
             raise ConversionError('The model cannot be read off the tensors: name it, --model NAME.')
         try:
             recipe = derive_recipe(tensors, checkpoint.method, family, hints, BACKBONE + 'cls_token' in tensors)
-        except MissingTensor as error:
-            raise ConversionError(f'missing: {error.args[0]}; or is it another model? Name it, --model NAME.') from None
+        except TensorProblem as error:
+            raise ConversionError(
+                f'{error.message(error.name)}; or is it another model? Name it, --model NAME.') from None
         subject = f'The tensors are not those of {recipe.call()}; if it is another model, name it (--model NAME)'
     else:
         subject = f'The tensors are not those of {recipe.call()}'
@@ -138,40 +135,50 @@ def _checked_recipe(checkpoint: Checkpoint, hints: Hints) -> Recipe:
     return recipe
 
 
-def _known(source: Source) -> Tuple[Hints, Optional[str]]:
-    """ What a file of ours tells of its model, and the name of its method.
+def _known(source: Source, given: Hints) -> Tuple[Hints, Optional[str]]:
+    """Read what a file of ours tells of its model, and the name of its method.
+
+    Args:
+        source: What the file holds.
+        given: What the user says. What it replaces is not read.
+
+    Raises:
+        ConversionError: The file names something that does not describe a model or a method.
     """
-    saved = source.metadata.get('mim')
-    if isinstance(saved, dict) and saved.get('model'):
-        hints = Hints(
-            saved['model'], _pair(saved.get('img_size')), saved.get('model_kwargs') or {}, saved.get('options') or {})
-        return hints, saved.get('method')
-    args = source.metadata.get('args')
-    if getattr(args, 'mim', None) and getattr(args, 'model', None):
-        return _hints_of_arguments(vars(args)), args.mim
-    config = source.metadata.get('config') or {}
-    if config.get('architecture'):  # a folder in the format of timm's models on the hub
-        model_kwargs = dict(config.get('model_args') or {})
-        return Hints(config['architecture'], _pair(model_kwargs.pop('img_size', None)), model_kwargs), None
+    recipe, args, config = source.recipe(), source.arguments(), source.config()
+    if 'model' in recipe:
+        method = method_name(recipe, 'method')
+        options = {} if method is None else method_options(recipe.mapping('options'), method, given.options)
+        kwargs = _model_kwargs(recipe.mapping('model_kwargs'), recipe, 'model', given)
+        return Hints(model_name(recipe, 'model'), recipe.size('img_size'), kwargs, options), method
+    if 'mim' in args and 'model' in args:
+        method = method_name(args, 'mim')
+        return _hints_of_arguments(args, method, given), method
+    if 'architecture' in config:  # a folder in the format of timm's models on the hub
+        kwargs = _model_kwargs(config.mapping('model_args'), config, 'architecture', given)
+        size = kwargs.pop('img_size', None) and config.mapping('model_args').size('img_size')
+        return Hints(model_name(config, 'architecture'), size, kwargs), None
     return Hints(), None
 
 
-def _hints_of_arguments(args: Mapping[str, Any]) -> Hints:
-    """ What the arguments of train.py tell.
-    """
-    model_kwargs = dict(args.get('model_kwargs') or {})
-    if args.get('in_chans') not in (None, 3):
-        model_kwargs['in_chans'] = args['in_chans']
-    options = {name: args[name] for name in ('mask_ratio', 'mask_unit') if args.get(name) is not None}
-    options = {**method_options(args['mim'], options), **(args.get('mim_kwargs') or {})}
-    return Hints(args['model'], _pair(args.get('img_size')), model_kwargs, options)
+def _hints_of_arguments(args: Fields, method: str, given: Hints) -> Hints:
+    """Read what the arguments of train.py tell."""
+    model_kwargs = _model_kwargs(args.mapping('model_kwargs'), args, 'model', given)
+    if args.integer('in_chans') not in (None, 3):
+        model_kwargs['in_chans'] = args.integer('in_chans')
+    # the flags of common options stand for every method; one that has no such option takes no notice
+    flags = {name: args.values.get(name) for name in ('mask_ratio', 'mask_unit') if has_option(method, name)}
+    options = method_options(Fields(flags, args.where), method, given.options)
+    options.update(method_options(args.mapping('mim_kwargs'), method, given.options))
+    return Hints(model_name(args, 'model'), args.size('img_size'), model_kwargs, options)
 
 
-def _pair(size: Any) -> Optional[Tuple[int, int]]:
-    if size is None or size == []:
-        return None
-    size = list(size) if isinstance(size, (list, tuple)) else [size]
-    return size[0], size[-1]
+def _model_kwargs(kwargs: Fields, fields: Fields, model: str, given: Hints) -> Dict[str, Any]:
+    """Read arguments of the model that a field names, unless the user names another one."""
+    name = model_name(fields, model)
+    if given.model not in (None, name):
+        return {}
+    return model_arguments(kwargs, name, given.model_kwargs)
 
 
 def _part(tensors: Tensors, prefix: str) -> Tensors:

@@ -1,16 +1,24 @@
 """The model that is trained, and the method around it."""
 import argparse
+import logging
 import os
-from difflib import get_close_matches
-from typing import Any, Dict, Tuple
+import re
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Tuple
 
 import torch.nn as nn
 
 from timm.layers import set_fast_norm
 from timm.models import create_model, resolve_model_input_args
 from ..factory import create_mim, list_mim_models
+from ..model_names import is_known_model, unknown_model
+from ..output import MIMUnsupportedError
 from ..user_module import import_user_module
 from .errors import UserError, flag_name, one_line
+
+_WEIGHT_FILES = ('initial_checkpoint', 'pretrained_path')
+# Arguments of `create_mim` that have flags of their own.
+_FLAGS_INSTEAD = dict(method='--mim', backbone='--model', img_size='--img-size', model_kwargs='--model-kwargs')
 
 
 def import_mim_module(args: argparse.Namespace) -> None:
@@ -46,20 +54,24 @@ def create_method(options: argparse.Namespace) -> Tuple[nn.Module, Dict[str, Any
             in_chans=options.in_chans if options.in_chans != 3 else None,
             **options.model_kwargs,
         )
-    except RuntimeError:
-        raise _unknown_model(options) from None
-    except (OSError, ValueError) as e:
-        raise UserError(f'--model {options.model}: {e}') from None
+    except (OSError, RuntimeError, TypeError, ValueError) as e:
+        raise UserError(f'--model {options.model}: {one_line(e)}') from None
 
     backbone = _create_backbone(options, model_args)
     mim_options = dict(options.mim_kwargs)
+    for name, flag in _FLAGS_INSTEAD.items():
+        if name in mim_options:
+            raise UserError(f'--mim-kwargs {name}: give it as {flag}.')
     for name in ('mask_ratio', 'mask_unit'):
         if getattr(options, name) is not None:
             mim_options.setdefault(name, getattr(options, name))
     try:
         method = create_mim(options.mim, backbone, img_size=options.img_size, **mim_options)
-    except (AssertionError, OSError, RuntimeError, ValueError) as e:  # OSError: a teacher that cannot be loaded
+    except MIMUnsupportedError as e:
         raise UserError(one_line(e)) from e
+    except Exception as e:  # a value of --mim-kwargs that nobody foresaw fails in any way, and so does a teacher's file
+        about = '' if isinstance(e, (AssertionError, OSError, RuntimeError, ValueError)) else '--mim-kwargs: '
+        raise UserError(about + one_line(e)) from e
     method.lean = True  # nobody looks at predictions of visible patches here
     if options.grad_checkpointing:
         method.set_grad_checkpointing(True)
@@ -68,10 +80,12 @@ def create_method(options: argparse.Namespace) -> Tuple[nn.Module, Dict[str, Any
 
 
 def _create_backbone(options: argparse.Namespace, model_args: Dict[str, Any]) -> nn.Module:
-    for name in ('initial_checkpoint', 'pretrained_path'):
+    for name in _WEIGHT_FILES:
         path = getattr(options, name)
         if path and not os.path.isfile(path):
             raise UserError(f"{flag_name(name)}: there is no file '{path}'.")
+        if path and not os.path.getsize(path):
+            raise UserError(f"{flag_name(name)}: '{path}' is empty.")
     pretrained = dict(pretrained=options.pretrained, checkpoint_path=options.initial_checkpoint)
     if options.pretrained_path:
         pretrained.update(pretrained=True, pretrained_cfg_overlay=dict(file=options.pretrained_path, num_classes=-1))
@@ -81,13 +95,47 @@ def _create_backbone(options: argparse.Namespace, model_args: Dict[str, Any]) ->
     if options.fast_norm:
         set_fast_norm()
     try:
-        return create_model(**build_args)
-    except (AssertionError, AttributeError, OSError, RuntimeError, TypeError, ValueError) as e:
-        raise UserError(f'--model {options.model} cannot be built: {one_line(e)}') from e
+        with _noting_missing_weights() as missing:
+            model = create_model(**build_args)
+    except Exception as e:  # files that hold no weights fail in every way
+        files = [
+            f" with {flag_name(name)} '{getattr(options, name)}'" for name in _WEIGHT_FILES if getattr(options, name)]
+        raise UserError(f'--model {options.model}{"".join(files)} cannot be built: {one_line(e)[:300]}') from e
+    if 2 * len(missing) > len(model.state_dict()):
+        raise UserError(
+            f"--pretrained-path: '{options.pretrained_path}' lacks {len(missing)} of the {len(model.state_dict())} "
+            f'weights of {options.model}, {missing[0]} for one: they would be random.')
+    return model
 
 
-def _unknown_model(options: argparse.Namespace) -> UserError:
-    models = list_mim_models(options.mim)
-    near = get_close_matches(options.model, models, n=3)
-    hint = f'did you mean {", ".join(near)}?' if near else f"timm.mim.list_mim_models('{options.mim}') lists them."
-    return UserError(f"--model: there is no model '{options.model}'; {hint}")
+@contextmanager
+def _noting_missing_weights() -> Iterator[List[str]]:
+    """Note the names of weights that pretrained weights lack. timm logs them, and goes on with random ones."""
+    missing: List[str] = []
+
+    def note(record: logging.LogRecord) -> bool:
+        found = re.match(r'Missing keys \((.*)\) discovered', record.getMessage())
+        if found:
+            missing.extend(found.group(1).split(', '))
+        return True
+    logger = logging.getLogger('timm.models._builder')
+    level = logger.level
+    logger.addFilter(note)
+    logger.setLevel(logging.INFO)
+    try:
+        yield missing
+    finally:
+        logger.removeFilter(note)
+        logger.setLevel(level)
+
+
+def check_model_name(options: argparse.Namespace) -> None:
+    """Check that there is a model of the name that the options give.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not is_known_model(options.model):
+        models = list_mim_models(options.mim)
+        call = f"timm.mim.list_mim_models('{options.mim}')"
+        raise UserError(f'--model: {unknown_model(options.model, models, call)}')

@@ -2,9 +2,11 @@
 import argparse
 import logging
 import math
+import os
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 
@@ -15,75 +17,150 @@ from .run_folder import LAST, plain_options
 
 _logger = logging.getLogger(__name__)
 
-# What a checkpoint must agree on with the run that goes on from it.
-_SAME_ON_RESUME = ('mim', 'model', 'model_kwargs', 'img_size', 'in_chans', 'mask_ratio', 'mask_unit', 'mim_kwargs')
-
 # What a run that was killed leaves of the checkpoint that it was writing.
 _UNFINISHED = ('*.partial', 'tmp.pth.tar', 'recovery_tmp.pth.tar')
 
+_CHUNK = 1 << 20  # bytes of a checkpoint that are read at a time
 
-def load_checkpoint(path: Path, flag: str = '--resume') -> Dict[str, Any]:
-    """Load a checkpoint, tensors mapped into memory, without running any code that it may hold.
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that was loaded, and its file.
+
+    Attributes:
+        path: File.
+        content: What it holds; tensors are mapped into memory.
+        in_place: It is one of the folder of the run that goes on from it.
+    """
+    path: Path
+    content: Dict[str, Any]
+    in_place: bool = False
+
+    @property
+    def run(self) -> Optional[Dict[str, Any]]:
+        """The place in the run, None for a checkpoint of another program."""
+        return self.content.get('run')
+
+    @property
+    def update(self) -> int:
+        """Number of updates done, -1 for a checkpoint of another program."""
+        return -1 if self.run is None else self.run['update']
+
+    @property
+    def within_epoch(self) -> bool:
+        """It was written within an epoch."""
+        return self.run is not None and self.run['update'] % self.run['updates_per_epoch'] != 0
+
+    @property
+    def goes_on(self) -> bool:
+        """The run that wrote it goes on. Otherwise another one begins from it."""
+        return self.in_place and self.run is not None
+
+
+def load_checkpoint(path: Path, flag: str = '--resume', verify: bool = True) -> Checkpoint:
+    """Load a checkpoint, without running any code that it may hold.
 
     Args:
         path: File of the checkpoint.
         flag: Flag that named it.
+        verify: Compare tensors with their checksums, which reads the whole file. All else always is.
 
     Raises:
-        UserError: It is no complete checkpoint of a training run, or holds more than data.
+        UserError: It is no complete checkpoint of a training run, is damaged, or holds more than data.
     """
+    _verify(path, flag, tensors=verify)
     try:
-        checkpoint = load_checkpoint_metadata(path)
+        content = load_checkpoint_metadata(path)
     except Exception as e:  # a file that is no checkpoint, or half of one, fails in many ways
         raise UserError(
             f"{flag}: '{path}' is not a complete checkpoint of a training run ({one_line(e)[:200]}).") from e
-    if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
+    if not isinstance(content, dict) or 'state_dict' not in content:
         raise UserError(f"{flag}: '{path}' is not a complete checkpoint of a training run (it has no state_dict).")
-    return checkpoint
+    _check_run(content.get('run'), path, flag)
+    return Checkpoint(path, content)
 
 
-def newest_checkpoint(folder: Path) -> Optional[Path]:
-    """Find the complete checkpoint of most updates in a run folder; those that cannot be read are named and left out.
+def _verify(path: Path, flag: str, tensors: bool) -> None:
+    """Compare a checkpoint with the checksums of its archive, which PyTorch writes and does not look at.
+
+    Raises:
+        UserError: They differ.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return  # loading it tells why
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if tensors or '/data/' not in entry.filename:
+                    with archive.open(entry) as part:  # it compares when it comes to the end
+                        while part.read(_CHUNK):
+                            pass
+    except Exception as e:  # where a header is damaged there is no telling how it fails
+        raise UserError(f"{flag}: '{path}' is damaged: {one_line(e)[:200]}.") from e
+
+
+def _check_run(run: Any, path: Path, flag: str) -> None:
+    """Check that a checkpoint says where in a run it was written, if it says anything of it."""
+    if run is None:
+        return
+    numbers = ('update', 'updates_per_epoch', 'images_per_update')
+    if not (
+            isinstance(run, dict)
+            and all(type(run.get(name)) is int and run[name] >= 0 for name in numbers)
+            and run['updates_per_epoch'] > 0
+            and isinstance(run.get('means'), dict)
+            and isinstance(run.get('data', {}), dict)
+    ):
+        raise UserError(f"{flag}: '{path}' is not a complete checkpoint of a training run (its 'run' is incomplete).")
+
+
+def newest_checkpoint(folder: Path) -> Optional[Checkpoint]:
+    """Load the checkpoint of most updates in a run folder whose checksums are right; damaged ones are named.
 
     Args:
         folder: Folder of a run.
 
+    Returns:
+        The checkpoint, None where there are none.
+
     Raises:
-        UserError: There are checkpoints, and none can be read.
+        UserError: There are checkpoints, and all are damaged or cannot be read.
     """
-    found: List[Tuple[int, bool, Path]] = []
+    found, unreadable = readable_checkpoints(folder)
+    for checkpoint in found:
+        try:
+            _verify(checkpoint.path, '--resume auto', tensors=True)
+            return checkpoint
+        except UserError as e:
+            _logger.warning(f'Left out: {e}')
+    if found or unreadable:
+        raise UserError(
+            f"--resume auto: none of the {len(found) + unreadable} checkpoints in '{folder}' can be read; begin anew "
+            'with another --experiment.')
+    return None
+
+
+def readable_checkpoints(folder: Path, besides: Optional[Path] = None) -> Tuple[List[Checkpoint], int]:
+    """Load what can be read of the checkpoints in a run folder, without comparing tensors with their checksums.
+
+    Args:
+        folder: Folder of a run.
+        besides: File to leave out, by all of its names.
+
+    Returns:
+        Checkpoints, that of most updates first, and how many could not be read, which are named.
+    """
+    found: List[Checkpoint] = []
     unreadable = 0
     for path in folder.glob('*.pth.tar'):
         if any(path.match(pattern) for pattern in _UNFINISHED):
             continue
         try:
-            run = load_checkpoint(path).get('run') or {}
-        except UserError as e:
+            if besides is None or not os.path.samefile(path, besides):
+                found.append(load_checkpoint(path, verify=False))
+        except (OSError, UserError) as e:
             _logger.warning(f'Left out: {e}')
             unreadable += 1
-            continue
-        found.append((run.get('update', -1), path.name == LAST, path))
-    if unreadable and not found:
-        raise UserError(
-            f"--resume auto: none of the {unreadable} checkpoints in '{folder}' can be read; begin anew with another "
-            '--experiment.')
-    return max(found)[-1] if found else None
-
-
-def check_same_run(checkpoint: Dict[str, Any], path: Path, options: argparse.Namespace) -> None:
-    """Check that a checkpoint is one of such a run.
-
-    Raises:
-        UserError: Model, method or masking differ.
-    """
-    saved = checkpoint.get('args')
-    if saved is None:
-        return
-    present = plain_options(options)
-    for name in _SAME_ON_RESUME + (() if options.no_resume_opt else ('opt',)):
-        if getattr(saved, name, None) != present[name]:
-            raise UserError(
-                f"--resume: '{path}' was trained with {name} {getattr(saved, name, None)}, not {present[name]}.")
+    return sorted(found, key=lambda c: (c.update, c.path.name == LAST, c.path), reverse=True), unreadable
 
 
 @contextmanager
@@ -186,18 +263,13 @@ class RunSaver(CheckpointSaver):
         self.added, self.within_epoch = dict(added, results=results), True
         self.save_recovery(epoch, batch)
 
-    def take_up(self, checkpoint: Dict[str, Any], path: Path) -> None:
-        """Go on with the history of a checkpoint of this folder, and do what a kill left undone after it.
-
-        Args:
-            checkpoint: The checkpoint.
-            path: Its file.
-        """
-        history = checkpoint.get('saver')
+    def take_up(self, checkpoint: Checkpoint) -> None:
+        """Go on with the history of a checkpoint of this folder, and do what a kill left undone after it."""
+        history = checkpoint.content.get('saver')
         if not history:  # timm before 1.0.31 keeps none
             return
         epoch, metric = history.get('pending', (None, None))
-        if epoch is None or path.name != LAST:
+        if epoch is None or checkpoint.path.name != LAST:
             self.load_state_dict(history)
             return
         self.load_state_dict({**history, 'pending': (None, None)})

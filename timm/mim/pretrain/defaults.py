@@ -5,13 +5,14 @@ DEFAULTS = dict(
     data_dir=None, dataset='', train_split='train', val_split=None, train_num_samples=None, val_num_samples=None,
     dataset_download=False, dataset_trust_remote_code=False, input_img_mode=None, input_key=None, target_key=None,
     max_unreadable=0.1,
+    max_pixels=89_478_485,  # where PIL begins to warn; decoding takes some 13 bytes of a worker's memory for each
     # model
     model='vit_small_patch16_224', pretrained=False, pretrained_path=None, initial_checkpoint='', model_kwargs={},
     img_size=None, in_chans=None, input_size=None, mean=None, std=None, interpolation='', crop_pct=None,
     drop_path=None, grad_checkpointing=False, channels_last=False, fast_norm=False, torchcompile=None,
     torchcompile_mode=None,
     # device
-    device='cuda', amp=False, amp_dtype='bfloat16', no_ddp_bb=False, synchronize_step=False, device_modules=None,
+    device=None, amp=False, amp_dtype='bfloat16', no_ddp_bb=False, synchronize_step=False, device_modules=None,
     # batches
     batch_size=128, validation_batch_size=None, grad_accum_steps=1, epoch_repeats=0.0, workers=4, pin_mem=False,
     # optimizer

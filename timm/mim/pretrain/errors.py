@@ -4,16 +4,22 @@ from typing import Optional
 
 import torch
 
+from .flags.errors import UserError as UserError
+
 # How gloo and sockets report it; NCCL has an exception of its own.
 _LOST_PEER = re.compile('Connection (closed by|reset by|refused)|Broken pipe|Timed out waiting|Socket Timeout')
 
 
-class UserError(Exception):
-    """A mistake of the user's. The message is one line: what is wrong, what is allowed."""
-
-
 class RunStopped(Exception):
-    """The run was asked to stop, and has saved what it takes to go on."""
+    """The run was asked to stop, and has saved what it takes to go on.
+
+    Attributes:
+        command: The command that goes on.
+    """
+
+    def __init__(self, message: str = '', command: str = ''):
+        super().__init__(message)
+        self.command = command
 
 
 def flag_name(name: str) -> str:

@@ -1,5 +1,6 @@
 """How a script ends where it cannot go on: one line, and an exit code that tells why."""
 import os
+import signal
 import sys
 from contextlib import contextmanager
 from typing import Iterator
@@ -9,8 +10,10 @@ import torch
 from .data.reading import UnreadableImages
 from .errors import RunStopped, UserError, lost_process, one_line
 
+MODULE = 'python -m timm.mim.pretrain'
 EXIT_MISTAKE = 2
 EXIT_FAILED = 1
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command with --resume auto goes on
 
 
@@ -22,7 +25,11 @@ def exit_codes() -> Iterator[None]:
     except UserError as e:
         _exit(e, EXIT_MISTAKE)
     except RunStopped as e:
-        _exit(e, EXIT_STOPPED)
+        _say(f'{one_line(e)}\n{e.command}')  # the command alone in its line, to be pasted
+        raise SystemExit(EXIT_STOPPED) from None
+    except KeyboardInterrupt:
+        _say('interrupted, nothing was written.')
+        raise SystemExit(EXIT_INTERRUPTED) from None
     except (FloatingPointError, UnreadableImages) as e:
         _exit(e, EXIT_FAILED)
     except OSError as e:
@@ -37,11 +44,26 @@ def exit_codes() -> Iterator[None]:
             torch.distributed.destroy_process_group()
 
 
+def program() -> str:
+    """Return the name of the program as the user started it."""
+    name = os.path.basename(sys.argv[0])
+    return MODULE if name == '__main__.py' else name
+
+
 def _exit(error: Exception, code: int, alone: bool = False) -> None:
     """End the program with a line, which one process prints for all unless it is alone with the error."""
-    rank, script = int(os.environ.get('RANK', 0)), os.path.basename(sys.argv[0])
+    for mistake in error.mistakes if isinstance(error, UserError) else [one_line(error)]:
+        _say(f'error: {mistake}', alone)
+    raise SystemExit(code)
+
+
+def _say(text: str, alone: bool = False) -> None:
+    rank, script = int(os.environ.get('RANK', 0)), program()
     if alone and rank:
         script = f'{script}: rank {rank}'
     if alone or rank == 0:
-        print(f'{script}: error: {one_line(error)}', file=sys.stderr)
-    raise SystemExit(code)
+        try:
+            # names of files need not be text
+            print(f'{script}: {text}'.encode(errors='backslashreplace').decode(), file=sys.stderr, flush=True)
+        except OSError:  # a terminal that is gone must not change the exit code
+            pass

@@ -1,5 +1,6 @@
 """The optimizer of a run."""
 import argparse
+from typing import Any, Iterator
 
 import torch
 import torch.nn as nn
@@ -37,3 +38,16 @@ def create_optimizer(
         return create_optimizer_v2(method, **config, **chosen)
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as e:
         raise UserError(f'--opt {options.opt}: {one_line(e)}') from e
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    """Yield the tensors of the state of an optimizer: moments, counts of steps, and what else it keeps."""
+    yield from _tensors(list(optimizer.state.values()))
+
+
+def _tensors(state: Any) -> Iterator[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, (dict, list, tuple)):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(value)

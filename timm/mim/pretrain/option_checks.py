@@ -9,6 +9,7 @@ import torch
 from timm.optim import list_optimizers
 from .defaults import DEFAULTS
 from .errors import UserError, flag_name
+from .flags import Mistakes
 from .sharding import has_fsdp2
 
 _ONE_OR_MORE = (
@@ -17,9 +18,11 @@ _ONE_OR_MORE = (
 )
 _ZERO_OR_MORE = (
     'workers', 'epoch_repeats', 'warmup_epochs', 'weight_decay', 'weight_decay_end', 'clip_grad', 'start_epoch',
-    'recovery_interval', 'mim_probe_interval',
+    'recovery_interval', 'mim_probe_interval', 'max_pixels',
 )
 _POSITIVE = ('lr', 'lr_base')
+_SEEDS = 2 ** 32  # as many as NumPy takes
+_LARGEST = 2 ** 31 - 1  # of a count; far beyond what a run can do, and what PyTorch and the file formats take
 _SHARES = (
     'hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'drop_path', 'crop_pct',
     'max_unreadable',
@@ -47,12 +50,25 @@ def check_values(options: argparse.Namespace) -> None:
     Raises:
         UserError: A value is outside of its range, there is no such choice, or two options exclude each other.
     """
-    _check_numbers(options)
-    _check_lists(options)
+    mistakes = Mistakes()
+    for check in (_check_text, _check_numbers, _check_lists, _check_choices, _check_others):
+        with mistakes.noted():
+            check(options)
+    mistakes.tell()
+
+
+def _check_choices(options: argparse.Namespace) -> None:
+    mistakes = Mistakes()
     for name, choices in _CHOICES.items():
         if getattr(options, name) or name not in _MAY_BE_EMPTY:
-            _check_choice(name, getattr(options, name), choices)
-    _check_choice('opt', options.opt.lower(), list_optimizers())
+            with mistakes.noted():
+                _check_choice(name, getattr(options, name), choices)
+    with mistakes.noted():
+        _check_choice('opt', options.opt.lower(), list_optimizers())
+    mistakes.tell()
+
+
+def _check_others(options: argparse.Namespace) -> None:
     if options.stop_epoch is not None and options.stop_epoch > options.epochs:
         raise UserError(f'--stop-epoch {options.stop_epoch} lies behind the last epoch, {options.epochs}.')
     if options.torchcompile_mode and not options.torchcompile:
@@ -60,12 +76,33 @@ def check_values(options: argparse.Namespace) -> None:
     if options.fsdp:
         _check_sharding(options)
     _check_probes(options)
-    _check_device(options.device)
+    if options.device is not None:
+        _check_device(options.device)
+
+
+def _check_text(options: argparse.Namespace) -> None:
+    """Check that names can be written as UTF-8: reports, checkpoints and trackers hold them."""
+    for name, value in vars(options).items():
+        for word in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(word, str) and not _is_utf8(word):
+                shown = word.encode(errors='backslashreplace').decode()
+                raise UserError(f"{flag_name(name)}: '{shown}' is not UTF-8; rename it, or give a link to it.")
+
+
+def _is_utf8(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
+    mistakes = Mistakes()
+    if not 0 <= options.seed < _SEEDS:
+        mistakes.note(f'--seed {options.seed} must be 0 or more, and less than {_SEEDS}.')
     if options.mask_ratio is not None and not 0 < options.mask_ratio < 1:
-        raise UserError(f'--mask-ratio {options.mask_ratio:g} must lie between 0 and 1, both excluded.')
+        mistakes.note(f'--mask-ratio {options.mask_ratio:g} must lie between 0 and 1, both excluded.')
     for names, allowed, what in (
             (_ONE_OR_MORE, lambda value: value >= 1, 'be 1 or more'),
             (_ZERO_OR_MORE, lambda value: value >= 0, 'be 0 or more'),
@@ -75,9 +112,12 @@ def _check_numbers(options: argparse.Namespace) -> None:
         for name in names:
             value = getattr(options, name)
             if value is not None and not allowed(value):
-                raise UserError(f'{flag_name(name)} {value:g} must {what}.')
+                mistakes.note(f'{flag_name(name)} {value:g} must {what}.')
+            elif value is not None and names is not _POSITIVE and value > _LARGEST:
+                mistakes.note(f'{flag_name(name)} {value:.3g} is more than {_LARGEST}, the most that is allowed.')
     if options.crop_pct == 0:
-        raise UserError('--crop-pct 0 leaves nothing of an image.')
+        mistakes.note('--crop-pct 0 leaves nothing of an image.')
+    mistakes.tell()
 
 
 def _check_lists(options: argparse.Namespace) -> None:
@@ -113,7 +153,7 @@ def _check_device(device: str) -> None:
     except RuntimeError:
         raise UserError(f"--device: there is no '{device}'; cpu, cuda or cuda:1, for example.") from None
     if kind == 'cuda' and not torch.cuda.is_available():
-        raise UserError(f'--device {device}: CUDA is not available here; use --device cpu.')
+        raise UserError(f'--device {device}: CUDA is not available here; leave out --device, or give --device cpu.')
 
 
 def _check_sharding(options: argparse.Namespace) -> None:

@@ -8,8 +8,12 @@ import math
 from typing import Any, Dict, List, Optional, Tuple
 
 from ..factory import list_mims
+from ..model_names import nearest_names
+from .build_method import check_model_name
+from .data.datasets import check_folder
 from .defaults import DEFAULTS
 from .errors import UserError, flag_name
+from .flags import Mistakes
 from .option_checks import check_values
 from .recipes import RECIPES
 from .refused_flags import MEANINGLESS, UNSUPPORTED
@@ -55,8 +59,21 @@ def resolve_options(given: argparse.Namespace) -> Tuple[argparse.Namespace, List
     options.in_chans = options.input_size[0] if options.input_size else options.in_chans or 3
     options.input_size = None
     options.mask_unit = _mask_unit(options.mask_unit)
-    check_values(options)
+    _check(options)
     return options, from_recipe
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Tell all mistakes at once that can be seen without reading anything: images, model, values."""
+    mistakes = Mistakes()
+    if options.data_dir and not options.dataset:
+        with mistakes.noted():
+            check_folder(options.data_dir)
+    with mistakes.noted():
+        check_model_name(options)
+    with mistakes.noted():
+        check_values(options)
+    mistakes.tell()
 
 
 def resolve_learning_rate(options: argparse.Namespace, global_batch_size: int) -> float:
@@ -69,17 +86,21 @@ def resolve_learning_rate(options: argparse.Namespace, global_batch_size: int) -
 
 def _check_method(method: Optional[str]) -> None:
     if method not in list_mims():
-        raise UserError(f"--mim: '{method}' is no method; choose {' or '.join(list_mims())}.")
+        near = nearest_names(str(method), list_mims(), 1)
+        hint = f'did you mean {near[0]}?' if near else f"choose {' or '.join(list_mims())}."
+        raise UserError(f"--mim: '{method}' is no method; {hint}")
 
 
 def _refuse(chosen: Dict[str, Any]) -> None:
+    mistakes = Mistakes()
     for name in chosen:
         if name in MEANINGLESS:
-            raise UserError(f'{flag_name(name)} has no meaning with --mim: {MEANINGLESS[name]}.')
-        if name in UNSUPPORTED:
-            raise UserError(f'{flag_name(name)} is not supported with --mim: {UNSUPPORTED[name]}.')
-        if name not in DEFAULTS and name not in ('data', 'config'):
-            raise UserError(f'{flag_name(name)} is not an option of pre-training.')
+            mistakes.note(f'{flag_name(name)} has no meaning with --mim: {MEANINGLESS[name]}.')
+        elif name in UNSUPPORTED:
+            mistakes.note(f'{flag_name(name)} is not supported with --mim: {UNSUPPORTED[name]}.')
+        elif name not in DEFAULTS and name not in ('data', 'config'):
+            mistakes.note(f'{flag_name(name)} is not an option of pre-training.')
+    mistakes.tell()
     if 'data' in chosen and 'data_dir' in chosen:
         raise UserError('the image folder is given twice: as --data-dir and by position.')
     if chosen.get('model_kwargs', {}).get('patch_drop_rate'):

@@ -6,11 +6,12 @@ from typing import Any, Dict, Optional
 import torch.nn as nn
 
 from timm.utils import is_primary
-from .checkpoints import RunSaver, load_checkpoint
+from .checkpoints import Checkpoint, RunSaver
 from .encoder_files import save_encoder
 from .errors import RunStopped
 from .held_out import HeldOutImages
 from .probes.probes import Probes
+from .reporting.command import go_on_command, typed_command
 from .reporting.memory import peak_memory
 from .reporting.progress import Progress
 from .reporting.records import Records
@@ -40,7 +41,7 @@ class RunLoop:
             held_out: HeldOutImages,
             folder: Path,
             records: Optional[Records],
-            checkpoint: Optional[Path] = None,
+            checkpoint: Optional[Checkpoint] = None,
             probes: Optional[Probes] = None,
     ):
         self.trainer = trainer
@@ -53,10 +54,9 @@ class RunLoop:
         self.results: Dict[str, Any] = {}
         if is_primary(trainer.place):
             self.saver = RunSaver(folder, self.options, trainer.task, trainer.optimizer, trainer.scaler)
-            if checkpoint is not None and checkpoint.parent.absolute() == folder.absolute():
-                saved = load_checkpoint(checkpoint)
-                self.saver.take_up(saved, checkpoint)
-                self.results = saved.get('results', {})
+            if checkpoint is not None and checkpoint.in_place:
+                self.saver.take_up(checkpoint)
+                self.results = checkpoint.content.get('results', {})
 
     def train(self, bar: bool = False) -> Dict[str, Any]:
         """Train to the last epoch.
@@ -74,7 +74,11 @@ class RunLoop:
         first_epoch = trainer.update // trainer.updates_per_epoch
         if first_epoch >= trainer.last_epoch:
             return self.results
+        self._stop_if_asked()
         self.results['baselines'] = self.held_out.baselines(trainer.trained_method, trainer.autocast)
+        if self.probes is not None and 'probe_baselines' not in self.results:
+            self.results['probe_baselines'] = self._probe_baselines()
+        self._stop_if_asked()
         progress = Progress(
             trainer.update,
             trainer.last_epoch * trainer.updates_per_epoch,
@@ -90,17 +94,38 @@ class RunLoop:
             progress.close()
         return self.results
 
+    def _probe_baselines(self) -> Dict[str, Dict[str, float]]:
+        """What the probes find on pixels, and on the encoder before training unless the run is resumed."""
+        trainer = self.trainer
+        found = {'pixels': self.probes.measure_pixels()}
+        if trainer.update == 0:
+            found['encoder before training'] = self.probes.measure(trainer.trained_method, trainer.autocast)
+        return found
+
     def _run_epoch(self, epoch: int, progress: Progress) -> None:
         stopped = self._train_epoch(epoch, progress)
         completed = self.trainer.update == (epoch + 1) * self.trainer.updates_per_epoch
         if completed and self._is_due(epoch + 1):
             self.evaluate(epoch)
             progress.pause()
+            if epoch + 1 < self.trainer.last_epoch:  # after the last one there is nothing left to stop
+                self._stop_if_asked()
         elif stopped:
             self._save_within(epoch)
-        if stopped:
-            last = self.trainer.last_epoch * self.trainer.updates_per_epoch
-            raise RunStopped(f'stopped and saved after step {self.trainer.update} of {last}: --resume auto goes on.')
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """End the run if a process was asked to stop, where the state is saved, or none has been reached yet.
+
+        Raises:
+            RunStopped: It was.
+        """
+        trainer = self.trainer
+        if trainer.is_asked_to_stop():
+            last = trainer.last_epoch * trainer.updates_per_epoch
+            saved = f'saved after step {trainer.update} of {last}' if trainer.update else 'before the first step'
+            command = go_on_command(typed_command(), self.options, self.folder)
+            raise RunStopped(f'stopped, {saved}; this command goes on:', command)
 
     def _train_epoch(self, epoch: int, progress: Progress) -> bool:
         """Train for an epoch, and return whether the run was asked to stop."""

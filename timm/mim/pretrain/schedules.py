@@ -61,12 +61,17 @@ class WeightDecaySchedule:
         optimizer: Optimizer.
         end: Weight decay at the end, None to leave it as it is.
         num_updates: Number of updates of the whole run.
+
+    Raises:
+        UserError: There is no weight decay to begin from.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, end: Optional[float], num_updates: int):
         self.end = end
         self.num_updates = num_updates
         self.groups = [] if end is None else [group for group in optimizer.param_groups if group['weight_decay'] > 0]
+        if end and not self.groups:
+            raise UserError(f'--weight-decay-end {end:g} needs a --weight-decay above 0 to begin from.')
         for group in self.groups:
             group.setdefault('initial_weight_decay', group['weight_decay'])
 

@@ -1,5 +1,5 @@
 """Whether a step may be taken: no process has a loss that is not finite, none was asked to stop."""
-from typing import Iterable, NamedTuple, Optional
+from typing import Dict, Iterable, List, NamedTuple, Optional
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ class StepGuard:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, distributed: bool, scaler: bool):
+        self.device = device
         self.distributed = distributed
         self.deferred = getattr(optimizer, '_step_supports_amp_scaling', False) and not scaler
         self.pending: Optional[torch.Tensor] = None
@@ -54,10 +55,23 @@ class StepGuard:
         previous, self.pending = self.pending, None
         return Verdict(True, False) if previous is None else _read(previous)
 
+    def any_process(self, value: bool, device: torch.device) -> bool:
+        """Whether a value is true on some process."""
+        if not self.distributed:
+            return value
+        found = torch.tensor(float(value), device=device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found)
+
     def all_finite(self, tensors: Iterable[torch.Tensor]) -> bool:
-        """Whether the tensors of all processes are finite. The host waits for the device."""
-        shards = (tensor.to_local() if hasattr(tensor, 'to_local') else tensor for tensor in tensors)
-        finite = torch.stack([tensor.detach().isfinite().all() for tensor in shards]).all().float()
+        """Whether the tensors of all processes are finite, without any they are. The host waits for the device."""
+        found: Dict[torch.device, List[torch.Tensor]] = {}  # an optimizer may count its steps on the host
+        for tensor in tensors:
+            shard = tensor.to_local() if hasattr(tensor, 'to_local') else tensor
+            found.setdefault(shard.device, []).append(shard.detach().isfinite().all())
+        finite = torch.ones((), device=self.device)
+        for values in found.values():
+            finite = finite * torch.stack(values).all().float().to(self.device)
         if self.distributed:
             dist.all_reduce(finite, dist.ReduceOp.MIN)
         return bool(finite)

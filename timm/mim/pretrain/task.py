@@ -1,13 +1,13 @@
 """The task around a method: its moving average, shards, compilation and distribution."""
 import argparse
-from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Optional
 
 import torch
 import torch.nn as nn
 
 from timm.task import MaskedImageModelingTask
 from timm.utils import is_primary
+from .checkpoints import Checkpoint
 from .errors import UserError, one_line
 from .resume import restore_weights
 from .sharding import shard
@@ -17,8 +17,7 @@ def create_task(
         options: argparse.Namespace,
         method: nn.Module,
         place: argparse.Namespace,
-        saved: Optional[Dict[str, Any]] = None,
-        path: Optional[Path] = None,
+        checkpoint: Optional[Checkpoint] = None,
 ) -> MaskedImageModelingTask:
     """Create the task, with its moving average, the weights of a checkpoint, and shards where they are asked for.
 
@@ -26,8 +25,7 @@ def create_task(
         options: Options of the run.
         method: Masked image modeling method, on its device.
         place: Device and rank of this process.
-        saved: Checkpoint to go on from.
-        path: Its file.
+        checkpoint: Checkpoint to go on from.
 
     Raises:
         UserError: The checkpoint does not fit.
@@ -42,8 +40,8 @@ def create_task(
             use_warmup=options.model_ema_warmup,
             foreach=not options.fsdp,  # shards and buffers, which have none, do not mix in one operation
         )
-    if saved is not None:
-        restore_weights(task, saved, path)
+    if checkpoint is not None:
+        restore_weights(task, checkpoint)
     if options.fsdp:
         for ema in (False, True) if task.has_ema() else (False,):
             shard(task.get_method(ema=ema), device)

@@ -5,7 +5,6 @@ run needs no random state to go on with: weights, optimizer and the number of up
 """
 import argparse
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, ContextManager, Dict, Iterator, Optional, Tuple
 
 import torch
@@ -14,12 +13,12 @@ from torch.utils.data import IterableDataset
 
 from timm.utils import dispatch_clip_grad, is_primary
 from ..noise import keyed_noise
-from .checkpoints import load_checkpoint
+from .checkpoints import Checkpoint
 from .data.loading import batches_of_epoch
 from .data.reading import UnreadableImages, sample_seed
 from .errors import RunStopped, UserError
 from .means import RunningMeans
-from .optimizer import create_optimizer
+from .optimizer import create_optimizer, state_tensors
 from .options import resolve_learning_rate
 from .precision import autocast_of, scaler_of
 from .resume import restore_optimizer, updates_done
@@ -28,6 +27,8 @@ from .sharding import gradients_unreduced, whole
 from .step_guard import StepGuard, Verdict
 from .stop_signal import StopSignal
 from .task import compile_and_distribute, create_task
+
+_STATISTICS = ('running_mean', 'running_var')
 
 
 class Trainer:
@@ -47,6 +48,7 @@ class Trainer:
         place: Device and rank of this process, as `init_distributed_device` sets them.
         stop: Signal to stop.
         checkpoint: Checkpoint to go on from.
+        data: Fingerprint of the images, which checkpoints hold.
 
     Raises:
         UserError: An option has an impossible value, or the checkpoint does not fit.
@@ -59,11 +61,13 @@ class Trainer:
             train_loader,
             place: argparse.Namespace,
             stop: StopSignal,
-            checkpoint: Optional[Path] = None,
+            checkpoint: Optional[Checkpoint] = None,
+            data: Optional[Dict[str, Any]] = None,
     ):
         self.options = options
         self.place = place
         self.stop = stop
+        self.data = data
         self.train_loader = train_loader
         self.device = torch.device(place.device)
         self.counts_unreadable = not isinstance(train_loader.dataset, IterableDataset)  # a stream tells nothing
@@ -79,26 +83,26 @@ class Trainer:
         self.means = RunningMeans(self.device)
         self.update = 0
 
-        saved = None if checkpoint is None else load_checkpoint(checkpoint)
-        self.task = create_task(options, method, place, saved, checkpoint)
+        self.task = create_task(options, method, place, checkpoint)
         self.optimizer = create_optimizer(method, options, self.learning_rate, self.device)
-        self._go_to_start(saved, checkpoint)
+        self._go_to_start(checkpoint)
         compile_and_distribute(self.task, options, place)
         self.schedules = Schedules(self.optimizer, options, self.updates_per_epoch)
         self.schedules.step(self.update)
         self.num_epochs = self.schedules.num_epochs
         self.guard = StepGuard(self.optimizer, self.device, place.distributed, self.scaler is not None)
 
-    def _go_to_start(self, saved: Optional[Dict[str, Any]], path: Optional[Path]) -> None:
+    def _go_to_start(self, checkpoint: Optional[Checkpoint]) -> None:
         """Go to the place in the run that a checkpoint or --start-epoch says, with the optimizer as it was there."""
         options = self.options
-        if saved is not None:
+        if checkpoint is not None:
             if not options.no_resume_opt:
-                restore_optimizer(self.optimizer, self.scaler, saved, path)
-            self.update = updates_done(saved, self.updates_per_epoch, self.images_per_update)
+                restore_optimizer(self.optimizer, self.scaler, checkpoint)
+            self.update = updates_done(checkpoint, self.updates_per_epoch, self.images_per_update)
             if self.update % self.updates_per_epoch:
-                self.means.load_state_dict(saved['run']['means'])
-        if options.start_epoch is not None:
+                self.means.load_state_dict(checkpoint.run['means'])
+        # A run that goes on has begun there already.
+        if options.start_epoch is not None and not (checkpoint is not None and checkpoint.goes_on):
             self.update = options.start_epoch * self.updates_per_epoch
             self.means.reset()
 
@@ -106,17 +110,25 @@ class Trainer:
         """The place in the run for a checkpoint, and what has to be gathered for it. All processes ask together.
 
         Raises:
-            FloatingPointError: The last loss of a process or the weights are not finite, and nothing should be saved.
+            FloatingPointError: The last loss of a process, the weights or the state of the optimizer are not finite,
+                and nothing should be saved.
         """
         self._judge(self.guard.finish(), self.update - 1)
-        if not self.guard.all_finite(self.task.get_method().parameters()):  # the gradients of a finite loss may not be
+        if not self.guard.all_finite(self._weights()):  # the gradients of a finite loss may not be
             raise self._not_finite(f'the weights are not finite after step {self.update}', 'they were not saved')
+        # A gradient that is too large to be squared makes the second moment infinite, and steps zero for ever after.
+        if not self.guard.all_finite(state_tensors(self.optimizer)):
+            raise self._not_finite(
+                f'the state of the optimizer is not finite after step {self.update}, a gradient was too large',
+                'nothing was saved', 'limit gradients with --clip-grad, lower')
         run = dict(
             update=self.update,
             updates_per_epoch=self.updates_per_epoch,
             images_per_update=self.images_per_update,
             means=self.means.state_dict(),
         )
+        if self.data is not None:
+            run['data'] = self.data
         if not self.options.fsdp:
             return dict(run=run)
         state = dict(optimizer=self.optimizer.state_dict(), **self.task.get_checkpoint_state())
@@ -124,10 +136,23 @@ class Trainer:
             state.update(self.task.get_checkpoint_state(ema=True))
         return dict(whole(state, keep=is_primary(self.place)), run=run)
 
+    def _weights(self) -> Iterator[torch.Tensor]:
+        """All weights that checkpoints hold, and the running statistics of norms."""
+        for ema in (False, True) if self.task.has_ema() else (False,):
+            method = self.task.get_method(ema=ema)
+            yield from method.parameters()
+            yield from (buffer for name, buffer in method.named_buffers() if name.endswith(_STATISTICS))
+
     @property
     def trained_method(self) -> nn.Module:
         """The method that counts: its moving average where there is one."""
         return self.task.get_method(ema=self.task.has_ema())
+
+    @property
+    def num_images(self) -> Optional[int]:
+        """Number of images to train on, None of a stream."""
+        dataset = self.train_loader.dataset
+        return None if isinstance(dataset, IterableDataset) else len(dataset)
 
     @property
     def last_epoch(self) -> int:
@@ -153,6 +178,10 @@ class Trainer:
             if stop:
                 raise RunStopped
         self._judge(self.guard.finish(), self.update - 1)
+
+    def is_asked_to_stop(self) -> bool:
+        """Whether some process was asked to stop. All processes ask together."""
+        return self.guard.any_process(bool(self.stop), self.device)
 
     def check_readable(self) -> float:
         """Return the share of unreadable images in what was seen of the epoch. All processes ask together.
@@ -246,9 +275,9 @@ class Trainer:
             return verdict.stop
         raise self._not_finite(f'the loss is not finite in step {update + 1}', 'no step was taken with it')
 
-    def _not_finite(self, what: str, consequence: str) -> FloatingPointError:
+    def _not_finite(self, what: str, consequence: str, advice: str = 'lower') -> FloatingPointError:
         learning_rate = self.optimizer.param_groups[0]['lr']
         return FloatingPointError(
-            f'{what}, with a learning rate of {learning_rate:.3g}: {consequence}. Lower --lr or lengthen '
-            '--warmup-epochs, or use --amp-dtype bfloat16 if it is float16; --resume auto goes on from the last '
-            'checkpoint.')
+            f'{what}, with a learning rate of {learning_rate:.3g}: {consequence}. {advice[0].upper()}{advice[1:]} --lr '
+            'or lengthen --warmup-epochs, or use --amp-dtype bfloat16 if it is float16; --resume auto goes on from the '
+            'last checkpoint, with what is changed.')

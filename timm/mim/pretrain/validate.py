@@ -5,7 +5,6 @@ gave. Model, method and images are those of the run unless said otherwise.
 """
 import argparse
 import csv
-import json
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -24,8 +23,8 @@ from .data.image_config import image_mode, resolve_image_config
 from .defaults import DEFAULTS
 from .errors import UserError, flag_name
 from .exit_codes import exit_codes
-from .files import write_complete
-from .flags import add_probe_arguments
+from .files import to_json, write_complete
+from .flags import add_validation_arguments as add_arguments  # noqa: F401, scripts take it from here
 from .held_out import MASK_SEED, hold_out
 from .options import resolve_options
 from .place import find_place
@@ -40,23 +39,11 @@ _OPTIONS = dict(
     **{name: name for name in (
         'dataset_download', 'dataset_trust_remote_code', 'input_key', 'target_key', 'input_img_mode', 'workers',
         'pin_mem', 'device', 'amp', 'amp_dtype', 'mean', 'std', 'interpolation', 'crop_pct', 'mim_probe_dir',
-        'mim_probe', 'mim_probe_layers', 'mim_probe_pool', 'max_unreadable',
+        'mim_probe', 'mim_probe_layers', 'mim_probe_pool', 'max_unreadable', 'max_pixels',
     )},
 )
 _OWN = ('mim', 'mim_module', 'checkpoint', 'use_ema', 'mask_seed', 'mim_pictures', 'results_file', 'results_format')
 _SOURCES = ('data', 'data_dir', 'dataset', 'split')
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of masked image modeling to a validation script's parser."""
-    group = parser.add_argument_group('Masked image modeling')
-    add = group.add_argument
-    add('--mim', metavar='METHOD', help='evaluate a --checkpoint that was pre-trained with this method')
-    add('--mim-module', metavar='FILE', help="Python file, or name of a module, with the method (default: the run's)")
-    add('--mask-seed', type=int, metavar='N', help=f'seed of the masks (default: {MASK_SEED}, that of training)')
-    add('--max-unreadable', type=float, metavar='SHARE', help='end if more of the images cannot be read (default: 0.1)')
-    add('--mim-pictures', metavar='FILE', help='write what the method sees and predicts as a picture')
-    add_probe_arguments(group)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -70,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     with exit_codes():
         results = evaluate({name: value for name, value in vars(args).items() if value is not None})
         if results:
-            print(f'--result\n{json.dumps(results, indent=4)}')
+            print(f'--result\n{to_json(results, indent=4)}')
 
 
 def evaluate(given: Dict[str, Any]) -> Dict[str, Any]:
@@ -84,7 +71,7 @@ def evaluate(given: Dict[str, Any]) -> Dict[str, Any]:
     """
     _check_flags(given)
     path = Path(given['checkpoint'])
-    checkpoint = load_checkpoint(path, flag='--checkpoint')
+    checkpoint = load_checkpoint(path, flag='--checkpoint').content
     options = _options_of_run(given, checkpoint, path)
     mode = image_mode(options.in_chans, options.input_img_mode)
     dataset, description = _open_images(given, options, mode)
@@ -143,7 +130,7 @@ def _options_of_run(given: Dict[str, Any], checkpoint: Dict[str, Any], path: Pat
     others = ('resume', 'fsdp', 'torchcompile', 'torchcompile_mode', 'log_wandb', 'wandb_project', 'wandb_tags',
               'wandb_resume_id', 'log_tensorboard', 'mim_probe_dir', 'mim_probe', 'mim_probe_layers',
               'mim_probe_interval', 'mim_probe_pool', 'pretrained', 'pretrained_path', 'initial_checkpoint',
-              'val_num_samples')
+              'val_num_samples', 'device')
     options = {name: value for name, value in saved.items() if name in DEFAULTS and name not in others}
     if any(name in given for name in _SOURCES):
         options.update(data_dir=None, dataset='', val_split=None)
@@ -172,7 +159,7 @@ def _save_results(path: Path, results: Dict[str, Any], kind: str) -> None:
     def write(partial_path: Path) -> None:
         with open(partial_path, 'w', newline='') as f:
             if kind == 'json':
-                json.dump(results, f, indent=4)
+                f.write(to_json(results, indent=4))
                 return
             writer = csv.DictWriter(f, results)
             writer.writeheader()

@@ -6,22 +6,25 @@ import os
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
-import torch
-from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset
 
-from timm.data import create_dataset
+from timm.data import ImageDataset, create_dataset
 from timm.data.readers.img_extensions import get_img_extensions
 from ..defaults import DEFAULTS
-from ..errors import UserError
-from .sample_photographs import sample_photographs
+from ..errors import UserError, flag_name, one_line
+from .archive import check_archive
+from .image_folder import ImageFolder, shared_files
+from .image_names import draw_held_out, image_names
+from .samples import PHOTOGRAPHS, Samples, is_sample, open_samples
 
 _logger = logging.getLogger(__name__)
 
 HELD_OUT_SHARE = 0.05  # of a folder without a validation split
 HELD_OUT_LIMIT = 256  # images that the masked error is measured on
-HELD_OUT_SEED = 0  # whatever the seed of the run, so that runs can be compared
 
+_SOURCES = ('hfds', 'hfids', 'tfds', 'wds', 'torch')
+_ONLY_WITH_DATASET = ('train_num_samples', 'val_num_samples', 'target_key', 'dataset_download')
+_TRAINING_FOLDERS = ('train', 'training')
 _VALIDATION_FOLDERS = ('validation', 'val', 'valid', 'eval', 'evaluation')
 
 
@@ -33,16 +36,16 @@ class PretrainData(NamedTuple):
 
 
 class DecodedImages(Dataset):
-    """A few image files, decoded once: cropping a photograph takes a fraction of the time of decoding it.
+    """A few images, decoded once: cropping a photograph takes a fraction of the time of decoding it.
 
     Args:
-        paths: Image files.
+        samples: Images with their names.
         mode: PIL mode to convert images to.
     """
 
-    def __init__(self, paths: Sequence[Path], mode: str):
-        self.names = [path.name for path in paths]
-        self.images = [Image.open(path).convert(mode) for path in paths]
+    def __init__(self, samples: Samples, mode: str):
+        self.names = samples.names
+        self.images = [image.convert(mode) for image in samples.images]
         self.transform = None
 
     def __getitem__(self, index: int):
@@ -62,16 +65,21 @@ def open_data(options: argparse.Namespace, mode: str) -> PretrainData:
     Raises:
         UserError: There are no images, or too few to hold any out.
     """
-    if not options.data_dir and not options.dataset:
-        return _open_sample_photographs(mode)
+    if is_sample(options.dataset) or not (options.data_dir or options.dataset):
+        return _open_samples(options, mode)
     folder = not options.dataset
     if options.data_dir and folder:
-        _check_folder(options.data_dir)
+        check_folder(options.data_dir)
         _check_split(options)
+    _check_name(options.dataset)
     train = _create_dataset(options, options.train_split, mode, is_training=True)
     if folder:
         return _open_folder(options, train, mode)
     held_out = _create_dataset(options, options.val_split or 'validation', mode, is_training=False)
+    if getattr(train, 'samples', None) and train.samples == getattr(held_out, 'samples', None):  # torch/image_folder
+        raise UserError(
+            f"--dataset {options.dataset}: '{options.data_dir}' has no folder of its own for validation, so that "
+            'the images to train on would be held out: leave --dataset out, and a share of the folder is held out.')
     return PretrainData(
         train, held_out, f'{options.dataset}: {options.train_split} to train on, '
         f'{options.val_split or "validation"} held out')
@@ -87,37 +95,54 @@ def open_to_measure(options: argparse.Namespace, mode: str) -> Tuple[Dataset, st
     Returns:
         The images, and one line that says where they come from.
     """
+    if is_sample(options.dataset):
+        split = options.val_split or 'validation'
+        return DecodedImages(open_samples(options.dataset, split), mode), f'{options.dataset}: {split}'
+    _check_name(options.dataset)
     if options.dataset:
         split = options.val_split or 'validation'
         return _create_dataset(options, split, mode, is_training=False), f'{options.dataset}: {split}'
     if not options.data_dir:
         raise UserError('--split is of a --data-dir or --dataset, which is not given.')
-    _check_folder(options.data_dir)
+    check_folder(options.data_dir)
     folder = _validation_folder(options) or options.data_dir
     options = argparse.Namespace(**{**vars(options), 'data_dir': str(folder)})
-    return _create_dataset(options, '', mode, is_training=False), str(folder)
+    dataset = _create_dataset(options, '', mode, is_training=False)
+    return dataset, '; '.join([str(folder), *_left_out(dataset)])
 
 
-def _open_sample_photographs(mode: str) -> PretrainData:
-    try:
-        train, held_out = sample_photographs()
-    except FileNotFoundError as e:
-        raise UserError(
-            f'no data is named (--data-dir), and there are no sample photographs: {e}; '
-            "pip install scikit-image scikit-learn, or the extra 'samples'.") from None
-    names = ' and '.join(path.stem for path in held_out)
+def _open_samples(options: argparse.Namespace, mode: str) -> PretrainData:
+    dataset, split = options.dataset or PHOTOGRAPHS, options.val_split or 'validation'
+    train, held_out = (open_samples(dataset, name) for name in (options.train_split, split))
+    named = options.dataset or f'no data named: {PHOTOGRAPHS}'
+    shown = f' ({", ".join(held_out.names)})' if len(held_out.names) < 5 else ''
     return PretrainData(
         DecodedImages(train, mode),
         DecodedImages(held_out, mode),
-        f'no data named: {len(train)} photographs that ship with scikit-image and scikit-learn, '
-        f'and two more held out ({names})')
+        f'{named}: {len(train.images)} images to train on, {len(held_out.images)} more held out{shown}')
 
 
-def _check_folder(path: str) -> None:
+def check_folder(path: str) -> None:
+    """Check that there is a folder or .tar file of this name.
+
+    Raises:
+        UserError: There is none.
+    """
     if not os.path.exists(path):
         raise UserError(f"--data-dir: '{path}' does not exist.")
-    if not os.path.isdir(path) and not path.endswith('.tar'):
+    if os.path.isdir(path):
+        return
+    if not os.path.isfile(path) or not path.endswith('.tar'):
         raise UserError(f"--data-dir: '{path}' is neither a folder nor a .tar file.")
+    check_archive(path)
+
+
+def _check_name(name: str) -> None:
+    # timm takes any other name for a folder, and the whole of it for each of its splits
+    if name and name.partition('/')[0].lower() not in _SOURCES:
+        raise UserError(
+            f"--dataset: '{name}' must begin with {', '.join(f'{source}/' for source in _SOURCES)}; a folder of "
+            'images is given by --data-dir alone.')
 
 
 def _check_split(options: argparse.Namespace) -> None:
@@ -130,6 +155,12 @@ def _check_split(options: argparse.Namespace) -> None:
 def _create_dataset(options: argparse.Namespace, split: str, mode: str, is_training: bool) -> Dataset:
     flag = '--train-split' if is_training else '--val-split'
     num_samples = options.train_num_samples if is_training else options.val_num_samples
+    if not options.dataset:
+        for name in _ONLY_WITH_DATASET:
+            if getattr(options, name):
+                raise UserError(f'{flag_name(name)} is for --dataset, which is not given.')
+        if os.path.isdir(options.data_dir):
+            return _open_images(options, split, mode)
     try:
         return create_dataset(
             options.dataset,
@@ -146,43 +177,58 @@ def _create_dataset(options: argparse.Namespace, split: str, mode: str, is_train
             num_samples=num_samples,
             trust_remote_code=options.dataset_trust_remote_code,
         )
-    except RuntimeError as e:
-        if not options.dataset and 'Found 0 images' in str(e):
-            raise UserError(
-                f"--data-dir: no image in '{options.data_dir}', which was searched for "
-                f'{", ".join(get_img_extensions())}.') from None
-        raise _dataset_error(options, flag, split, e) from e
-    except (AssertionError, ImportError, KeyError, OSError, TypeError, ValueError) as e:
-        raise _dataset_error(options, flag, split, e) from e
+    except Exception as e:  # every source has errors of its own
+        if not options.dataset:
+            raise UserError(f"--data-dir: '{options.data_dir}' cannot be read: {one_line(e)}") from e
+        raise UserError(f"--dataset {options.dataset} with {flag} '{split}' cannot be read: {one_line(e)}") from e
 
 
-def _dataset_error(options: argparse.Namespace, flag: str, split: str, error: Exception) -> UserError:
-    reason = ' '.join(str(error).split()) or type(error).__name__
-    return UserError(f"--dataset {options.dataset or 'folder'} with {flag} '{split}' cannot be read: {reason}")
+def _open_images(options: argparse.Namespace, split: str, mode: str) -> Dataset:
+    """Open a folder of images, or the folder of a split in it."""
+    root = Path(options.data_dir)
+    splits = _TRAINING_FOLDERS if split in _TRAINING_FOLDERS else (split,)
+    root = next((root / name for name in (split, *splits) if name and (root / name).is_dir()), root)
+    try:
+        return ImageDataset(str(root), reader=ImageFolder(str(root), input_key=options.input_key), input_img_mode=mode)
+    except RuntimeError:
+        types = options.input_key.split(';') if options.input_key else get_img_extensions()
+        raise UserError(
+            f"--data-dir: no image in '{options.data_dir}', which was searched for {', '.join(types)}.") from None
+
+
+def _left_out(*datasets: Dataset) -> List[str]:
+    """What the lists of images do not have, one phrase each."""
+    said = (getattr(getattr(dataset, 'reader', None), 'left_out', '') for dataset in datasets)
+    return [phrase for phrase in said if phrase]
 
 
 def _open_folder(options: argparse.Namespace, train: Dataset, mode: str) -> PretrainData:
     """Hold out the validation split of a folder, or a share of the images if it has none."""
-    samples = getattr(train.reader, 'samples', None)
     folder = _validation_folder(options)
     if folder is None:
-        train_indices, held_out_indices = _draw_held_out(len(train))
+        count = min(max(1, round(len(train) * HELD_OUT_SHARE)), HELD_OUT_LIMIT, len(train) - 1)
+        train_indices, held_out_indices = draw_held_out(image_names(train), count)
         share = f'{len(held_out_indices)} of its {len(train)} images held out'
         if len(held_out_indices) == 0:
             raise UserError(f"--data-dir: '{options.data_dir}' has one image, and one has to be held out: add more.")
         return PretrainData(
-            select(train, train_indices), select(train, held_out_indices), f'{options.data_dir}: {share}')
+            select(train, train_indices),
+            select(train, held_out_indices),
+            '; '.join([f'{options.data_dir}: {share}', *_left_out(train)]),
+        )
 
     held_out = _create_dataset(
         argparse.Namespace(**{**vars(options), 'data_dir': str(folder)}), '', mode, is_training=False)
     # Without a folder for training, the whole data folder is read, validation images included.
-    inside = os.path.join(os.path.realpath(folder), '')
-    kept = [i for i, sample in enumerate(samples) if not os.path.realpath(sample[0]).startswith(inside)]
+    shared = shared_files(train.reader, held_out.reader)
+    kept = sorted({*range(len(train))}.difference(shared))
     if not kept:
         raise UserError(f"--data-dir: '{options.data_dir}' has no images outside '{folder}', which is held out.")
-    return PretrainData(
-        select(train, kept), held_out,
-        f'{options.data_dir}: {len(kept)} images to train on, {len(held_out)} in {folder.name}/ held out')
+    said = [f'{options.data_dir}: {len(kept)} images to train on, {len(held_out)} in {folder.name}/ held out']
+    elsewhere = [i for i in shared if folder not in Path(train.reader.samples[i][0]).parents]
+    if elsewhere:
+        said.append(f'{len(elsewhere)} names of held-out images outside {folder.name}/ are not trained on')
+    return PretrainData(select(train, kept), held_out, '; '.join(dict.fromkeys([*said, *_left_out(train, held_out)])))
 
 
 def _validation_folder(options: argparse.Namespace) -> Optional[Path]:
@@ -197,12 +243,6 @@ def _validation_folder(options: argparse.Namespace) -> Optional[Path]:
     return next((root / name for name in _VALIDATION_FOLDERS if (root / name).is_dir()), None)
 
 
-def _draw_held_out(num_images: int) -> Tuple[List[int], List[int]]:
-    count = min(max(1, round(num_images * HELD_OUT_SHARE)), HELD_OUT_LIMIT, num_images - 1)
-    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(HELD_OUT_SEED)).tolist()
-    return sorted(order[count:]), sorted(order[:count])
-
-
 def select(dataset: Dataset, indices: Sequence[int]) -> Dataset:
     """Return a dataset of some of the images of another, which stays as it is.
 
@@ -215,6 +255,8 @@ def select(dataset: Dataset, indices: Sequence[int]) -> Dataset:
     dataset = copy.copy(dataset)
     dataset.reader = copy.copy(dataset.reader)
     dataset.reader.samples = [samples[i] for i in indices]
+    if hasattr(dataset.reader, 'inodes'):
+        dataset.reader.inodes = dataset.reader.inodes[list(indices)]
     return dataset
 
 

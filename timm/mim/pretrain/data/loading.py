@@ -4,6 +4,8 @@ Order and augmentation depend on the seed, the epoch and the position in the epo
 few workers or many, fresh or resumed, see the same images.
 """
 import argparse
+import math
+import os
 from itertools import islice
 from typing import Any, Callable, Dict, Iterator, Sequence, Tuple
 
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from timm.data import create_loader, create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
+from ..defaults import DEFAULTS
 from ..errors import UserError
 from .reading import ImageKey, KeyedImages
 from .sampler import EpochSampler
@@ -40,6 +43,7 @@ def create_train_loader(
         rank: This process.
         world_size: Number of processes.
     """
+    _check_batch(options.batch_size, data_config['input_size'])
     arguments = dict(is_training=True, **{name: data_config[name] for name in _NORMALISATION}, **_augmentation(options))
     try:
         if isinstance(dataset, IterableDataset):
@@ -57,6 +61,23 @@ def create_train_loader(
         world_size=world_size,
     )
     return _create_loader(dataset, sampler, transform, options.batch_size, options, data_config, device)
+
+
+def _check_batch(batch_size: int, image_size: Sequence[int]) -> None:
+    """Check that a batch fits into main memory.
+
+    Raises:
+        UserError: It does not.
+    """
+    try:
+        memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, OSError, ValueError):  # the system does not tell
+        return
+    size = 4 * batch_size * math.prod(image_size)  # in float32
+    if size > memory:
+        raise UserError(
+            f'--batch-size {batch_size}: the images of one batch take {size / 1e9:.0f} GB, and this machine has '
+            f'{memory / 1e9:.0f} GB of main memory.')
 
 
 def _augmentation(options: argparse.Namespace) -> Dict[str, Any]:
@@ -80,7 +101,9 @@ def _create_stream_loader(
         distributed: bool,
         arguments: Dict[str, Any],
 ) -> PrefetchLoader:
-    """Create timm's loader of a stream, which decides on the order itself."""
+    """Create timm's loader of a stream, which decides on the order itself, and decodes images itself."""
+    if options.max_pixels != DEFAULTS['max_pixels']:
+        raise UserError('--max-pixels does not reach the images of a stream, which its reader decodes: leave it out.')
     loader = create_loader(
         dataset,
         batch_size=options.batch_size,
@@ -136,7 +159,7 @@ def _create_loader(
 ) -> PrefetchLoader:
     """Create timm's loader with an order of our own, which `timm.data.create_loader` does not take."""
     loader = DataLoader(
-        KeyedImages(dataset, transform, data_config['mode'], options.seed),
+        KeyedImages(dataset, transform, data_config['mode'], options.seed, options.max_pixels),
         batch_size=batch_size,
         sampler=sampler,
         num_workers=options.workers,

@@ -1,7 +1,10 @@
 """Reading images of any dataset and mode. Another one takes the place of one that cannot be read, which is counted."""
 import logging
 import random
-from typing import Callable, NamedTuple, Tuple, Union
+import re
+import warnings
+from contextlib import contextmanager
+from typing import Callable, Iterator, NamedTuple, Tuple, Union
 
 import numpy as np
 import torch
@@ -45,10 +48,12 @@ class KeyedImages(Dataset):
         transform: timm's transform of a PIL image. Done on tensors where that gives the same.
         mode: PIL mode to convert images to.
         seed: Seed of the run.
+        max_pixels: Images of more pixels count as unreadable, 0 for no limit.
     """
 
-    def __init__(self, dataset: Dataset, transform: Callable, mode: str, seed: int):
+    def __init__(self, dataset: Dataset, transform: Callable, mode: str, seed: int, max_pixels: int):
         self.dataset = dataset
+        self.max_pixels = max_pixels
         tensor_transform = on_tensors(transform, mode)
         self.on_tensors = tensor_transform is not None
         self.transform = tensor_transform or transform
@@ -78,7 +83,8 @@ class KeyedImages(Dataset):
         tried = index
         for attempt in range(_ATTEMPTS):
             try:
-                return self._decode(tried), index if attempt == 0 else ~index
+                with _pixel_limit(self.max_pixels):
+                    return self._decode(tried), index if attempt == 0 else ~index
             except Exception as e:  # decoders of broken files fail in every way
                 name, reason = self._name(tried), one_line(e)[:200]
             self.num_unreadable += 1
@@ -111,6 +117,26 @@ class KeyedImages(Dataset):
     def _place(self, index: int) -> Tuple[Dataset, int]:
         subset = isinstance(self.dataset, Subset)
         return (self.dataset.dataset, self.dataset.indices[index]) if subset else (self.dataset, index)
+
+
+@contextmanager
+def _pixel_limit(max_pixels: int) -> Iterator[None]:
+    """Let PIL refuse images of more pixels by their header, before anything is decoded.
+
+    Raises:
+        ValueError: An image has more.
+    """
+    previous = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max_pixels / 2 if max_pixels else None  # PIL refuses twice as many, and warns of as many
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            yield
+    except Image.DecompressionBombError as e:
+        count = re.search(r'\d+', str(e))
+        raise ValueError(f'{count.group() if count else "its"} pixels are more than --max-pixels {max_pixels}') from e
+    finally:
+        Image.MAX_IMAGE_PIXELS = previous
 
 
 class ToMode:

@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, List, Tuple
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+import torch.nn.functional as F
 
 from ..data.loading import create_evaluation_loader
 from ..errors import UserError, one_line
@@ -19,6 +20,7 @@ from .linear import linear_predict
 _logger = logging.getLogger(__name__)
 
 _READABLE = 'readable'  # among the features, whether there is an image behind them
+_PIXELS = 16  # a side, of the images that classifiers are fitted on directly
 _MAX_TOKEN_BYTES = 32 * 2 ** 30  # of main memory
 
 
@@ -52,15 +54,17 @@ class Probes:
         self.data_config = data_config
         self.place = place
         self.device = torch.device(place.device)
-        self.data = open_probe_data(options.mim_probe_dir, data_config['mode'])
+        self.data = open_probe_data(
+            options.mim_probe_dir, data_config['mode'], options.val_split or 'validation')
         self.average = options.mim_probe_pool == 'avg'
         self.layers = self._check_encoder(method)
         self.names = [name for kind in options.mim_probe for name in self._names(kind)]
-        train, test, classes = self.data
+        train, test, classes, left_out = self.data
         largest = torch.bincount(test.labels).max() / len(test.labels)
         self.description = (
             f'{", ".join(self.names)} on {options.mim_probe_dir}: {len(train.labels)} images to fit, '
-            f'{len(test.labels)} to test, {len(classes)} classes; always the most frequent: {100 * largest:.1f} %')
+            f'{len(test.labels)} to test, {len(classes)} classes; always the most frequent: {100 * largest:.1f} %'
+            + ''.join(f'; {phrase}' for phrase in left_out))
 
     def _names(self, kind: str) -> List[str]:
         layers = [LAST] if kind == 'attentive' else self.layers
@@ -96,17 +100,49 @@ class Probes:
             method: Method whose encoder is probed.
             autocast: Context of mixed precision.
         """
+        asked = {
+            name: (kind, layer) for kind in self.options.mim_probe
+            for name, layer in zip(self._names(kind), [TOKENS] if kind == 'attentive' else self.layers)}
         with evaluating(method):
-            train, train_labels = self._features(self.data.train, method, autocast)
-            test, test_labels = self._features(self.data.test, method, autocast)
+            found = self._accuracies(asked, self._reader(method, autocast))
+        if found:
+            _logger.info('probes: ' + ', '.join(f'{name} {value:.1f} %' for name, value in found.items()))
+        return found
+
+    def measure_pixels(self) -> Dict[str, float]:
+        """Return the accuracies in percent of the same classifiers on pixels, but for attentive, which needs tokens.
+
+        Images of more than 16 pixels a side are averaged down to that, or fitting takes longer than training.
+        """
+        asked = {f'{kind}_top1': (kind, LAST) for kind in self.options.mim_probe if kind != 'attentive'}
+
+        def read(images: torch.Tensor) -> Dict[Layer, torch.Tensor]:
+            size = [min(side, _PIXELS) for side in images.shape[2:]]
+            return {LAST: F.adaptive_avg_pool2d(images, size).flatten(1)}
+        return self._accuracies(asked, read) if asked else {}
+
+    def _reader(self, method: nn.Module, autocast: Callable) -> Callable[[torch.Tensor], Dict[Layer, torch.Tensor]]:
+        """Return what computes the features of images by layer."""
+        def read(images: torch.Tensor) -> Dict[Layer, torch.Tensor]:
+            with autocast():
+                return method.apply_to_encoder(
+                    read_features, images, self.layers, self.average, 'attentive' in self.options.mim_probe)
+        return read
+
+    def _accuracies(
+            self,
+            asked: Dict[str, Tuple[str, Layer]],
+            read: Callable[[torch.Tensor], Dict[Layer, torch.Tensor]],
+    ) -> Dict[str, float]:
+        """Fit and test classifiers on what `read` makes of images, by name; empty on all processes but the first."""
+        train, train_labels = self._features(self.data.train, read)
+        test, test_labels = self._features(self.data.test, read)
         if not train:
             return {}
         found = {}
-        for kind in self.options.mim_probe:
-            for name, layer in zip(self._names(kind), [TOKENS] if kind == 'attentive' else self.layers):
-                predicted = self._predict(kind, train[layer], train_labels, test[layer])
-                found[name] = 100 * (predicted == test_labels).double().mean().item()
-        _logger.info('probes: ' + ', '.join(f'{name} {value:.1f} %' for name, value in found.items()))
+        for name, (kind, layer) in asked.items():
+            predicted = self._predict(kind, train[layer], train_labels, test[layer])
+            found[name] = 100 * (predicted == test_labels).double().mean().item()
         return found
 
     def _predict(self, kind: str, train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
@@ -120,8 +156,7 @@ class Probes:
     def _features(
             self,
             labelled: LabelledImages,
-            method: nn.Module,
-            autocast: Callable,
+            read: Callable[[torch.Tensor], Dict[Layer, torch.Tensor]],
     ) -> Tuple[Dict[Layer, torch.Tensor], torch.Tensor]:
         """Features by layer, empty on all processes but the first, and labels, of the images that can be read."""
         place, options = self.place, self.options
@@ -131,10 +166,7 @@ class Probes:
         loader = create_evaluation_loader(labelled.images, indices, options, self.data_config, self.device)
         parts: Dict[Layer, List[torch.Tensor]] = {}
         for images, index in loader:
-            with autocast():
-                features = method.apply_to_encoder(
-                    read_features, images, self.layers, self.average, 'attentive' in options.mim_probe)
-            for layer, values in {**features, _READABLE: index >= 0}.items():
+            for layer, values in {**read(images), _READABLE: index >= 0}.items():
                 # tokens are many
                 parts.setdefault(layer, []).append(values.cpu().half() if layer == TOKENS else values.cpu())
         shares = self._gather({layer: torch.cat(values) for layer, values in parts.items()})

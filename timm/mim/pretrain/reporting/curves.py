@@ -1,6 +1,7 @@
 """Curves of a run as a picture."""
 import json
 import logging
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
@@ -76,7 +77,8 @@ def _group(evaluations: List[Dict[str, Any]]) -> List[Tuple[str, List[str]]]:
 
 def _draw_loss(axis, steps: List[Dict[str, Any]]) -> None:
     updates = [line['update'] for line in steps]
-    axis.plot(updates, [line['loss'] for line in steps], color='C0', label='training loss')
+    losses = [math.nan if line['loss'] is None else line['loss'] for line in steps]
+    axis.plot(updates, losses, color='C0', label='training loss')
     axis.set(title='training', xlabel='update', ylabel='loss')
     rate = axis.twinx()
     rate.plot(updates, [line.get('lr') for line in steps], color='C7', linewidth=1, linestyle=':')
@@ -90,7 +92,9 @@ def _draw_measures(axis, title: str, names: List[str], evaluations: List[Dict[st
     for number, name in enumerate(names):
         # rank and standard deviation differ by orders of magnitude
         place = axis.twinx() if name == 'eval_target_rank' and len(names) > 1 else axis
-        points = [(line['update'], line[name]) for line in evaluations if name in line]
+        points = [(line['update'], line[name]) for line in evaluations if line.get(name) is not None]
+        if not points:
+            continue
         baseline = title == 'held-out error' and name != first
         label = name.removeprefix('eval_').replace('_', ' ')
         place.plot(

@@ -1,9 +1,7 @@
 """What a run runs on: versions, the commit of this package, the machine."""
 import json
 import platform
-import shlex
 import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Dict, Optional
@@ -11,6 +9,7 @@ from typing import Dict, Optional
 import torch
 
 import timm
+from .command import typed_command
 
 _OWN_FILE = 'upstream.lock.json'  # at the top of this package's repository, and of no other
 
@@ -30,7 +29,7 @@ def describe_environment(device: torch.device, world_size: int = 1) -> Dict[str,
         'python': platform.python_version(),
         'system': platform.platform(),
         'device': f'{device.type} ({name})' + (f', {world_size} processes' if world_size > 1 else ''),
-        'command': shlex.join([Path(sys.executable).name, *sys.argv]),
+        'command': typed_command(),
     }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Optional, Type
 
-from ..errors import one_line
+from ..errors import RunStopped, one_line
 
 LOG = 'train.log'
 
@@ -39,14 +39,19 @@ class LogFile:
     ) -> None:
         logging.root.removeHandler(self.handler)
         if error is not None:
-            message = f'{kind.__name__}: {one_line(error)}'
-            self.handler.handle(logging.makeLogRecord(dict(msg=message, levelno=logging.ERROR)))
+            if isinstance(error, RunStopped):
+                self._write(logging.INFO, f'{error}\n{error.command}')
+            else:
+                self._write(logging.ERROR, f'{kind.__name__}: {one_line(error)}')
         self.handler.close()
+
+    def _write(self, level: int, message: str) -> None:
+        self.handler.handle(logging.makeLogRecord(dict(msg=message, levelno=level)))
 
 
 class _LinesToFile(logging.FileHandler):
     def __init__(self, path: Path):
-        super().__init__(path, encoding='utf-8')
+        super().__init__(path, encoding='utf-8', errors='backslashreplace')  # names of files need not be text
         self.setFormatter(logging.Formatter('%(asctime)s  %(message)s', datefmt='%Y-%m-%d %H:%M:%S'))
 
     def handleError(self, record: logging.LogRecord) -> None:

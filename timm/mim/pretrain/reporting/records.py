@@ -2,13 +2,14 @@
 import csv
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from timm.utils import update_summary
 from ...output import View
 from ...visualize import save_views
-from ..files import write_complete
+from ..files import naming, remove_partial_files, to_json, write_complete
 from ..run_folder import PICTURES
 from .curves import CURVES, can_draw_curves, draw_curves, read_lines
 from .report import Report
@@ -23,7 +24,8 @@ EPOCHS = 'summary.csv'
 class Records:
     """Writes `metrics.jsonl`, a line per report, `summary.csv`, a row per evaluation, curves and pictures.
 
-    What a run wrote after the checkpoint that it goes on from is cut off, so that nothing is told twice.
+    What a run wrote after the checkpoint that it goes on from is cut off, so that nothing is told twice. Files that it
+    was writing when it was killed are removed.
 
     Args:
         folder: Folder of the run.
@@ -32,6 +34,7 @@ class Records:
         updates_per_epoch: Number of updates of an epoch.
         trackers: Who else is told.
         report: Page that is written anew after each picture.
+        warmup_epochs: Epochs in which the learning rate still rises, and errors are no reason for advice.
     """
 
     def __init__(
@@ -42,12 +45,15 @@ class Records:
             updates_per_epoch: int,
             trackers: Sequence[Tracker] = (),
             report: Optional[Report] = None,
+            warmup_epochs: float = 0,
     ):
+        self.warmup_epochs = warmup_epochs
         self.folder = folder
         self.data_config = data_config
         self.trackers = trackers
         self.report = report
         self.draws_curves = can_draw_curves()
+        remove_partial_files(folder)
         _trim_rows(folder / EPOCHS, update // updates_per_epoch)
         _trim_lines(folder / STEPS, update, updates_per_epoch)
 
@@ -83,9 +89,15 @@ class Records:
         """
         name, error = next(iter(held_out.items()))
         _logger.info(f'epoch {epoch}: training loss {train["loss"]:.4f}, held-out {name} {error:.4f}')
+        one_colour = held_out.get('mean_of_visible', math.inf)
+        if epoch >= self.warmup_epochs and error > one_colour:
+            _logger.warning(
+                f'advice: after warm-up the held-out error, {error:.4f}, is larger than that of one colour for each '
+                f'image, {one_colour:.4f}. Try another --lr, or more --epochs; the pictures show what is predicted.')
         path = self.folder / EPOCHS
         is_new = not path.exists() or not path.stat().st_size
-        update_summary(epoch, train, held_out, filename=str(path), lr=learning_rate, write_header=is_new)
+        with naming(path):
+            update_summary(epoch, train, held_out, filename=str(path), lr=learning_rate, write_header=is_new)
         _align_columns(path, ['epoch', *(f'train_{k}' for k in train), *(f'eval_{k}' for k in held_out), 'lr'])
         measured = {name: value for name, value in held_out.items() if value is not None}
         self._add_line(dict(update=update, epoch=epoch, **{f'eval_{k}': v for k, v in measured.items()}))
@@ -104,15 +116,17 @@ class Records:
             caption: Line above the pictures.
         """
         path = self.folder / PICTURES / f'epoch-{epoch:04d}.png'
-        save_views(path, views, self.data_config['mean'], self.data_config['std'], caption)
+        with naming(path):
+            save_views(path, views, self.data_config['mean'], self.data_config['std'], caption)
         for tracker in self.trackers:
             tracker.add_picture('views', path, update)
         if self.report is not None:
             self.report.write(self.folder / STEPS)
 
     def _add_line(self, values: Dict[str, Any]) -> None:
-        with open(self.folder / STEPS, 'a') as f:
-            f.write(json.dumps(values) + '\n')
+        path = self.folder / STEPS
+        with naming(path), open(path, 'a') as f:
+            f.write(to_json(values) + '\n')
 
 
 def _trim_rows(path: Path, epoch: int) -> None:

@@ -7,7 +7,7 @@ import shlex
 from datetime import datetime
 from pathlib import Path
 from string import Template
-from typing import Any, Dict, Iterable, List, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 import yaml
 from PIL import Image
@@ -16,6 +16,7 @@ from ...visualize import CAPTION_HEIGHT
 from ..encoder_files import ENCODER, fine_tuning_command, hub_lines, loading_lines
 from ..files import write_complete
 from ..run_folder import LAST, PICTURES, plain_options
+from .command import go_on_command
 from .curves import CURVES, read_lines
 
 REPORT = 'report.html'
@@ -85,10 +86,9 @@ class Report:
         self.options = options
         self.environment = {name: value for name, value in environment.items() if name != 'command'}
         command, encoder = environment['command'], folder / ENCODER
-        named = '' if options.experiment else f' --experiment {folder.name}'
         self.commands = {
             'train': command,
-            'go on after an interruption': command if options.resume else f'{command}{named} --resume auto',
+            'go on after an interruption': go_on_command(command, options, folder),
             'evaluate': shlex.join(
                 ['python', 'validate.py', '--mim', options.mim, '--checkpoint', str(folder / LAST)]),
             'load the encoder': '\n'.join(loading_lines(encoder, options.model, model_args)),
@@ -161,8 +161,12 @@ def _table(rows: List[Dict[str, float]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [_row('th', [name.replace('_', ' ') for name in names])]
     for row in rows:
-        lines.append(_row('td', [f'{row[name]:.5g}' if name in row else '' for name in names]))
+        lines.append(_row('td', [_number(row.get(name)) for name in names]))
     return '<table>\n' + '\n'.join(lines) + '\n</table>'
+
+
+def _number(value: Optional[float]) -> str:
+    return '' if value is None else f'{value:.5g}'
 
 
 def _row(tag: str, cells: Iterable[str]) -> str:

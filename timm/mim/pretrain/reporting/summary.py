@@ -45,6 +45,11 @@ def describe(
     _logger.info(
         f'{trainer.num_epochs} epochs of {trainer.updates_per_epoch} steps with {trainer.images_per_update} images, '
         f'learning rate {trainer.learning_rate:.3g} ({options.sched}, {options.warmup_epochs} epochs of warm-up)')
+    num_images = trainer.num_images
+    if num_images is not None and trainer.images_per_update > num_images:
+        _logger.warning(
+            f'advice: an update takes {trainer.images_per_update} images, and there are {num_images}: each is in it '
+            'several times. Lower --batch-size.')
     if trainer.update:
         _logger.info(f'goes on after step {trainer.update}')
     _logger.info(f'run folder: {folder}')
@@ -125,6 +130,9 @@ def _say_error(results: Dict[str, Any]) -> None:
     for label, value in rows:
         _logger.info(f'  {label:<38}{value:.4f}')
     if 'probes' in results:
-        _logger.info('\naccuracy of probes of the last encoder, %')
+        _logger.info('\naccuracy of probes of the last encoder, and without training, %')
         for label, value in results['probes'].items():
             _logger.info(f'  {label:<38}{value:.1f}')
+            for what, found in results.get('probe_baselines', {}).items():
+                if label in found:
+                    _logger.info(f'  {label + ", " + what:<38}{found[label]:.1f}')

@@ -1,8 +1,9 @@
 """The flags of masked image modeling."""
 import argparse
 
-from timm.utils import ParseKwargs
-from .recipes import RECIPES
+from .parser import KeyValues
+
+METHODS = ('simmim', 'mae', 'ijepa')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -10,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Masked image modeling')
     group.add_argument(
         '--mim', metavar='METHOD',
-        help=f'pre-train with this method: {", ".join(RECIPES)}, or one of --mim-module')
+        help=f'pre-train with this method: {", ".join(METHODS)}, or one of --mim-module')
     group.add_argument(
         '--mim-module', metavar='FILE',
         help='Python file, or name of a module, that registers a method or model of your own')
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--mask-unit', type=int, nargs='+', metavar='N',
         help='side of a masked square in pixels, or its height and width (default: from the recipe of the method)')
     group.add_argument(
-        '--mim-kwargs', nargs='*', action=ParseKwargs, metavar='KEY=VALUE',
+        '--mim-kwargs', nargs='*', action=KeyValues, metavar='KEY=VALUE',
         help='any option of the method')
     group.add_argument(
         '--weight-decay-end', type=float, metavar='X',
@@ -33,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--max-unreadable', type=float, metavar='SHARE',
         help='end a run in which more of the images of an epoch cannot be read (default: 0.1); others take their place '
              'up to there. A stream of images leaves out what it cannot read without telling')
+    group.add_argument(
+        '--max-pixels', type=int, metavar='N',
+        help='count images of more pixels as unreadable, since one is decoded whole, with some 13 bytes of memory for '
+             'each pixel; 0 for no limit (default: 89478485, 1.2 GB)')
     add_probe_arguments(group)
     group.add_argument(
         '--mim-probe-interval', type=int, metavar='N',
@@ -57,3 +62,16 @@ def add_probe_arguments(group: argparse._ArgumentGroup) -> None:
         '--mim-probe-pool', metavar='HOW',
         help="pool as the model does (model), or average over patches (avg); the class token of a model is not trained "
              "by SimMIM and I-JEPA (default: model)")
+
+
+def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of masked image modeling to a validation script's parser."""
+    group = parser.add_argument_group('Masked image modeling')
+    add = group.add_argument
+    add('--mim', metavar='METHOD', help='evaluate a --checkpoint that was pre-trained with this method')
+    add('--mim-module', metavar='FILE', help="Python file, or name of a module, with the method (default: the run's)")
+    add('--mask-seed', type=int, metavar='N', help='seed of the masks (default: that of training)')
+    add('--max-unreadable', type=float, metavar='SHARE', help='end if more of the images cannot be read (default: 0.1)')
+    add('--max-pixels', type=int, metavar='N', help='count images of more pixels as unreadable (default: 89478485)')
+    add('--mim-pictures', metavar='FILE', help='write what the method sees and predicts as a picture')
+    add_probe_arguments(group)

@@ -1,0 +1,181 @@
+"""The images in a folder: regular files only, and each file once, however many links lead to it."""
+import os
+from collections import deque
+from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+
+import numpy as np
+
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.data.readers.reader import Reader
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.utils.misc import natural_key
+
+_Identity = Tuple[int, int, int]
+
+
+class _File(NamedTuple):
+    """An image file, its class by the name of its folder, and the inode number that the folder gives for it."""
+    path: str
+    label: str
+    inode: int
+
+
+class ImageFolder(ReaderImageFolder):
+    """timm's reader of a folder, which lists every image once and nothing that could block a read.
+
+    timm's own follows every link: a link that leads back lists the images again and again, a held-out copy of a
+    training image among them, and a FIFO called `x.jpg` is opened and waits for ever. Order and classes are timm's.
+
+    A broken link stays in the list. It stands for an image, and is counted as one that cannot be read.
+
+    Attributes:
+        samples: Path and class number of each image, sorted by path.
+        inodes: Inode number [N] of each image, 0 for one that does not exist.
+        left_out: What is not in the list and why, as one phrase; empty if nothing was left out.
+
+    Args:
+        root: The folder.
+        class_map: Class numbers by name. Images of other classes are not in the list.
+        input_key: File endings separated by semicolons, those of timm if None.
+
+    Raises:
+        RuntimeError: There is no image.
+    """
+
+    def __init__(self, root: str, class_map: Optional[Dict[str, int]] = None, input_key: Optional[str] = None):
+        Reader.__init__(self)  # the constructor of the base class walks the folder
+        self.root = root
+        walk = _Walk(root, set(input_key.split(';')) if input_key else get_img_extensions(as_set=True))
+        files = walk.files()
+        if class_map is None:
+            names = sorted({file.label for file in files}, key=natural_key)
+            class_map = {name: number for number, name in enumerate(names)}
+        files = sorted((file for file in files if file.label in class_map), key=lambda file: natural_key(file.path))
+        self.class_to_idx = class_map
+        self.samples = [(file.path, class_map[file.label]) for file in files]
+        self.inodes = _inode_array(files)
+        self.left_out = walk.left_out()
+        if not self.samples:
+            raise RuntimeError(f'Found 0 images in subfolders of {root}')
+
+
+def shared_files(images: ImageFolder, others: ImageFolder) -> List[int]:
+    """Return the places in `images` of the files that `others` has too, under any name.
+
+    Args:
+        images: Images of which some may be shared.
+        others: The other images.
+    """
+    numbers = images.inodes[np.isin(images.inodes, others.inodes) & (images.inodes != 0)]
+    known = {_identity(others.samples[i][0]) for i in np.flatnonzero(np.isin(others.inodes, numbers))}
+    places = np.flatnonzero(np.isin(images.inodes, numbers))
+    return [int(i) for i in places if _identity(images.samples[i][0]) in known]
+
+
+class _Walk:
+    """Walks a folder: first what is really in it, then what links lead to, so that a file keeps its own name.
+
+    Args:
+        root: The folder.
+        types: Endings of image files.
+    """
+
+    def __init__(self, root: str, types: Set[str]):
+        self.root = root
+        self.types = types
+        self.special: List[str] = []
+        self.unreadable: List[str] = []
+        self.known_folders: List[str] = []
+        self.repeated: List[str] = []
+
+    def files(self) -> List[_File]:
+        """Return every image file once."""
+        files = list(self._walk())
+        numbers = _inode_array(files)
+        _, inverse, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+        # Most inode numbers are there once, and need no stat. The same number twice may be two file systems.
+        suspects = np.flatnonzero((counts[inverse] > 1) & (numbers != 0)).tolist()
+        seen, repeated = set(), set()
+        for place in suspects:
+            identity = _identity(files[place].path)
+            if identity in seen:
+                repeated.add(place)
+            elif identity is not None:
+                seen.add(identity)
+        self.repeated = [files[place].path for place in sorted(repeated)]
+        return [file for place, file in enumerate(files) if place not in repeated]
+
+    def left_out(self) -> str:
+        """Say what was left out, and why."""
+        reasons = (
+            (self.repeated, 'further name of an image', 'further names of images'),
+            (self.known_folders, 'link to a folder that is read already', 'links to folders that are read already'),
+            (self.special, 'entry that is no regular file', 'entries that are no regular files'),
+            (self.unreadable, 'folder that cannot be opened', 'folders that cannot be opened'),
+        )
+        said = [
+            f'{len(paths)} {one if len(paths) == 1 else many} '
+            f'({os.path.relpath(paths[0], self.root)}{", ..." if len(paths) > 1 else ""})'
+            for paths, one, many in reasons if paths
+        ]
+        return f'left out {", ".join(said)}' if said else ''
+
+    def _walk(self) -> Iterator[_File]:
+        pending, links, seen = deque([self.root]), deque(), set()
+        while pending or links:
+            if not pending:
+                link, label = links.popleft()
+                if os.path.isdir(link):
+                    pending.append(link)
+                elif self._is_image(link):
+                    yield from self._read_link(link, label)
+                continue
+            folder = pending.popleft()
+            label = '' if folder == self.root else os.path.basename(folder)
+            try:
+                identity = _identity(folder)
+                with os.scandir(folder) as scan:
+                    entries = sorted(scan, key=lambda entry: entry.name)
+            except OSError:
+                self.unreadable.append(folder)
+                continue
+            if identity in seen:
+                self.known_folders.append(folder)
+                continue
+            seen.add(identity)
+            for entry in entries:
+                if entry.is_symlink():
+                    links.append((entry.path, label))
+                elif entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif self._is_image(entry.path):
+                    if entry.is_file(follow_symlinks=False):
+                        yield _File(entry.path, label, entry.inode())
+                    else:
+                        self.special.append(entry.path)
+
+    def _is_image(self, path: str) -> bool:
+        return os.path.splitext(path)[1].lower() in self.types
+
+    def _read_link(self, link: str, label: str) -> Iterator[_File]:
+        """The image that a link leads to."""
+        identity = _identity(link)
+        if identity is None:
+            yield _File(link, label, 0)
+        elif os.path.isfile(link):
+            yield _File(link, label, identity[1])
+        else:
+            self.special.append(link)
+
+
+def _inode_array(files: List[_File]) -> np.ndarray:
+    return np.array([file.inode & 0xFFFF_FFFF_FFFF_FFFF for file in files], dtype=np.uint64)
+
+
+def _identity(path: str) -> Optional[_Identity]:
+    """What two names of one file have in common, None if there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size  # a file system that makes up inode numbers may repeat them
