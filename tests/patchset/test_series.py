@@ -118,6 +118,7 @@ def test_merge_is_gits(project, clone, tmp_path):
 
 def test_a_part_of_it(project, clone, tmp_path):
     out = tmp_path / 'out'
+    git(clone, 'tag', 'v1.0')
     write(out, '0009-earlier.patch', b'')
     assert write_series(project, clone, out, only=['net']).written == [path.name for path in out.iterdir()]
     assert len(list(out.iterdir())) == 1
