@@ -72,7 +72,8 @@ def compare_releases(
         found += left or ([Finding(kind, path, scope.node.name)] if scope.node else [])
     woven, problems = try_weave(plan, theirs, overlay, path)
     known = {finding.name.split('.')[0] for finding in found if finding.kind == 'left'}
-    found += [p for p in problems if p.place not in keep and p.name.split('.')[0] not in known]
+    # no person can keep what does not weave
+    found += [p for p in problems if (woven is None or p.place not in keep) and p.name.split('.')[0] not in known]
     return found, None if any(finding.kind == 'left' for finding in found) else woven
 
 

@@ -230,6 +230,13 @@ class Net(Module):
 '''
 
 
+# no person can say of these that the overlay is right as it is
+DOES_NOT_WEAVE = {
+    b'class Nest(Module)', b'x, mask=1', b'x = self.stem(x, 1)', b'        return 2 * x\n',
+    b'    depth = 1\n\n    def check(self, x):\n        return x',
+}
+
+
 @pytest.mark.parametrize('old, new, name', [
     (b'SCALE = 2', b'SCALE = 3', 'SCALE'),
     (b'    depth = 1', b'    depth = 2', 'Net.depth'),
@@ -255,7 +262,9 @@ def test_left_by_name(old, new, name):
     left = [finding for finding in findings if finding.kind == 'left']
     assert woven is None and left and all(f.name.startswith(name) for f in left), findings
     kept = tuple(finding.place for finding in left)
-    assert all(f.kind != 'left' for f in compare_releases(SMALL, SMALL.replace(old, new), PARTIAL, 'net.py', kept)[0])
+    findings, woven = compare_releases(SMALL, SMALL.replace(old, new), PARTIAL, 'net.py', kept)
+    still_left = any(finding.kind == 'left' for finding in findings)
+    assert still_left == (woven is None) == (new in DOES_NOT_WEAVE), findings
 
 
 @pytest.mark.parametrize('old, new, kind', [
