@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: pretrain demo test benchmark upstream-tests lint diff clean
+.PHONY: pretrain demo test test-all benchmark cuda upstream-tests lint diff clean
 
 # The main job on handwritten digits that ship inside scikit-learn: MAE, from nothing to pictures and a probe.
 pretrain: $(INSTALLED)
@@ -17,12 +17,22 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
 
+# The same with every listed pair of model and method, and every large model: hours on two cores.
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup --all-models $(ARGS)
+
 # Side by side with transformers, lightly and stock timm, about half an hour: table, plot and numbers in benchmarks/results.
 # ARGS='--only mae --rounds 40' for a part of it.
 benchmark: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[benchmark]'
 	$(BIN)/python -m patchset build
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# On a GPU, in slices that go on where the last one stopped: Proof 3, mixed precision, compiled steps, throughput against the
+# peers. ARGS='--minutes 60'; ARGS='--device cpu' tries it without a GPU; ARGS=--help tells how to run it elsewhere.
+cuda: $(INSTALLED)
+	$(BIN)/python -m patchset build
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 # Upstream's own tests against the fork, for the models that it changes; hours on two cores. ARGS='-m torchscript' for a part,
 # SMALLEST_OF_CLASS=1 for one model of each class, LARGEST=300e6 for larger ones than 100e6 parameters.

@@ -1,4 +1,4 @@
-"""Run the benchmarks, write table, numbers and plot to benchmarks/results."""
+"""Run the benchmarks, write table, numbers and plot to benchmarks/results. For a GPU: python -m benchmarks.gpu."""
 import argparse
 import importlib
 import inspect
@@ -14,7 +14,7 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler that measures me
 
 import torch  # noqa: E402
 
-SECTIONS = ('mae', 'simmim', 'ijepa', 'floor', 'refactor', 'masks', 'loading', 'scale', 'cuda')
+SECTIONS = ('mae', 'simmim', 'ijepa', 'floor', 'refactor', 'masks', 'loading', 'scale')
 RESULTS = Path(__file__).resolve().parent / 'results'
 
 
@@ -55,8 +55,6 @@ def run(args: argparse.Namespace) -> Iterator[Tuple[List[dict], List[str]]]:
         torch.set_float32_matmul_precision('high')
     rows, failed = [], []
     for name in args.only:
-        if name == 'cuda' and device.type != 'cuda':
-            continue
         start = time.perf_counter()
         print(name, flush=True)
         module = importlib.import_module(f'.{name}', __package__)

@@ -12,7 +12,7 @@ HEADINGS = dict(
     refactor="Stock's `forward_features` and `forward_stages(embed(x))`, inference",
     MAE='MAE, a training step', SimMIM='SimMIM, a training step', floor='Our step and the sum of its own products',
     loading='From JPEG files to a normalised batch, one worker', masks='Masks of a batch',
-    scale='A training step by size, float32', cuda='On the GPU')
+    scale='A training step by size, float32')
 HEADINGS['I-JEPA'] = 'I-JEPA, a training step'
 
 
@@ -91,4 +91,4 @@ def _plain(rows: List[dict]) -> List[str]:
     ] for row in rows])
 
 
-_TABLES = dict(refactor=_refactor, floor=_floor, scale=_scale, loading=_plain, cuda=_plain)
+_TABLES = dict(refactor=_refactor, floor=_floor, scale=_scale, loading=_plain)

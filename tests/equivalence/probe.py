@@ -1,20 +1,24 @@
 """What a model computes, as text that two processes can compare: one with stock timm, one with the fork.
 
-Runs in both, so it imports nothing but torch and timm and uses nothing that only the fork has, `compose` and
-`is_served` aside.
+Runs in both, so it imports nothing but torch, timm and `recorder`, and uses nothing that only the fork has, `compose`
+and `is_served` aside.
 """
+import contextlib
+import functools
 import gc
 import hashlib
 import importlib
 import inspect
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+import zlib
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.overrides import TorchFunctionMode
 
 import timm
+
+from recorder import INITIALIZERS, MetaDevice, OperationRecorder, tensors
 
 
 def find_class(path: str) -> type:
@@ -60,41 +64,6 @@ def compose(model: nn.Module) -> None:
     model.forward_features = forward_features
 
 
-class OperationRecorder(TorchDispatchMode):
-    """Writes one line per ATen call: operands by origin, scalars, result dtypes and shapes.
-
-    The origin of a tensor is the name of a parameter, buffer or input, or the call that made it. Shapes alone would not
-    do: with the blocks in reverse order every shape stays the same.
-    """
-
-    def __init__(self, model: nn.Module, inputs: Dict[str, torch.Tensor]):
-        super().__init__()
-        named = [*model.named_parameters(), *model.named_buffers(), *inputs.items()]
-        self.origin = {id(tensor): name for name, tensor in named}
-        self.alive = [tensor for _, tensor in named]  # an id is unique among living objects only
-        self.lines: List[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        operands = ', '.join(self.describe(a) for a in [*args, *(f'{k}={self.describe(v)}' for k, v in kwargs.items())])
-        result = func(*args, **kwargs)
-        outputs = [t for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor)]
-        for i, tensor in enumerate(outputs):
-            # an in-place call returns its operand: what it holds from here on is another value
-            self.origin[id(tensor)] = f'%{len(self.lines)}.{i}'
-        self.alive += outputs
-        shapes = ', '.join(f'{t.dtype}{list(t.shape)}' for t in outputs)
-        self.lines.append(f'{func}({operands}) -> {shapes}')
-        return result
-
-    def describe(self, value: Any) -> str:
-        if isinstance(value, torch.Tensor):
-            return self.origin.get(id(value)) or f'constant {value.dtype}{list(value.shape)}'
-        if isinstance(value, (list, tuple)):
-            return f'[{", ".join(self.describe(v) for v in value)}]'
-        return str(value)
-
-
 def operations(
         name: str,
         model_kwargs: Optional[Dict[str, Any]] = None,
@@ -102,56 +71,77 @@ def operations(
         composed: bool = False,
         img_size: Optional[List[int]] = None,
 ) -> List[str]:
-    """Every operation of one forward pass, on the meta device: no memory, no numbers, any size of model."""
+    """Every initialisation of a model and every operation of one forward pass, on the meta device.
+
+    No memory, no numbers, any size of model.
+    """
     model_kwargs = dict(model_kwargs or {})
-    with torch.device('meta'):
+    meta_device = MetaDevice()
+    with meta_device:
         # a fresh model for each trace, some cache on the first call
         model = build(name, model_kwargs, img_size).train(train)
+    with torch.device('meta'), torch.no_grad():
         image = torch.empty(2, *input_size(model, img_size, model_kwargs.get('in_chans', 3)))
         if composed:
             compose(model)
-        with torch.no_grad(), OperationRecorder(model, {'image': image}) as recorder:
+        with OperationRecorder(model, {'image': image}) as recorder:
             output = model(image)
-    results = [recorder.describe(t) for _, t in tensors(output)]
-    return recorder.lines + [f'return {", ".join(results)}']
-
-
-def runs(name: str, img_size: List[int]) -> bool:
-    """Whether a registered model can be built for, and run on, images of that size."""
-    try:
-        return bool(operations(name, img_size=img_size))
-    except (AssertionError, RuntimeError, ValueError, ZeroDivisionError):
-        return False
-
-
-def tensors(value: Any, path: str = '') -> Iterator[Tuple[str, torch.Tensor]]:
-    """All tensors of a nested result with their place in it."""
-    if isinstance(value, torch.Tensor):
-        yield path or '.', value
-    elif isinstance(value, dict):
-        for k, v in value.items():
-            yield from tensors(v, f'{path}.{k}')
-    elif isinstance(value, (list, tuple)):
-        for i, v in enumerate(value):
-            yield from tensors(v, f'{path}.{i}')
+    origins: List[str] = []
+    results = [recorder.describe(t, origins) for _, t in tensors(output)]
+    return meta_device.lines + recorder.lines + [f'return {", ".join(results)} of {", ".join(origins)}']
 
 
 def digest(value: torch.Tensor) -> str:
     """Equal for tensors that are equal bit for bit, in dtype and shape too."""
     shape, content = list(value.shape), value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return f'{value.dtype}{shape}:{hashlib.sha256(content.numpy().tobytes()).hexdigest()[:16]}'
+    return f'{value.dtype}{shape}:{hashlib.sha256(content.numpy()).hexdigest()[:16]}'
 
 
-def randomize(model: nn.Module, seed: int) -> None:
-    """Move every parameter and statistic off its initial value: zeros and ones would hide what is done with them."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.add_(0.02 * noise.to(parameter))
-        for buffer_name, buffer in model.named_buffers():
-            if buffer_name.endswith(('running_mean', 'running_var')):
-                buffer.add_(0.1 * torch.rand(buffer.shape, generator=generator).to(buffer))
+class WithoutInitialization(TorchFunctionMode):
+    """Leaves matrices and kernels as they were allocated, for a model that is filled afterwards."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in INITIALIZERS and args and isinstance(args[0], nn.Parameter) and args[0].ndim > 1:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+NUM_NOISE = 1_000_003  # a prime: no two rows of a matrix are equal
+
+
+@functools.lru_cache(maxsize=1)
+def noise_block(seed: int) -> torch.Tensor:
+    return torch.randn(NUM_NOISE, generator=torch.Generator().manual_seed(seed))
+
+
+def noise(seed: int, name: str, like: torch.Tensor) -> torch.Tensor:
+    """Normal noise in the shape of a tensor, cut from one block at a place that the name decides: drawing is slow."""
+    start = zlib.crc32(name.encode()) % (NUM_NOISE // 2)
+    block, end = noise_block(seed), start + like.numel()
+    if end > NUM_NOISE:
+        block = block.repeat(-(-end // NUM_NOISE))
+    return block[start:end].view(like.shape).to(like)
+
+
+@torch.no_grad()
+def randomize(model: nn.Module, seed: int, fill: bool = False) -> None:
+    """Move every parameter and statistic off its initial value: zeros and ones would hide what is done with them.
+
+    Args:
+        model: Model on the CPU.
+        seed: Of the noise.
+        fill: Matrices and kernels were not initialised, give them values of the usual scale.
+    """
+    for name, parameter in model.named_parameters():
+        if fill and parameter.ndim > 1:
+            parameter.copy_(noise(seed, name, parameter)).mul_(parameter[0].numel() ** -0.5)
+        else:
+            parameter.add_(noise(seed, name, parameter), alpha=0.02)
+    for name, buffer in model.named_buffers():
+        if name.endswith('running_mean'):
+            buffer.add_(noise(seed, name, buffer), alpha=0.1)
+        elif name.endswith('running_var'):
+            buffer.add_(noise(seed, name, buffer).abs(), alpha=0.1)
 
 
 def values(
@@ -164,6 +154,7 @@ def values(
         device: str = 'cpu',
         dtype: str = 'float32',
         seed: int = 0,
+        fill: bool = False,
 ) -> Dict[str, str]:
     """Digests of what a model computes with real numbers: a pass in eval mode, a pass in train mode with gradients.
 
@@ -178,14 +169,17 @@ def values(
         device: Where to compute.
         dtype: Of parameters and image.
         seed: Of everything random.
+        fill: Give matrices and kernels random values at once, and do not initialise them before. How they are
+            initialised is part of what `operations` records.
     """
     if device != 'cpu':
         # where an operation has no deterministic algorithm it warns, and the caller sees by a second run
         torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(seed)
     model_kwargs = dict(model_kwargs or {})
-    model = build(name, model_kwargs, img_size)
-    randomize(model, seed)
+    with WithoutInitialization() if fill else contextlib.nullcontext():
+        model = build(name, model_kwargs, img_size)
+    randomize(model, seed, fill)
     model = model.to(device=device, dtype=getattr(torch, dtype))
     generator = torch.Generator().manual_seed(seed + 1)
     size = input_size(model, img_size, model_kwargs.get('in_chans', 3))
@@ -211,6 +205,16 @@ def values(
     return result
 
 
+def values_of_first(img_sizes: Sequence[List[int]], **arguments) -> Dict[str, str]:
+    """`values` for the first of some image sizes that the model takes, and which one that is."""
+    for size in img_sizes[:-1]:
+        try:
+            return {**values(img_size=size, **arguments), 'image size': str(size)}
+        except (AssertionError, RuntimeError, ValueError, ZeroDivisionError):
+            continue  # too small
+    return {**values(img_size=img_sizes[-1], **arguments), 'image size': str(img_sizes[-1])}
+
+
 def run(
         model: nn.Module,
         image: torch.Tensor,
@@ -223,6 +227,10 @@ def run(
         # an encoder without a classifier has no head, or one that refuses
         has_head = getattr(model, 'num_classes', 0) > 0 and hasattr(model, 'forward_head')
         output = model.forward_head(features) if has_head else features
+    for place, feature in tensors(features):
+        # numbers that are not finite, or are all the same, would be equal whatever was done to get them
+        if feature.is_floating_point() and not (feature.isfinite().all() and feature.float().std() > 0):
+            raise FloatingPointError(f'features {place} tell nothing')
     result = {f'features {k}': digest(v) for k, v in tensors(features)}
     result.update({f'output {k}': digest(v) for k, v in tensors(output)})
     if model.training:

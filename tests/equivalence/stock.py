@@ -9,7 +9,7 @@ from typing import Any, Dict
 HERE = Path(__file__).resolve().parent
 
 SERVER = """
-import importlib, json, os, sys
+import gc, importlib, json, os, sys
 sys.path[:0] = [sys.argv[2]]
 answers, sys.stdout = sys.stdout, sys.stderr
 import timm
@@ -17,6 +17,7 @@ assert os.path.dirname(os.path.dirname(timm.__file__)) == sys.argv[1], timm.__fi
 assert sys.argv[3] == str(hasattr(timm.models, 'EmbedStagesMixin')) == str('+mim' in timm.__version__)
 import torch
 torch.set_num_threads(1)
+gc.freeze()
 for line in sys.stdin:
     function, kwargs = json.loads(line)
     module, _, function = function.rpartition('.')

@@ -14,7 +14,6 @@ from timm.models import get_pretrained_cfg
 
 LARGEST = 40e6  # parameters of a registered model; --all-models for the others
 
-SMALL = [128, 128]
 # Most windows are larger than the grid of a small image, and do not shift. These run at the size they are made for.
 OWN_SIZE = {'swin_tiny_patch4_window7_224'}
 
@@ -23,31 +22,32 @@ def entries(all_models):
     return [entry for entry in served() if all_models or entry.parameters <= LARGEST]
 
 
-def image_size(name):
-    """A small size where the model takes it."""
-    own = list(get_pretrained_cfg(name).input_size[1:])
-    return own if name in OWN_SIZE or own < SMALL or not probe.runs(name, SMALL) else SMALL
+def image_sizes(entry):
+    """Sizes to try, small ones first. A convolution does the same at every size, a window or a grid does not."""
+    own = list(get_pretrained_cfg(entry.name).input_size[1:])
+    small = [] if entry.name in OWN_SIZE else [[64, 64], [128, 128]] if entry.kind == 'cnn' else [[128, 128]]
+    return [size for size in small if size <= own] + [own]
 
 
 def pytest_generate_tests(metafunc):
-    if 'registered_name' in metafunc.fixturenames:
-        names = [entry.name for entry in entries(metafunc.config.getoption('--all-models'))]
-        metafunc.parametrize('registered_name', names)
+    if 'entry' in metafunc.fixturenames:
+        found = entries(metafunc.config.getoption('--all-models'))
+        metafunc.parametrize('entry', [pytest.param(entry, id=entry.name) for entry in found])
 
 
-def assert_equal_values(stock, **arguments):
-    stock.ask('values', **arguments)
+def assert_equal_values(stock, function='values', **arguments):
+    stock.ask(function, **arguments)
     # in eval mode the two halves as a user calls them, in train mode forward_features itself
-    ours = probe.values(composed=['eval'], **arguments)
+    ours = getattr(probe, function)(composed=['eval'], **arguments)
     expected = stock.answer()
     assert {'eval features', 'train features'} <= {key.rsplit(' ', 1)[0] for key in expected}
     assert differing(ours, expected) == []
 
 
-def test_registered_model(stock, registered_name):
-    size = image_size(registered_name)
-    dtype = 'float32' if registered_name in {e.name for e in entries(False)} else 'bfloat16'
-    assert_equal_values(stock, name=registered_name, img_size=size, dtype=dtype)
+def test_registered_model(stock, entry):
+    dtype = 'float32' if entry.parameters <= LARGEST else 'bfloat16'
+    assert_equal_values(
+        stock, 'values_of_first', img_sizes=image_sizes(entry), name=entry.name, dtype=dtype, fill=True)
 
 
 @pytest.mark.parametrize('case', [pytest.param(case, id=case.name) for case in all_cases()])

@@ -13,7 +13,7 @@ def prediction_and_gradients(
     """Prediction, and the gradients of a sum of it with fixed weights, in which no target takes part."""
     method.zero_grad()
     training = method.training
-    method.train().train(training)  # LeViT and others cache attention biases in eval mode, with the graph of a backward pass
+    method.train().train(training)  # LeViT and others cache attention biases in eval mode, with their graph
     torch.manual_seed(1)  # dropout, stochastic depth
     prediction = method(images, noise=noise).prediction
     weights = torch.randn(prediction.shape, generator=torch.Generator().manual_seed(2))

@@ -154,10 +154,12 @@ def _feature_stride(
     """
     stride = []
     for size, patches, cells in zip(img_size, grid, map_size):
-        # stages halve the grid, an odd one is padded: the power of two is what they reduce by, padded or not
+        # stages halve the grid and pad an odd one: the power of two is what they reduce by, padded or not
         reduction = 1
         while reduction * cells < patches:
             reduction *= 2
+        if -(-patches // reduction) != cells and patches % cells == 0:
+            reduction = patches // cells  # no halving gives that map, it was pooled to a size of its own
         stride.append(reduction * size // patches)
     check_divides(backbone, img_size, map_size, stride)
     return tuple(stride)

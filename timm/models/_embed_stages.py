@@ -75,8 +75,9 @@ class EmbedStagesMixin:
     def patch_dim(self) -> int:
         """ Width of a patch token after `embed_patches`.
         """
-        own_grid = type(self).patch_grid is not EmbedStagesMixin.patch_grid  # of tokens that the class describes itself
-        if hasattr(self, 'embed_dim') and (own_grid or hasattr(getattr(self, 'patch_embed', None), 'dynamic_feat_size')):
+        has_patch_embed = hasattr(getattr(self, 'patch_embed', None), 'dynamic_feat_size')
+        own_grid = type(self).patch_grid is not EmbedStagesMixin.patch_grid
+        if hasattr(self, 'embed_dim') and (has_patch_embed or own_grid):
             return self.embed_dim
         return self._embed_on_meta((256, 256)).shape[-1]  # the width is that of any image
 
