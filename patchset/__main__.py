@@ -5,11 +5,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Iterable, Iterator, List, Optional
 
-from .apply import UpstreamDiffers, apply as apply_to
 from .diff import diff_tree, summary
 from .errors import PatchsetError
 from .project import Project
 from .proof import Proved
+from .series import write_series
 from .tree import Tree
 from .upgrade import plan_upgrade, prove_upgrade, write_upgrade
 
@@ -42,44 +42,53 @@ def diff(project: Project) -> None:
     print(summary(texts), file=sys.stderr)
 
 
-def apply(project: Project, tree: str, only: Optional[str], merge: bool) -> None:
-    """Turn a git tree of upstream into the pull request, so that `git diff` there shows it."""
-    applied = apply_to(project, Path(tree), only, merge)
-    for note in applied.notes:
-        print(note)
-    print(f'{tree}: {len(applied.written)} files written, {applied.settled} were right already')
+def series(project: Project, clone: str, output: Optional[str], only: List[str], cover: bool, dry_run: bool) -> None:
+    """Write the pull request as a series of patches for `git am`, against a clone of upstream."""
+    if not dry_run and output is None:
+        raise PatchsetError('series', 'needs -o DIR, the folder for the patches, or --dry-run for a listing')
+    made = write_series(project, Path(clone), None if dry_run else Path(output), only, cover)
+    for patch in made.patches:
+        subject = patch.commit.message.splitlines()[0]
+        print(f'{patch.step.name:24} +{patch.added:<5} -{patch.removed:<4} {subject}')
+    for note in made.notes:
+        print(note, file=sys.stderr)
+    print(f'{output}: {len(made.written)} files' if made.written else f'{len(made.patches)} patches, none is written')
 
 
-def upgrade(project: Project, version: str, keep: List[str], all_models: bool) -> None:
-    """Move the patch set to another release of upstream: merge, prove, write the overlays and the lock."""
-    planned = plan_upgrade(project, version, keep)
+def upgrade(project: Project, version: str, without: List[str], keep: List[str], all_models: bool) -> None:
+    """Move the patch set to another release of upstream: compare, prove, write the lock."""
+    planned = plan_upgrade(project, version, keep, without)
+    for finding in planned.left:
+        print(finding, flush=True)
+    kinds = Counter(finding.kind for finding in planned.findings)
+    print(', '.join(f'{kinds[kind]} {kind}' for kind in ('unchanged', 'carried', 'edited', 'left')), flush=True)
     for note in planned.notes:
-        print(note, flush=True)
-    kinds = Counter(note.kind for note in planned.notes)
-    print(', '.join(f'{number} {kind}' for kind, number in sorted(kinds.items())) or 'nothing differs', flush=True)
+        print(note)
     if planned.left:
         raise PatchsetError(
-            '', f'{len(planned.left)} things are left to do by hand, nothing is written: make the overlays fit '
-                f'{version}, or say --keep PATH:NAME where one is right as it is')
+            '', f'{len(planned.left)} places are left to a person, nothing is written: make the overlays fit '
+                f'{version}, leave a family out (--without FAMILY), or say --keep PATH:NAME where the overlay is right')
     proved = list(report(prove_upgrade(project, planned, all_models)))
-    failed = sum(model.problem is not None for model in proved)
+    failed = [model for model in proved if model.problem or model.reason and model.place not in keep]
     if failed or not proved:
-        raise PatchsetError('', f'{failed} of {len(proved)} models are not stock timm {version}, nothing is written')
+        raise PatchsetError(
+            '', f'{len(failed)} of {len(proved)} models are not proven to be stock timm {version}, nothing is written; '
+                'a model that stock timm itself cannot run needs --keep PATH:CLASS')
     write_upgrade(project, planned)
-    print(f'{len(proved)} models are stock timm {version}, operation for operation; overlays and lock are written.\n'
+    kept = sum(bool(model.reason) for model in proved)
+    print(f'{len(proved) - kept} models are stock timm {version}, {kept} unproven ones are kept; the lock is written.\n'
           f'By hand: {", ".join(PINNED_BESIDES)}')
 
 
-PINNED_BESIDES = ('tests/upstream/sdist.txt', 'tests/equivalence/registry.csv', 'patchset/releases.json', 'README.md')
+PINNED_BESIDES = ('tests/upstream/sdist.txt', 'tests/equivalence/registry.csv', 'README.md')
 
 
 def report(models: Iterable[Proved]) -> Iterator[Proved]:
-    for model in models:
-        if model.problem or model.reason:
-            what = model.problem or f'cannot be compared, stock timm fails: {model.reason}'
-            print(f'{model.name}: {what}', flush=True)
-        if not model.reason:
-            yield model
+    """Say what was proven, one line after the other while it runs."""
+    for number, model in enumerate(models, 1):
+        said = model.problem or (f'cannot be proven, stock timm fails: {model.reason}' if model.reason else 'equal')
+        print(f'{number:4} {model.name} ({model.place}): {said}', flush=True)
+        yield model
 
 
 def count(tree: Tree) -> str:
@@ -87,7 +96,7 @@ def count(tree: Tree) -> str:
     return f'{len(tree.woven)} files, {woven} woven, {len(tree.changed) - woven} new'
 
 
-COMMANDS = {command.__name__: command for command in (build, check, lock, diff, apply, upgrade)}
+COMMANDS = {command.__name__: command for command in (build, check, lock, diff, series, upgrade)}
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -97,13 +106,17 @@ def create_parser() -> argparse.ArgumentParser:
         name: commands.add_parser(name, help=command.__doc__, description=command.__doc__)
         for name, command in COMMANDS.items()
     }
-    add = parsers['apply'].add_argument
-    add('tree', metavar='TREE', help='root of a git tree of upstream, at whatever commit')
-    add('--only', metavar='STEP', help="one step: a family (vision_transformer), or 'mim', all the rest, last")
-    add('--merge', action='store_true', help='merge where the tree differs from the pinned release, and leave what '
-                                             'does not merge')
+    add = parsers['series'].add_argument
+    add('clone', metavar='CLONE', help='a clone of upstream that holds the pinned release; nothing is written into it')
+    add('-o', '--output', metavar='DIR', help='folder for the patches; those of an earlier series there are replaced')
+    add('--only', action='append', default=[], metavar='STEP',
+        help='a family, a fix or a group of steps, may be repeated; --dry-run lists them')
+    add('--cover', action='store_true', help='write a cover letter too')
+    add('--dry-run', action='store_true', help='list the patches and their lines, write nothing')
     add = parsers['upgrade'].add_argument
     add('version', metavar='VERSION', help='a release of upstream')
+    add('--without', action='append', default=[], metavar='FAMILY',
+        help="leave a family's overlay out; it waits in without/, and the next upgrade tries it again")
     add('--keep', action='append', default=[], metavar='PATH:NAME',
         help='what upstream changed, and the overlay is right about as it is')
     add('--all-models', action='store_true', help='prove every model, not one of each class')
@@ -118,11 +131,6 @@ def main(arguments: Optional[List[str]] = None, project: Optional[Project] = Non
         command(project or Project(), **options)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has seen enough
-    except UpstreamDiffers as error:
-        for note in error.notes:
-            print(note, file=sys.stderr)
-        print(f'patchset: {error}', file=sys.stderr)
-        return 2
     except (PatchsetError, OSError) as error:
         print(f'patchset: {error}', file=sys.stderr)
         return 2

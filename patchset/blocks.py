@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 from typing import List, Optional, Tuple
 
-from .composition import WHOLE, render_whole
+from .protocol import WHOLE, render_whole
 from .overlay import Item
 from .plan import Change, Plan, ScopePlan
 from .render import own_comments, render_item, render_part, upstream_comments

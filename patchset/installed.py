@@ -6,7 +6,7 @@ from typing import Optional
 
 from .project import ROOT
 
-ADVICE = f"'pip install -e {ROOT}' installs the fork"
+ADVICE = f"'pip install -e {ROOT}' installs the fork, 'make' in {ROOT} does so in .venv"
 
 
 def problem() -> Optional[str]:

@@ -3,7 +3,7 @@ import ast
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional
 
-from .composition import EMBED, STAGES, WHOLE, check_whole, compose
+from .protocol import EMBED, STAGES, WHOLE, check_whole, compose
 from .errors import PatchsetError
 from .overlay import Item, Overlay, moved_from_decorators, read_members
 from .scope import find, find_kind

@@ -1,4 +1,4 @@
-"""Proof 1 of the tests (`tests/equivalence`) on any two trees: operation for operation, the woven package is stock."""
+"""The proofs of `tests/equivalence` on any two trees: operations, and numbers where operations cannot be traced."""
 import sys
 from pathlib import Path
 from typing import Any, Callable, Collection, Iterator, List, NamedTuple, Optional
@@ -13,11 +13,13 @@ class Proved(NamedTuple):
     Attributes:
         name: The model.
         problem: The first difference, None if there is none.
-        reason: Why there is nothing to compare, None if there is: stock timm cannot be traced.
+        reason: Why there is nothing to compare, None if there is: stock timm itself fails.
+        place: Module and class, as `--keep` takes them.
     """
     name: str
     problem: Optional[str] = None
     reason: Optional[str] = None
+    place: str = ''
 
 
 def prove(
@@ -40,7 +42,7 @@ def prove(
         raise PatchsetError(str(root / FOLDER), 'is missing: the proof runs in a clone')
     sys.path.insert(0, str(root / FOLDER))
     try:
-        from compare import first_difference
+        from compare import differing, first_difference
         from registry import registered
         from stock import ForkedTimm, StockTimm
     finally:
@@ -49,7 +51,7 @@ def prove(
     try:
         entries = [entry for entry in registered() if modules is None or entry.module in modules]
         for models in groups(entries, all_models):
-            yield from prove_first(models, theirs, ours, first_difference)
+            yield from prove_first(models, theirs, ours, first_difference, differing)
     finally:
         theirs.close()
         ours.close()
@@ -65,7 +67,13 @@ def groups(entries: List[Any], all_models: bool) -> List[List[Any]]:
     return list(classes.values())
 
 
-def prove_first(models: List[Any], theirs: Any, ours: Any, first_difference: Callable) -> Iterator[Proved]:
+def prove_first(
+        models: List[Any],
+        theirs: Any,
+        ours: Any,
+        first_difference: Callable,
+        differing: Callable,
+) -> Iterator[Proved]:
     """The first model that both trees register and that has the protocol."""
     for entry in models:
         if not ask(ours, 'is_served', entry.name):
@@ -73,13 +81,27 @@ def prove_first(models: List[Any], theirs: Any, ours: Any, first_difference: Cal
         theirs.ask('operations', name=entry.name)
         ours.ask('operations', name=entry.name, composed=True)
         expected, found = theirs.read(), ours.read()
+        place = f'timm/models/{entry.module}.py:{entry.class_name}'
         if 'error' in expected:
-            yield Proved(entry.name, reason=expected['error'])
+            yield prove_numbers(entry.name, theirs, ours, differing)._replace(place=place)
         elif 'error' in found:
-            yield Proved(entry.name, found['error'])
+            yield Proved(entry.name, found['error'], place=place)
         else:
-            yield Proved(entry.name, first_difference(found['result'], expected['result']))
+            yield Proved(entry.name, first_difference(found['result'], expected['result']), place=place)
         return
+
+
+def prove_numbers(name: str, theirs: Any, ours: Any, differing: Callable) -> Proved:
+    """Features, output and gradients, bit for bit, of a model that cannot be traced on the meta device."""
+    theirs.ask('values', name=name)
+    ours.ask('values', name=name, composed=['eval'])
+    expected, found = theirs.read(), ours.read()
+    if 'error' in expected:
+        return Proved(name, reason=expected['error'])
+    if 'error' in found:
+        return Proved(name, found['error'])
+    differences = differing(found['result'], expected['result'])
+    return Proved(name, f'differs in {differences[0]}' if differences else None)
 
 
 def ask(process: Any, function: str, name: str) -> Any:

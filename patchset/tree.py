@@ -1,12 +1,15 @@
 """The whole package, woven in memory."""
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Set
 
 from .errors import PatchsetError
 from .lock import describe
 from .overlay import HEADER
 from .plan import make_plan
+from .protocol import WORDS, check_free, imported_classes, served_classes
+from .source import Source
 from .upstream import read_package
 from .weave import weave_plan
 
@@ -40,7 +43,7 @@ def weave_files(stock: Dict[str, bytes], files: Dict[str, bytes]) -> Tree:
         stock: Upstream's files by path.
         files: The fork's overlays and new files by path.
     """
-    changed, overlays, new_files = {}, {}, []
+    changed, overlays, new_files, served = {}, {}, [], {}
     for path, data in files.items():
         if path not in stock:
             if data.startswith(HEADER):
@@ -53,7 +56,19 @@ def weave_files(stock: Dict[str, bytes], files: Dict[str, bytes]) -> Tree:
             plan = make_plan(stock[path], data, path)
             changed[path] = weave_plan(plan, path)
             overlays[path] = describe(plan)
+            served[path] = set(served_classes(plan.overlay.source.tree))
+    check_subclasses(stock, served)
     return Tree(stock, changed, {'new_files': new_files, 'overlays': overlays})
+
+
+def check_subclasses(stock: Dict[str, bytes], served: Dict[str, Set[str]]) -> None:
+    """Classes that inherit the protocol from another module must not define its names either."""
+    names = '|'.join(sorted({name for classes in served.values() for name in classes}))
+    mentions = re.compile(rf'\b(?:{names})\b'.encode())
+    for path, data in stock.items() if names else ():
+        if path.endswith('.py') and WORDS.search(data) and mentions.search(data):
+            source = Source(data, f'upstream {path}')
+            check_free(source, imported_classes(source.tree, path, served), path)
 
 
 def read_overlays(root: Path) -> Iterator[tuple]:

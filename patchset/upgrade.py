@@ -1,17 +1,20 @@
-"""Moves the patch set to another release of upstream."""
+"""Moves the patch set to another release of upstream: nothing is merged, everything woven is proven or named."""
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
-from .adapt import Adapted, Note, adapt
 from .errors import PatchsetError
 from .files import replace_files, write_tree
+from .findings import Finding, compare_releases
 from .imported import missing_names
 from .lock import dump_lock
 from .proof import Proved, prove
 from .project import Project
-from .pull_request import MODELS, VERSION
-from .tree import PACKAGE, Tree, read_overlays, weave_files
+from .steps import EXPORTS, MODELS, VERSION, imports_of
+from .tree import HEADER, PACKAGE, Tree, read_overlays, weave_files
 from .upstream import read_package, release
+
+# overlays that are left out of a release wait here, by the release that they were made for; each upgrade tries them
+WAITING = 'without'
 
 
 class Upgrade(NamedTuple):
@@ -20,71 +23,123 @@ class Upgrade(NamedTuple):
     Attributes:
         pin: The release.
         stock: Upstream's files in it, by path.
-        files: The overlays, merged, and the new files.
-        notes: What upstream changed, one per method.
+        files: The overlays and the new files.
+        findings: One per class, more for one that is left.
+        waiting: Overlays that are left out, by path below `without/`.
+        notes: Other things to look at.
     """
     pin: Dict[str, str]
     stock: Dict[str, bytes]
     files: Dict[str, bytes]
-    notes: List[Note]
+    findings: List[Finding]
+    waiting: Dict[str, bytes]
+    notes: List[str]
 
     @property
-    def left(self) -> List[Note]:
-        return [note for note in self.notes if note.kind == 'left']
+    def left(self) -> List[Finding]:
+        return [finding for finding in self.findings if finding.kind == 'left']
 
 
-def plan_upgrade(project: Project, version: str, keep: Sequence[str] = ()) -> Upgrade:
-    """Fetch a release and merge every overlay into it. Nothing is written.
+def plan_upgrade(
+        project: Project,
+        version: str,
+        keep: Sequence[str] = (),
+        without: Sequence[str] = (),
+) -> Upgrade:
+    """Fetch a release and compare it, class by class, with the one that each overlay was made for. Writes nothing.
 
     Args:
         version: The release, older ones too.
-        keep: `path:Class.method` of what upstream changed and the overlay is right about as it is.
+        keep: `path:Class.name` of what upstream changed and the overlay is right about as it is.
+        without: Families to leave out.
     """
+    folder = project.build_folder / 'upstream'
     old = read_package(project.wheel())
-    pin = release(project.pin['name'], version, project.build_folder / 'upstream')
-    stock = read_package(project.build_folder / 'upstream' / pin['wheel'])
-    files, notes, package = {}, [], dict(stock)
-    for path, data in read_overlays(project.root):
+    pin = release(project.pin['name'], version, folder)
+    stock = read_package(folder / pin['wheel'])
+    files = dict(read_overlays(project.root))
+    bases = {path: old for path in files}
+    made_for = {path: project.pin['version'] for path in files}
+    for path, (base, data) in waiting(project.root).items():
+        files[path], made_for[path] = data, base
+        bases[path] = read_package(folder / release(project.pin['name'], base, folder)['wheel'])
+    out = left_out(files, without)
+    parked = {f'{WAITING}/{made_for[path]}/{path}': files.pop(path) for path in out}
+    findings: List[Finding] = []
+    package = dict(stock)
+    for path, data in files.items():
         if path == VERSION:
             files[path] = data.replace(f"'{project.pin['version']}+".encode(), f"'{version}+".encode())
-        elif path in old:
-            result: Adapted = adapt(old[path], stock.get(path), data, path, tuple(keep))
-            files[path] = result.overlay
-            notes += result.notes
-            if result.woven is not None:
-                package[path] = result.woven
+        elif data.startswith(HEADER):
+            found, woven = compare_releases(bases[path][path], stock.get(path), data, path, tuple(keep))
+            findings += found
+            package[path] = woven if woven is not None else stock.get(path, b'')
+        elif path in stock:
+            findings.append(Finding('left', path, '', 'is a new file of the fork, upstream has a file of that name'))
         else:
-            files[path] = package[path] = data
-            if path in stock:
-                notes.append(Note('left', path, 'upstream has a file of that name'))
+            package[path] = data
+    modules = {path: data for path, data in files.items() if not data.startswith(HEADER) and path.endswith('.py')}
+    findings += [
+        Finding('left', missing.path, '', f'imports {missing}, which this release does not have')
+        for missing in missing_names(modules, package) if missing.path not in keep]
     check_kept(keep, files)
-    modules = {path: data for path, data in files.items() if path not in old and path.endswith('.py')}
-    notes += [
-        Note('missing', missing.path, f'imports {missing}, which upstream does not have')
-        for missing in missing_names(modules, package)]
-    return Upgrade(pin, stock, files, notes + list(new_models(old, stock, files)))
+    notes = [f'no overlay serves: {path}' for path in new_models(old, stock, files)]
+    return Upgrade(pin, stock, files, findings, parked, notes)
+
+
+def waiting(root: Path) -> Dict[str, Tuple[str, bytes]]:
+    """Overlays that wait, by path, with the release that they were made for."""
+    found = {}
+    for file in sorted((root / WAITING).rglob('*.py')):
+        version, path = file.relative_to(root / WAITING).as_posix().split('/', 1)
+        found[path] = version, file.read_bytes()
+    return found
+
+
+def left_out(files: Dict[str, bytes], without: Sequence[str]) -> List[str]:
+    """Overlays of the families, and of those that import them."""
+    overlays = [path for path, data in files.items() if data.startswith(HEADER) and path != EXPORTS]
+    families = {path[len(MODELS):-3] for path in overlays if path.startswith(MODELS)}
+    for name in without:
+        if name not in families:
+            raise PatchsetError(f'--without {name}', f'takes a family: {", ".join(sorted(families))}')
+    out = {f'{MODELS}{name}.py' for name in without}
+    for _ in overlays:
+        out |= {path for path in overlays if out.intersection(imports_of(path, files[path], set(files)))}
+    return sorted(out)
 
 
 def check_kept(keep: Sequence[str], files: Dict[str, bytes]) -> None:
     for name in keep:
         if name.split(':')[0] not in files:
-            raise PatchsetError(f'--keep {name}', "takes an overlay and a method, 'timm/models/eva.py:Eva.forward'")
+            raise PatchsetError(f'--keep {name}', "takes a place that was left, as 'timm/models/eva.py:Eva.forward'")
 
 
-def new_models(old: Dict[str, bytes], stock: Dict[str, bytes], files: Dict[str, bytes]) -> Iterator[Note]:
+def new_models(old: Dict[str, bytes], stock: Dict[str, bytes], files: Dict[str, bytes]) -> Iterator[str]:
     for path in sorted(set(stock) - set(old) - set(files)):
         if path.startswith(MODELS) and b'def forward_features' in stock[path]:
-            yield Note('new', path, 'models that no overlay serves')
+            yield path
 
 
 def write_upgrade(project: Project, upgrade: Upgrade) -> None:
-    """Write the merged overlays and the lock, all or nothing."""
+    """Write overlays, version and lock, all or nothing; what is left out goes to `without/`, or comes back."""
     tree = weave_files(upgrade.stock, upgrade.files)
     before = dict(read_overlays(project.root))
     files: Dict[Path, bytes] = {
-        project.root / path: data for path, data in upgrade.files.items() if data != before[path]}
+        project.root / path: data for path, data in upgrade.files.items() if data != before.get(path)}
+    files.update({project.root / path: data for path, data in upgrade.waiting.items()})
     files[project.lock_file] = dump_lock({'upstream': upgrade.pin, **tree.facts}).encode()
     replace_files(files, project.root)
+    stale = [project.root / path for path in before if path not in upgrade.files]
+    stale += [file for file in (project.root / WAITING).rglob('*.py')
+              if file.relative_to(project.root).as_posix() not in upgrade.waiting]
+    for file in stale:
+        file.unlink()
+    for folder in sorted((project.root / WAITING).rglob('*'), reverse=True):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    if (project.root / WAITING).is_dir() and not any((project.root / WAITING).iterdir()):
+        (project.root / WAITING).rmdir()
 
 
 def prove_upgrade(project: Project, upgrade: Upgrade, all_models: bool = False) -> Iterator[Proved]:

@@ -11,6 +11,7 @@ from .imports import import_edits
 from .names import check_names
 from .placement import attribute_edits, end_edits, place_edits
 from .plan import Plan, ScopePlan, make_plan
+from .protocol import check_free, served_classes
 from .render import check_comments
 from .source import parse
 
@@ -23,6 +24,7 @@ def weave(upstream: bytes, overlay: bytes, path: str) -> bytes:
 
 
 def weave_plan(plan: Plan, path: str) -> bytes:
+    check_free(plan.upstream, served_classes(plan.overlay.source.tree), path)
     edits = import_edits(plan.upstream, plan.overlay)
     # classes first: what is added at the end of a class stands before what is added after the class
     for scope in plan.classes + [plan.module]:

@@ -7,7 +7,7 @@ from typing import Dict, Iterator, List, NamedTuple, Tuple
 
 from pages import PAGES, ROOT, blocks
 
-PULL_REQUEST = ROOT / 'patchset' / 'PULL_REQUEST.md'
+PULL_REQUEST = ROOT / 'patchset' / 'texts' / 'cover.md'
 SCRIPTS = [ROOT / name for name in (
     'train.py', 'validate.py', 'class_weights.py', 'demo.py', 'examples/maskfeat.py', 'timm/mim/convert/__init__.py')]
 RECIPES = sorted((ROOT / 'recipes').glob('*.yaml'))

@@ -34,17 +34,20 @@ ELSEWHERE = {
     'pip install git+file:///path/to/a/clone': 'tests/patchset/test_packaging.py::test_install_from_git',
     "pip install '.[samples]'":
         'fetches packages; timm itself: tests/patchset/test_packaging.py::test_pip_wheel',
-    'python -m patchset apply TREE':
-        'needs a tree of upstream: tests/patchset/test_apply.py::test_real_overlays_make_the_first_step_and_the_whole',
+    'python -m patchset series CLONE -o DIR':
+        'needs a clone of upstream: tests/patchset/test_series.py::test_series_gives_the_woven_tree_and_nothing_else',
+    'git am --3way': 'tests/patchset/test_series.py::test_series_gives_the_woven_tree_and_nothing_else',
+    'pip install -U timm': 'replaces the fork, as the page says',
+    'pip install -U': 'the same',
+    'pip install -e .': 'tests/patchset/test_packaging.py',
     'python -m patchset upgrade VERSION':
-        'fetches a release: tests/patchset/test_upgrade.py::test_release_that_changes_the_moved_part_is_carried_along',
-    'git diff --cached --shortstat': 'in the tree of the pull request, whose lines it counts',
+        'fetches a release: tests/patchset/test_upgrade.py::test_change_of_the_moved_part_is_carried_and_back',
     # no commands, but forms of some
     'torchrun --nproc-per-node 8 train.py ...': 'whole ones are in blocks of code',
     'python -m timm.mim.convert': 'whole ones are in blocks of code',
     'python -m timm.mim.pretrain': 'whole ones are in blocks of code',
     "python -m timm.mim.convert SOURCE DEST '[--to' 'FORMAT]'": 'whole ones are in blocks of code',
-    "python -m patchset build '|' check '|' lock '|' diff '|' apply '|' upgrade": 'tests/patchset/test_project.py',
+    "python -m patchset build '|' check '|' lock '|' diff '|' series '|' upgrade": 'tests/patchset/test_project.py',
 }
 COMMANDS = [command for command in documented_commands() if list(command.words) not in map(shlex.split, ELSEWHERE)]
 

@@ -2,7 +2,7 @@
 from importlib.util import module_from_spec, spec_from_file_location
 
 from patchset.project import Project
-from patchset.pull_request import FAMILY_TEST_SOURCE
+from patchset.steps import FAMILY_TEST_SOURCE
 
 spec = spec_from_file_location('family_test', Project().root / FAMILY_TEST_SOURCE)
 family_test = module_from_spec(spec)

@@ -20,7 +20,8 @@ from patchset.upstream import WHEEL_VARIABLE, read_licence, read_package
 
 VERSION = read_version(Project().root / 'timm' / 'version.py')
 SOURCES = (
-    'timm', 'patchset', 'tests', 'hatch_build.py', 'pyproject.toml', 'upstream.lock.json', 'LICENSE', 'README.md')
+    'timm', 'recipes', 'patchset', 'tests', 'hatch_build.py', 'pyproject.toml', 'upstream.lock.json', 'LICENSE',
+    'README.md')
 pytestmark = pytest.mark.xdist_group('packaging')
 
 

@@ -9,9 +9,8 @@ import torch
 import torch.nn as nn
 
 from timm.layers import PatchDropout, PatchDropoutWithIndices
-from timm.models import has_embed_stages
+from timm.models import get_model_input_config, has_embed_stages
 
-from .older_timm import get_model_input_config
 from .output import ImageSizeError, MIMUnsupportedError
 
 __all__ = [

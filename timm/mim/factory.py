@@ -7,12 +7,11 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, Type, Union
 
 import torch.nn as nn
 
-from timm.models import create_model, list_models
+from timm.models import create_model, list_models, resolve_model_input_args
 from timm.models._model_class import get_model_class
 
 from .backbone import model_input, to_pair
 from .model_names import is_known_model, nearest_names, unknown_model
-from .older_timm import resolve_model_input_args
 from .output import ImageSizeError
 
 __all__ = ['create_mim', 'get_mim', 'list_mim_models', 'list_mims', 'register_mim']

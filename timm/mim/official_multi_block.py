@@ -16,9 +16,6 @@ __all__ = ['OfficialMultiBlockSampler', 'official_multi_block_masks']
 
 _NOISE_STEPS = 1 << 24  # values that noise in float32 can have
 
-# torch before 2.1 has none to keep out, and upstream's training script, which imports this, still runs with it
-_not_compiled = torch.compiler.disable if hasattr(torch, 'compiler') else lambda function: function
-
 
 class OfficialMultiBlockSampler(nn.Module):
     """ Makes the masks of the reference, on the host and seeded by the noise of the first sample.
@@ -56,7 +53,7 @@ class OfficialMultiBlockSampler(nn.Module):
         )
         official_multi_block_masks(grid_size, 1, 0, torch.Generator('cpu').manual_seed(0), **self.options)
 
-    @_not_compiled  # lists and a generator; what follows is compiled for each length of masks
+    @torch.compiler.disable  # lists and a generator; what follows is compiled for each length of masks
     def forward(self, noise: torch.Tensor) -> MultiBlockMasks:
         """ Make masks.
 

@@ -6,11 +6,10 @@ from typing import Callable, Tuple, Union
 import torch
 import torch.nn as nn
 
-from timm.models import create_model, is_model
+from timm.models import create_model, is_model, resolve_model_input_args
 from timm.models._registry import get_arch_name
 
 from .hog import hog_target
-from .older_timm import resolve_model_input_args
 from .targets import normalized_pixel_target, pixel_target
 from .teacher import TeacherTarget
 

@@ -10,11 +10,10 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Opt
 import torch
 import torch.nn as nn
 
-from timm.models import create_model, is_model
+from timm.models import create_model, is_model, resolve_model_input_args
 
 from ..factory import create_mim
 from ..model_names import unknown_model
-from ..older_timm import resolve_model_input_args
 from ..teacher import TeacherTarget
 
 __all__ = [

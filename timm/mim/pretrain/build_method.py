@@ -9,10 +9,9 @@ from typing import Any, Dict, Iterator, List, Tuple
 import torch.nn as nn
 
 from timm.layers import set_fast_norm
-from timm.models import create_model
+from timm.models import create_model, resolve_model_input_args
 from ..factory import create_mim, list_mim_models
 from ..model_names import is_known_model, unknown_model
-from ..older_timm import resolve_model_input_args
 from ..output import MIMUnsupportedError
 from ..user_module import import_user_module
 from .errors import UserError, flag_name, one_line

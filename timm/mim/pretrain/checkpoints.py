@@ -11,8 +11,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 import torch
 
 from timm.task import MaskedImageModelingTask
-from timm.utils import CheckpointSaver, NativeScaler
-from ..older_timm import load_checkpoint_metadata
+from timm.utils import CheckpointSaver, NativeScaler, load_checkpoint_metadata
 from .errors import UserError, one_line
 from .run_folder import LAST, plain_options
 

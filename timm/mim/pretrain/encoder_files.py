@@ -10,8 +10,7 @@ import torch
 import torch.nn as nn
 from safetensors.torch import save_file
 
-from timm.models._hub import HF_SAFE_WEIGHTS_NAME
-from ..older_timm import save_config_for_hf
+from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
 from .files import write_complete
 
 ENCODER = 'encoder.safetensors'

@@ -49,8 +49,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, log: LogFile, lock: FolderLock) -> None:
-    if not hasattr(torch, 'compiler'):
-        raise UserError(f'--mim needs PyTorch 2.1 or newer, this is {torch.__version__}.')
     import_mim_module(args)
     options, from_recipe = resolve_options(args)
     import_device_modules(options)

@@ -1,0 +1,243 @@
+"""The pull request as a series of patches in git's mail format: `git am --3way` takes them, git merges."""
+import csv
+import re
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set
+
+from .clone import COVER, Clone, Commit
+from .contents import PATH as CONTENTS, merge_contents
+from .diff import diff_file
+from .errors import PatchsetError
+from .imported import missing_names
+from .plan import make_plan
+from .project import Project
+from .script import SCRIPTS, hand_over
+from .steps import EXPORTS, FAMILY_TEST, METHODS, MODELS, Sources, Step, steps
+from .tree import Tree
+from .weave import weave_plan
+
+TEXTS = Path(__file__).with_name('texts')
+REGISTRY = 'tests/equivalence/registry.csv'
+
+
+class Patch(NamedTuple):
+    """
+    Attributes:
+        step: What it is.
+        commit: Its message and files.
+        added: Lines that it adds.
+        removed: Lines that it removes.
+    """
+    step: Step
+    commit: Commit
+    added: int
+    removed: int
+
+
+class Series(NamedTuple):
+    """
+    Attributes:
+        patches: In their order.
+        notes: What is left out, and why.
+        written: Names of the files.
+    """
+    patches: List[Patch]
+    notes: List[str]
+    written: List[str]
+
+
+def write_series(
+        project: Project,
+        clone: Path,
+        folder: Optional[Path],
+        only: Sequence[str] = (),
+        cover: bool = False,
+) -> Series:
+    """Write the series, or a part of it, against a clone that holds the pinned release.
+
+    Args:
+        clone: A clone of upstream; nothing is written into it.
+        folder: Where the patches go, None for a listing. What it holds of an earlier series is replaced.
+        only: Names of steps or of groups of them. Families and fixes stand alone; the others stand on all before them.
+        cover: Whether to write a cover letter too.
+    """
+    series = Builder(project, Clone(clone)).build(only)
+    if folder is None:
+        return series
+    with tempfile.TemporaryDirectory() as temporary:
+        commits = [patch.commit for patch in series.patches]
+        text = (TEXTS / 'cover.md').read_text(encoding='utf-8') if cover else None
+        source = Clone(clone)
+        base = source.base(project.pin['version'])
+        names = source.mail(base, commits, Path(temporary), text)
+        chosen = [
+            name for name, patch in zip(names, series.patches) if not only or is_chosen(patch.step, only)]
+        chosen += [COVER] if cover else []
+        folder.mkdir(parents=True, exist_ok=True)
+        for earlier in [*folder.glob('[0-9][0-9][0-9][0-9]-*.patch'), *folder.glob(COVER)]:
+            earlier.unlink()
+        for name in chosen:
+            (folder / name).write_bytes((Path(temporary) / name).read_bytes())
+    return series._replace(written=chosen)
+
+
+def is_chosen(step: Step, only: Sequence[str]) -> bool:
+    return step.name in only or step.kind in only
+
+
+class Builder:
+    """Makes the commits."""
+
+    def __init__(self, project: Project, clone: Clone):
+        self.project, self.clone = project, clone
+        self.version = project.pin['version']
+        self.tree: Tree = project.check()
+        self.sources = Sources(project.root)
+        self.base = clone.base(self.version)
+        self.there = clone.tree(self.base)
+        overlaid = {path: self.tree.stock[path] for path in self.sources.overlays}
+        clone.require(self.base, overlaid, self.version)
+        self.models = models_of(project.root / REGISTRY)
+        self.notes: List[str] = []
+
+    def build(self, only: Sequence[str]) -> Series:
+        every = steps(self.sources)
+        names = {step.name for step in every} | {step.kind for step in every}
+        unknown = [name for name in only if name not in names]
+        if unknown:
+            raise PatchsetError(f'--only {unknown[0]}', f'takes a step or a group of steps: {", ".join(sorted(names))}')
+        chosen = [step for step in every if not only or is_chosen(step, only)]
+        if only and all(step.kind in ('family', 'fix') for step in chosen):
+            every = self.alone(chosen)
+        patches, before = [], {}
+        for step in every:
+            files = self.files(step, before)
+            if files:
+                patches.append(self.patch(step, files, before))
+                before = {**before, **files}
+        self.check_imports(before)
+        return Series(patches, self.notes, [])
+
+    def alone(self, chosen: List[Step]) -> List[Step]:
+        """Families and fixes without the steps before them: each brings the new modules that it imports."""
+        found, taken = [], set()
+        for step in chosen:
+            needed = [path for path in self.sources.needed(step.paths[0]) if path not in taken]
+            families = [path for path in needed if path in self.sources.overlays and path != step.paths[0]]
+            for family in families:
+                needed.remove(family)
+                found.append(Step(family[len(MODELS):-3], 'family', [family]))
+            found.append(step._replace(paths=needed))
+            taken.update(needed, families)
+        return found
+
+    def files(self, step: Step, before: Dict[str, bytes]) -> Dict[str, bytes]:
+        """Contents of the step's files."""
+        files: Dict[str, bytes] = {}
+        for path in step.paths:
+            if path in self.sources.overlays:
+                files[path] = self.tree.changed[path]
+            elif path in (*SCRIPTS, CONTENTS) and path not in self.there:
+                self.notes.append(f'{path}: left out, the commit that the series starts from has none')
+            elif path in SCRIPTS:
+                files[path] = hand_over(self.clone.read(self.base, path), path)
+            elif path == CONTENTS:
+                files[path] = merge_contents(self.sources.contents, self.clone.read(self.base, path))
+            elif path in self.there:
+                raise PatchsetError(path, f'is a new file of the fork, but {self.base[:12]} has it')
+            else:
+                files[path] = self.sources.text(path)
+        return {**files, **self.growing({**before, **files}, before)} if files else files
+
+    def growing(self, available: Dict[str, bytes], before: Dict[str, bytes]) -> Dict[str, bytes]:
+        """The files that get lines with each step, where they differ from what the last step left."""
+        paths: Set[str] = set(available)
+        found = {}
+        if EXPORTS in self.sources.overlays:
+            overlay = self.sources.exports(EXPORTS, paths)
+            stock = self.tree.stock[EXPORTS]
+            found[EXPORTS] = weave_plan(make_plan(stock, overlay, EXPORTS), EXPORTS)
+        if any(path.startswith(METHODS.rsplit('/', 1)[0]) for path in paths):
+            found[METHODS] = self.sources.exports(METHODS, paths)
+        if any(path.startswith(MODELS) for path in paths) and self.sources.family_test_source:
+            found[FAMILY_TEST] = self.sources.family_test(paths)
+        old = {**{EXPORTS: self.tree.stock.get(EXPORTS)}, **before}
+        return {path: data for path, data in found.items() if data != old.get(path)}
+
+    def check_imports(self, files: Dict[str, bytes]) -> None:
+        """The last step leaves no import without what it names."""
+        new = {path: data for path, data in files.items() if path.startswith('timm/') and path.endswith('.py')}
+        for missing in missing_names(new, {**self.tree.stock, **new}):
+            raise PatchsetError(missing.path, f'imports {missing}, which no step brings')
+
+    def patch(self, step: Step, files: Dict[str, bytes], before: Dict[str, bytes]) -> Patch:
+        counts = [self.count(path, data, before) for path, data in files.items()]
+        added, removed = (sum(pair[i] for pair in counts) for i in (0, 1))
+        own = [pair for path, pair in zip(files, counts) if path == step.paths[0]]
+        message = self.message(step, files, added, removed, own[0] if own else (0, 0))
+        return Patch(step, Commit(message, files), added, removed)
+
+    def count(self, path: str, data: bytes, before: Dict[str, bytes]) -> tuple:
+        if path.endswith('.png'):
+            return 0, 0
+        old = before.get(path, self.tree.stock.get(path))
+        if old is None and path in self.there:
+            old = self.clone.read(self.base, path)
+        lines = diff_file(old, data, path).split('\n@@', 1)[-1].split('\n')
+        return tuple(sum(line.startswith(sign) for line in lines) for sign in '+-')
+
+    def message(self, step: Step, files: Dict[str, bytes], added: int, removed: int, own: tuple) -> str:
+        name = step.name if (TEXTS / f'{step.name}.md').is_file() else step.kind
+        template = (TEXTS / f'{name}.md').read_text(encoding='utf-8')
+        overlay = self.sources.overlays.get(step.paths[0], b'')
+        served = [model for model, of in self.models.get(step.name, []) if f'class {of}('.encode() in overlay]
+        number = re.search(r'-(\d+)$', step.name)
+        values = {
+            'name': step.name, 'version': self.version, 'added': added, 'removed': removed, 'models': len(served),
+            'part': f', part {number[1]}' if number else '', 'own_added': own[0], 'own_removed': own[1],
+            'what': '\n'.join(self.what(step)), 'contents': '\n'.join(self.titles(files)),
+        }
+        subject, body = template.strip().split('\n', 1)
+        return f'{subject.format(**values)}\n\n{body.strip().format(**values)}\n'
+
+    def what(self, step: Step) -> Iterator[str]:
+        """What an overlay does, as the lock says it."""
+        facts = self.tree.facts['overlays'].get(step.paths[0], {})
+        for name, split in facts.get('split', {}).items():
+            yield bullet(f'{name}: its statements move into {listed(split["into"])}')
+        for name in facts.get('replaced', {}):
+            yield bullet(f'{name}: written anew')
+        new = [word.split(' ', 1)[1] for word in facts.get('new', [])]
+        moved = {f'{name.rsplit(".", 1)[0]}.{part}' for name, split in facts.get('split', {}).items()
+                 for part in split['into']}
+        if set(new) - moved:
+            yield bullet(f'new: {listed(sorted(set(new) - moved))}')
+
+    def titles(self, files: Dict[str, bytes]) -> Iterator[str]:
+        """Each file that is new with the first line of its docstring."""
+        for path, data in sorted(files.items()):
+            if path not in self.tree.stock:
+                found = re.match(rb'"""\s*([^\n"]*)', data) if path.endswith('.py') else None
+                title = found[1].decode().strip().rstrip('.') if found else ''
+                yield bullet(f'{path}: {title}' if title else path)
+
+
+def bullet(text: str) -> str:
+    return textwrap.fill(text, 72, initial_indent='- ', subsequent_indent='  ', break_long_words=False,
+                         break_on_hyphens=False)
+
+
+def listed(names: Sequence[str]) -> str:
+    return ' and '.join([', '.join(names[:-1])] * bool(names[:-1]) + [*names[-1:]])
+
+
+def models_of(registry: Path) -> Dict[str, List[tuple]]:
+    """Names and classes of the registered models, by the module that they are of."""
+    found: Dict[str, List[tuple]] = {}
+    if registry.is_file():
+        with open(registry, newline='', encoding='utf-8') as file:
+            for row in csv.DictReader(file):
+                found.setdefault(row['module'], []).append((row['model'], row['class']))
+    return found

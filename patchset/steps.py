@@ -1,0 +1,277 @@
+"""What goes upstream, in steps that a person can review: the files of each, and in which order."""
+import ast
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set
+
+from .contents import PATH as CONTENTS, pages_of
+from .errors import PatchsetError
+from .overlay import HEADER
+from .script import SCRIPTS
+from .source import parse
+from .tree import PACKAGE, RECIPES, read_overlays
+
+VERSION = f'{PACKAGE}/version.py'  # the fork's own
+MODELS = f'{PACKAGE}/models/'
+EXPORTS = f'{PACKAGE}/models/__init__.py'
+MIM = f'{PACKAGE}/mim/'
+METHODS = f'{MIM}__init__.py'
+FIRST = 'vision_transformer'
+FAMILY_TEST = 'tests/test_embed_stages.py'
+FAMILY_TEST_SOURCE = 'patchset/texts/test_embed_stages.py'
+GROWING = (EXPORTS, METHODS, FAMILY_TEST)  # these get a few lines with each step
+LONGEST = 1400  # lines of new files in a step
+
+TEST_FOLDERS = ('tests/models', 'tests/mim', 'tests/train')
+# what upstream's tests do not have: this tool, the fork's own script, libraries (most tests ask for those and skip)
+NOT_UPSTREAM = {'patchset', 'training', 'transformers', 'lightly'}
+# of the tests of training those that are not about the fork's own scripts and recipes
+OF_TRAINING = {
+    'test_given_arguments.py', 'test_masked_image_modeling_task.py', 'test_pretrain_baselines.py',
+    'test_pretrain_data.py', 'test_pretrain_distributed.py', 'test_pretrain_progress.py', 'test_pretrain_resume.py',
+}
+OF_THE_FORK = {'test_models_page.py'}  # how its pages are made
+# what the pages speak of
+EXAMPLES = ('examples/maskfeat.py',)
+
+
+class Step(NamedTuple):
+    """
+    Attributes:
+        name: A family, an overlay of another file, or a group with a number: 'mim-2'.
+        kind: 'family', 'fix' (stands alone) or a group: 'mim', 'task', 'pretrain', 'convert', 'scripts',
+            'documentation'.
+        paths: The files that come with it; `GROWING` files come along by themselves.
+    """
+    name: str
+    kind: str
+    paths: List[str]
+
+
+class Sources:
+    """The files of the fork that go upstream.
+
+    Attributes:
+        overlays: Overlays by path.
+        modules: New modules, and the recipes that the package carries, by path.
+        tests: Tests and the modules that they import, by path.
+        documents: Documentation pages and their pictures, and an example, by path.
+        contents: Entries for the pages, None without pages.
+    """
+
+    def __init__(self, root: Path):
+        files = {path: data for path, data in read_overlays(root) if path != VERSION}
+        self.root = root
+        self.overlays = {path: data for path, data in files.items() if data.startswith(HEADER)}
+        self.modules = {path: data for path, data in files.items() if path not in self.overlays}
+        pages = sorted((root / CONTENTS).parent.rglob('*.mdx'))
+        pictures = sorted((root / CONTENTS).parent.rglob('*.png'))
+        examples = sorted(path for pattern in EXAMPLES for path in root.glob(pattern))
+        self.tests = tests(root)
+        self.documents = {
+            path.relative_to(root).as_posix(): path.read_bytes() for path in [*examples, *pages, *pictures]}
+        self.contents = (root / CONTENTS).read_bytes() if (root / CONTENTS).is_file() else None
+        listed = pages_of(self.contents or b'')
+        for page in pages:
+            if page.relative_to((root / CONTENTS).parent).with_suffix('').as_posix() not in listed:
+                raise PatchsetError(CONTENTS, f'has no entry for {page.name}')
+        family_test = root / FAMILY_TEST_SOURCE
+        self.family_test_source = family_test.read_bytes() if family_test.is_file() else b''
+        exports = {EXPORTS: self.overlays.get(EXPORTS, b''), METHODS: self.modules.get(METHODS, b'')}
+        self.homes = {name: home for path, data in exports.items() for name, home in homes(path, data).items()}
+
+    def text(self, path: str) -> bytes:
+        return next(files[path] for files in (self.overlays, self.modules, self.tests, self.documents) if path in files)
+
+    @property
+    def families(self) -> List[str]:
+        """Overlays of model files by name, ViT first."""
+        names = [path[len(MODELS):-3] for path in self.overlays if path.startswith(MODELS) and path != EXPORTS]
+        return sorted(names, key=lambda name: (name != FIRST, name))
+
+    @lru_cache(maxsize=None)
+    def imports(self, path: str) -> List[str]:
+        """The files of the fork that a file imports; a name that a package exports counts as the module's it is of."""
+        known = {*self.overlays, *self.modules, *self.tests}
+        found = []
+        names = list(imported_names(path, self.text(path)))
+        if 'timm.mim' in names and not self.homes.keys() & set(names):  # all of it: 'import timm.mim'
+            found += [home for name, home in self.homes.items() if name.startswith('timm.mim.')]
+        for name in names:
+            if name in self.homes:
+                found.append(self.homes[name])
+                continue
+            module = name.replace('.', '/')
+            beside = f'{path.rsplit("/", 1)[0]}/{module}.py' if path in self.tests else ''
+            found += [file for file in (f'{module}.py', f'{module}/__init__.py', beside) if file in known]
+        if path in self.tests:
+            found += [f'{path.rsplit("/", 1)[0]}/conftest.py'] * (f'{path.rsplit("/", 1)[0]}/conftest.py' in self.tests)
+        return [file for file in dict.fromkeys(found) if file not in (path, EXPORTS, METHODS)]
+
+    def needed(self, path: str) -> List[str]:
+        """A file after the files of the fork that it imports, directly or not."""
+        return in_order(self, [path], set())
+
+    def exports(self, path: str, available: Set[str]) -> bytes:
+        """The `__init__.py` of a package, with the imports of available modules only."""
+        data = self.text(path)
+        lines = data.splitlines(keepends=True)
+        for statement in reversed(parse(data, path).body):
+            home = f'{path.rsplit("/", 1)[0]}/{getattr(statement, "module", "")}.py'
+            if home in self.modules and home not in available:
+                del lines[statement.lineno - 1:statement.end_lineno]
+        return b''.join(lines)
+
+    def family_test(self, available: Set[str]) -> bytes:
+        """The test of all families, with the lines of those that are there only."""
+        lines = self.family_test_source.splitlines(keepends=True)
+        return b''.join(
+            line for line in lines
+            if family_of(line) is None or f'{MODELS}{family_of(line)}.py' in available)
+
+
+def steps(sources: Sources) -> List[Step]:
+    """All steps: the families, what mends files of upstream, and the methods, which stand on all of it."""
+    done: Set[str] = set()
+    found = []
+    for family in sources.families:
+        for path in in_order(sources, [f'{MODELS}{family}.py'], done):
+            name = path[len(MODELS):-3]
+            if path in sources.overlays:  # a new module comes with the first family that imports it
+                new = [module for module in in_order(sources, [path], set()) if module in sources.modules]
+                taken = {file for step in found for file in step.paths}
+                found.append(Step(name, 'family', [path] + [module for module in new if module not in taken]))
+    others = [path for path in sources.overlays if path != EXPORTS and not path.startswith(MODELS)]
+    alone = [path for path in others if not sources.needed(path)[:-1]]
+    found += [Step(path.rsplit('/', 1)[1][:-3], 'fix', [path]) for path in alone]
+    done.update(*(step.paths for step in found))
+    rest = [path for path in [*sources.modules, *others] if path not in done and path != METHODS]
+    for kind in ('mim', 'task', 'pretrain', 'convert'):
+        found += pack(sources, kind, [path for path in rest if kind_of(path) == kind], done)
+    found.append(Step('scripts', 'scripts', list(SCRIPTS)))
+    found += pack(sources, 'documentation', list(sources.documents), done)
+    if sources.contents is not None:
+        found[-1].paths.append(CONTENTS)
+    return found
+
+
+def kind_of(path: str) -> str:
+    if path.startswith(f'{PACKAGE}/task/'):
+        return 'task'
+    if path.startswith(f'{RECIPES}/'):
+        return 'pretrain'
+    return next((kind for kind in ('pretrain', 'convert') if path.startswith(f'{MIM}{kind}/')), 'mim')
+
+
+def in_order(sources: Sources, paths: Sequence[str], done: Set[str]) -> List[str]:
+    """Files after those that they import, which are taken along; `done` grows by them."""
+    found: List[str] = []
+
+    def visit(path: str) -> None:
+        if path not in done:
+            done.add(path)
+            for needed in sources.imports(path):
+                visit(needed)
+            found.append(path)
+
+    for path in paths:
+        visit(path)
+    return found
+
+
+def pack(sources: Sources, kind: str, paths: List[str], done: Set[str]) -> List[Step]:
+    """Steps of a group: its files in order, each test as soon as all that it imports is there."""
+    sequence: List[str] = []
+    for path in paths:
+        code = path in sources.modules or path in sources.overlays
+        order = in_order(sources, [path], set(done)) if code and path.endswith('.py') else [path]
+        for file in order:
+            done.add(file)
+            ready = ready_tests(sources, done)
+            sequence += [file] + ready
+            done.update(ready)
+    found: List[Step] = []
+    room = 0
+    for file in sequence:
+        lines = sources.text(file).count(b'\n') if not file.endswith('.png') else 0
+        if not found or lines > room:
+            found.append(Step(f'{kind}-{len(found) + 1}', kind, []))
+            room = LONGEST
+        found[-1].paths.append(file)
+        room -= lines
+    return found if len(found) != 1 else [found[0]._replace(name=kind)]
+
+
+def ready_tests(sources: Sources, there: Set[str]) -> List[str]:
+    found: List[str] = []
+    for test in sources.tests:
+        if is_test(test) and test not in there:
+            needed = [path for path in sources.needed(test) if path not in there and path not in found]
+            if all(path in sources.tests for path in needed):
+                found += needed
+    return found
+
+
+def family_of(line: bytes) -> Optional[str]:
+    """The family that a line of the test's table is for, None for other lines."""
+    found = re.match(rb"    '(\w+)': ", line)
+    return found[1].decode() if found else None
+
+
+def homes(path: str, data: bytes) -> Dict[str, str]:
+    """The module of each name that a package exports: 'timm.mim.MAE' is of 'timm/mim/mae.py'."""
+    package = path.rsplit('/', 1)[0]
+    return {
+        f'{package.replace("/", ".")}.{alias.asname or alias.name}': f'{package}/{node.module}.py'
+        for node in parse(data, path).body if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module
+        for alias in node.names}
+
+
+def imported_names(path: str, data: bytes) -> Iterator[str]:
+    """Modules, and names that may be modules, spelled in full."""
+    for node in ast.walk(parse(data, path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = path.split('/')[:-node.level] if node.level else []
+            base = '.'.join(package + ([node.module] if node.module else []))
+            yield base
+            yield from (f'{base}.{alias.name}' for alias in node.names)
+
+
+def imported_tops(path: str, data: bytes) -> Set[str]:
+    return {name.split('.')[0] for name in imported_names(path, data)}
+
+
+def tests(root: Path) -> Dict[str, bytes]:
+    """Tests that need nothing that upstream does not have, and the modules that they import."""
+    files = {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for folder in TEST_FOLDERS for path in sorted((root / folder).glob('*.py')) if goes_upstream(path)
+    }
+    barred = NOT_UPSTREAM | {path.stem for path in (root / 'tests/equivalence').glob('*.py')}
+    while True:
+        kept = {path: data for path, data in files.items() if not barred.intersection(imported_tops(path, data))}
+        barred |= {Path(path).stem for path in files if path not in kept}
+        used = {'conftest'}.union(*(imported_tops(path, data) for path, data in kept.items()))
+        kept = {path: data for path, data in kept.items() if Path(path).stem in used or is_test(path)}
+        if len(kept) == len(files):
+            return kept
+        files = kept
+
+
+def goes_upstream(path: Path) -> bool:
+    if is_test(path.name) and path.parent.name == 'train':
+        return path.name in OF_TRAINING
+    return path.name not in OF_THE_FORK
+
+
+def is_test(path: str) -> bool:
+    return path.split('/')[-1].startswith('test_')
+
+
+def imports_of(path: str, data: bytes, files: Set[str]) -> List[str]:
+    """Which of the files a module imports."""
+    names = [name.replace('.', '/') for name in imported_names(path, data)]
+    return [file for name in names for file in (f'{name}.py', f'{name}/__init__.py') if file in files]
