@@ -35,7 +35,7 @@ def test_families():
     assert rows['`vision_transformer_hybrid`'][1:] == ['14'] * 4
     assert rows['`swin_transformer`'][2:] == ['cannot drop tokens', 'cannot drop tokens', '9']
     assert rows['`crossvit`'][4] == 'no patch tokens apart from positions' and rows['`pit`'][4] == 'no feature map'
-    assert rows['`resnet`'][2:] == ['cannot drop tokens', 'cannot drop tokens', '81']  # others of the class are in modules of their own
+    assert rows['`resnet`'][2:] == ['cannot drop tokens', 'cannot drop tokens', '81']
     classes = {get_model_class(name).__name__ for name in list_models(module='qwen3_vit')}
     assert classes == {'Qwen3VitEncoder', 'Qwen3VitClassifier'}
     assert rows['`qwen3_vit`'][3] == '3, 6 cannot drop tokens'

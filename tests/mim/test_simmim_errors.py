@@ -100,7 +100,8 @@ def test_another_image_size_in_the_forward_pass(method):
 @pytest.mark.parametrize('options, message', [
     (dict(mask_ratio=1.), 'mask_ratio must be a number between 0 and 1, both excluded, got 1.0.'),
     (dict(mask_ratio=0), 'mask_ratio must be a number between 0 and 1, both excluded, got 0.'),
-    (dict(mask_ratio=0.9, mask_unit=32), 'mask_ratio 0.9 masks all 6 units of the image, take a smaller ratio or smaller units.'),
+    (dict(mask_ratio=0.9, mask_unit=32),
+     'mask_ratio 0.9 masks all 6 units of the image, take a smaller ratio or smaller units.'),
     (dict(mask_ratio='most'), "mask_ratio must be a number between 0 and 1, both excluded, got 'most'."),
     (dict(mask_unit=24), 'mask_unit 24 does not fit image height 64 with patch stride 16: it must be a multiple of '
                          'the stride that divides the image, one of 16, 32, 64.'),
