@@ -79,9 +79,9 @@ def test_grid_and_width_are_those_of_the_patches(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize('size', [(61, 90), (63, 97), (64, 71), (66, 33)])
-@pytest.mark.parametrize('name', [name for name in MODELS if not name.startswith('csatv2')])
+@pytest.mark.parametrize('name', [name for name in MODELS if not name.startswith(('csatv2', 'tresnet'))])
 def test_grid_of_any_image(name, size):
-    """The stems take any size, wherever the stages would fail."""
+    """These stems take any size, wherever the stages would fail; those left out take whole blocks of pixels."""
     model = build(name)
     assert model.embed_patches(torch.zeros(1, model.in_chans, *size)).shape[-2:] == model.patch_grid(size)
 
