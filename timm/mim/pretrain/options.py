@@ -129,6 +129,6 @@ def _image_size(options: argparse.Namespace) -> Optional[Tuple[int, int]]:
 
 def _mask_unit(value: Any) -> Any:
     if value is None:
-        return None  # the user gave it in --mim-kwargs
+        return None  # the method takes what fits the model
     height, width = _pair('mask_unit', value)
     return height if height == width else (height, width)

@@ -8,7 +8,6 @@ RECIPES = {
     # SimMIM, section 4 and the configuration of ViT-B in microsoft/SimMIM
     'simmim': dict(
         mask_ratio=0.6,
-        mask_unit=32,
         opt='adamw',
         opt_betas=[0.9, 0.999],
         weight_decay=0.05,

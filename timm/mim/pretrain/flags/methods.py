@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='share of the image that is masked (default: from the recipe of the method)')
     group.add_argument(
         '--mask-unit', type=int, nargs='+', metavar='N',
-        help='side of a masked square in pixels, or its height and width (default: from the recipe of the method)')
+        help='side of a masked square in pixels, or its height and width (default: near 32, what fits the model)')
     group.add_argument(
         '--mim-kwargs', nargs='*', action=KeyValues, metavar='KEY=VALUE',
         help='any option of the method')
