@@ -41,6 +41,7 @@ IMPOSSIBLE = {
         # a batch may be a dict
         'naflex-learned', 'naflex-factorized', 'naflex-axial', 'naflex-mixed',
         'gemma4-encoder-soft', 'gemma4-classifier-tokens', 'gemma4-classifier-soft',
+        'hrnet-classifier', 'selecsls-stem',  # lists of maps in a Sequential
     ],
     'fx': [
         # control flow on the input, its mask or its grid
