@@ -35,7 +35,10 @@ def squeeze_excitation_net(block='SEResNetBlock', inplanes=16, **kwargs):
 
 def selective_short_long(**kwargs):
     cfg = dict(
-        block=SelecSlsBlock, num_features=40, feature_info=[],
+        block=SelecSlsBlock, num_features=40, feature_info=[
+            dict(num_chs=32, reduction=2, module='stem.2'), dict(num_chs=32, reduction=4, module='features.1'),
+            dict(num_chs=32, reduction=8, module='features.2'), dict(num_chs=40, reduction=16, module='head.1'),
+            dict(num_chs=40, reduction=32, module='head.2')],
         features=[(32, 0, 16, 16, True, 2), (16, 16, 16, 32, False, 1), (32, 0, 16, 32, True, 2)],
         head=[(32, 32, 3, 2), (32, 40, 3, 1), (40, 40, 3, 2)])
     return SelecSls(cfg, **kwargs)

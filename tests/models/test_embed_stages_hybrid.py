@@ -198,6 +198,18 @@ def test_feature_map_of_tokens_is_the_last_intermediate(options):
 
 
 @torch.no_grad()
+def test_pruned_hrnet():
+    """Its branches leave the last stage together: one of them alone is the stem, all others are a list."""
+    model = build('hrnet-classifier')
+    image = image_for('hrnet-classifier', model)
+    expected = model.forward_intermediates(image, indices=[0], intermediates_only=True)[0]
+    model.prune_intermediate_layers([0])
+    grid = model.patch_grid(image.shape[-2:])
+    assert torch.equal(model.features_to_map(model.forward_stages(model.embed(image)), grid), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', [name for name in MODELS if name != 'hrnet-classifier'])
 def test_pruned_model(name):
     """What is left after pruning still composes, with the grid of a stem that may have lost its last layer."""
     model = build(name)
