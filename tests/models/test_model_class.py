@@ -104,5 +104,5 @@ def test_model_of_a_user(registry):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="^'vit_huge' is no model of timm; did you mean vit_huge_"):
+    with pytest.raises(ValueError, match=r'^Unknown model vit_huge, timm.list_models\(\) names those that exist.$'):
         get_model_class('vit_huge')
