@@ -20,6 +20,7 @@ from small_commands import value_of
 # Commands that do not run here, why, and where what they do is run
 ELSEWHERE = {
     'make test': 'this suite',
+    'make test-all': 'this suite, on all models',
     'make test ARGS=tests/mim': 'this suite',
     'pytest tests/train/test_supervised_arguments.py': 'this suite: tests/train/test_supervised_arguments.py',
     'pytest -m cuda': 'needs a CUDA device: tests/equivalence/test_cuda.py',
