@@ -1,4 +1,5 @@
 import gc
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,12 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     gc.freeze()  # modules and tests stay: without them a collection takes a tenth of the time
+
+
+@pytest.fixture(autouse=True)
+def norm_layers_as_they_were():
+    """`--fast-norm` is a setting of the whole process: a test that chooses it must not choose it for the next one."""
+    yield
+    layers = sys.modules.get('timm.layers')
+    if layers is not None:
+        layers.set_fast_norm(False)

@@ -153,10 +153,8 @@ def test_construction_with_a_tensor_that_is_no_buffer():
 def test_construction_with_fast_norm(name):
     """Which looks for the autocast of a device, and the meta device of the dry run has none."""
     set_fast_norm(True)
-    try:
-        backbone = timm.create_model('test_vit', img_size=64)
-    finally:
-        set_fast_norm(False)
+    backbone = timm.create_model('test_vit', img_size=64)
+    set_fast_norm(False)
     method = create_mim(name, backbone, **(dict(num_targets=2) if name == 'ijepa' else {}))
     assert all(m._fast_norm for m in method.backbone.modules() if hasattr(m, '_fast_norm'))
     assert method(torch.rand(2, 3, 64, 64)).loss.isfinite()

@@ -8,8 +8,6 @@ import torch
 import tiny_runs
 from tiny_runs import SCRIPT, SUPERVISED, write_images, write_labelled_images
 
-from timm.layers import set_fast_norm
-
 pytest.register_assert_rewrite('run_folders')
 
 
@@ -44,7 +42,6 @@ def train(script):
             finally:
                 logging.root.handlers[:] = handlers
                 logging.root.setLevel(level)
-                set_fast_norm(False)  # a setting of the whole process
     return run
 
 
