@@ -11,7 +11,7 @@ from timm.data import create_dataset, create_loader
 from timm.mim.pretrain.data.loading import create_train_loader
 from timm.mim.pretrain.options import DEFAULTS
 from timm.mim.pretrain.recipes import RECIPES
-from timm.mim.pretrain.data.sample_photographs import sample_photographs
+from timm.mim.pretrain.data.samples import sample_photographs
 
 from .timing import interleave
 

@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional, Tuple
 import torch
 
 from timm.layers import set_fast_norm
-from timm.mim.pretrain.place import default_device, describe_device
+from timm.mim.pretrain.task import default_device, describe_device
 from timm.utils import NativeScaler, init_distributed_device, is_primary, random_seed, set_jit_fuser
 from .errors import user_errors
 

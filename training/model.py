@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm
-from timm.mim.model_names import is_known_model, unknown_model
+from timm.mim.factory import is_known_model, unknown_model
 from timm.models import resolve_model_input_args
 from .device import Place
 from .errors import MISFITS, UserError, user_errors

@@ -12,7 +12,7 @@ from timm.mim.pretrain.data.datasets import open_data
 from timm.mim.pretrain.data.image_folder import ImageFolder
 from timm.mim.pretrain.defaults import DEFAULTS
 from timm.mim.pretrain.errors import UserError
-from timm.mim.pretrain.probes.labelled import open_probe_data
+from timm.mim.pretrain.probes.probes import open_probe_data
 
 
 @pytest.fixture

@@ -9,11 +9,9 @@ import torch
 from PIL import Image
 from tiny_runs import write_images
 
-from timm.mim.pretrain.data.datasets import HELD_OUT_LIMIT, file_names, open_data
-from timm.mim.pretrain.data.held_out_share import load_held_out
-from timm.mim.pretrain.data.image_config import image_mode
-from timm.mim.pretrain.data.loading import create_train_loader
-from timm.mim.pretrain.data.sampler import EpochSampler
+from timm.mim.pretrain.data.datasets import HELD_OUT_LIMIT, file_names, image_mode, open_data
+from timm.mim.pretrain.held_out import load_held_out
+from timm.mim.pretrain.data.loading import EpochSampler, create_train_loader
 from timm.mim.pretrain.defaults import DEFAULTS
 from timm.mim.pretrain.recipes import RECIPES
 

@@ -9,11 +9,9 @@ import torch.nn as nn
 
 from timm.mim import create_mim
 from timm.mim.pretrain.defaults import DEFAULTS
-from timm.mim.pretrain.means import RunningMeans
-from timm.mim.pretrain.optimizer import create_optimizer
-from timm.mim.pretrain.schedules import Schedules, WeightDecaySchedule
-from timm.mim.pretrain.step_guard import StepGuard, Verdict
-from timm.mim.pretrain.stop_signal import StopSignal
+from timm.mim.pretrain.trainer import RunningMeans, StepGuard, Verdict
+from timm.mim.pretrain.task import Schedules, WeightDecaySchedule, create_optimizer
+from timm.mim.pretrain.errors import StopSignal
 from timm.models import create_model
 from timm.optim import create_optimizer_v2
 

@@ -13,11 +13,9 @@ from run_folders import equal, load
 from timm.mim.pretrain.checkpoints import Checkpoint
 from timm.mim.pretrain.defaults import DEFAULTS
 from timm.mim.pretrain.errors import UserError
-from timm.mim.pretrain.optimizer import create_optimizer
-from timm.mim.pretrain.options import resolve_learning_rate
-from timm.mim.pretrain.refused_flags import MEANINGLESS, UNSUPPORTED
-from timm.mim.pretrain.resume import restore_optimizer
-from timm.mim.pretrain.resume_options import (
+from timm.mim.pretrain.task import Schedules, create_optimizer
+from timm.mim.pretrain.options import MEANINGLESS, UNSUPPORTED, resolve_learning_rate
+from timm.mim.pretrain.resume import (
     BEGINNING,
     SAME,
     SAME_OPTIMIZER,
@@ -25,8 +23,8 @@ from timm.mim.pretrain.resume_options import (
     TAKES_EFFECT,
     changes,
     check_same_run,
+    restore_optimizer,
 )
-from timm.mim.pretrain.schedules import Schedules
 
 OPTIONS = {**DEFAULTS, 'mim': 'simmim', 'warmup_epochs': 2, 'epochs': 10}
 UPDATES = 5  # of an epoch

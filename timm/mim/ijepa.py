@@ -29,8 +29,7 @@ from .factory import register_mim
 from .lean import decode_masked, embed_visible, embeds_patches
 from .masking import scatter_patches
 from .meta_run import dry_run, dry_run_visible
-from .multi_block import MultiBlockMasks, MultiBlockSampler
-from .official_multi_block import OfficialMultiBlockSampler
+from .multi_block import MultiBlockMasks, MultiBlockSampler, OfficialMultiBlockSampler
 from .output import MIMOutput, MIMUnsupportedError, View
 from .targets import patchify
 from .teacher import EMATeacherMethod, check_momentum

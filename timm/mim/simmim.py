@@ -29,9 +29,8 @@ from .masking import block_mask, block_noise_size, default_mask_unit, masked_cou
 from .meta_run import dry_run
 from .method import MIMMethod
 from .output import MIMOutput
-from .target_factory import Target, create_target, target_shape
+from .teacher import Target, TeacherTarget, create_target, target_shape
 from .targets import masked_loss, patchify
-from .teacher import TeacherTarget
 
 __all__ = ['SimMIM']
 

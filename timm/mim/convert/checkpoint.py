@@ -12,8 +12,7 @@ import torch.nn as nn
 
 from timm.models import create_model, is_model, resolve_model_input_args
 
-from ..factory import create_mim
-from ..model_names import unknown_model
+from ..factory import create_mim, unknown_model
 from ..teacher import TeacherTarget
 
 __all__ = [

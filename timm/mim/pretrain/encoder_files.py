@@ -1,4 +1,5 @@
-"""The encoder of a run as files, and how to load and fine-tune it."""
+"""Write the trained encoder to files, and say how to load, publish and fine-tune it."""
+
 import argparse
 import os
 import shlex
@@ -11,9 +12,8 @@ import torch.nn as nn
 from safetensors.torch import save_file
 
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
-from .files import write_complete
+from .run_folder import ENCODER, write_complete
 
-ENCODER = 'encoder.safetensors'
 HUB_FOLDER = 'encoder'  # the same weights with timm's hub configuration
 _HUB_CONFIG = 'config.json'
 

@@ -1,23 +1,229 @@
-"""The folder of a pre-training run: where it is, whose it is, what lies in it."""
+"""The folder of a run: where it is, who may write to it, and how each file is written whole or not at all."""
+
 import argparse
+import errno
+import json
+import logging
+import math
 import os
+import socket
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import IO, Any, Callable, Dict, Iterator, List, Optional
 
 import yaml
+from safetensors import SafetensorError
 
 from timm.models import safe_model_name
-from .encoder_files import ENCODER
 from .errors import UserError, one_line
-from .files import is_full, to_json, write_complete
-from .folder_lock import FolderLock
+
+_PARTIAL = '.*.partial'  # what a file is called until it is complete
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+_logger = logging.getLogger(__name__)
+LOCK = 'run.lock'
 
 LAST = 'last.pth.tar'
 BEST = 'model_best.pth.tar'
 PICTURES = 'reconstructions'
 _OPTIONS = 'args.yaml'
+ENCODER = 'encoder.safetensors'
+
+
+def write_complete(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file beside its place, to the disk, and move it there.
+
+    Args:
+        path: File to write; what is there stays until the new one is complete.
+        write: Function that writes to the path that it is given.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    partial = path.with_name(_PARTIAL.replace('*', path.name))
+    try:
+        write(partial)
+        os.chmod(partial, 0o666 & ~_file_mode_mask())  # safetensors lets nobody else read
+        descriptor = os.open(partial, os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(partial, path)
+    except BaseException as e:
+        partial.unlink(missing_ok=True)
+        if isinstance(e, (OSError, SafetensorError)):  # safetensors has an error of its own for a full disk
+            raise _cannot_be_written(path, e) from e
+        raise
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what a program that was killed left of the files that it was writing, in a folder and those in it."""
+    for pattern in (_PARTIAL, f'*/{_PARTIAL}'):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file that is written, which the system does not where a disk is full.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    try:
+        yield
+    except OSError as e:
+        raise _cannot_be_written(path, e) from e
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a file cannot be written for want of space."""
+    return error.errno in _FULL
+
+
+def to_json(values: Any, **options: Any) -> str:
+    """Return values as JSON. Numbers that are not finite, for which JSON has no word, are null.
+
+    Args:
+        values: What `json.dumps` takes.
+        **options: Options of `json.dumps`.
+    """
+    return json.dumps(_finite(values), allow_nan=False, **options)
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _finite(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def _cannot_be_written(path: Path, error: Exception) -> OSError:
+    return OSError(f"'{path}' cannot be written: {one_line(error)}")
+
+
+def _file_mode_mask() -> int:
+    mask = os.umask(0)  # which can only be read by setting it
+    os.umask(mask)
+    return mask
+
+
+class FolderLock:
+    """Makes the folder of a run and locks it until the block ends.
+
+    The lock is a POSIX record lock on a file in the folder. The system drops it with the process, also after SIGKILL.
+    Processes that load images do not inherit it, as they would inherit one of `flock`: a run that was killed can go on
+    at once, although its loaders live a few seconds longer. The file says who has the lock.
+
+    Used as a context manager. At the end the lock file is removed, and so are folders that it made and that are empty,
+    as after a user's mistake.
+    """
+
+    def __init__(self) -> None:
+        self._file: Optional[IO[str]] = None
+        self._path: Optional[Path] = None
+        self._made: List[Path] = []  # parents first
+
+    def __enter__(self) -> 'FolderLock':
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._file is not None:
+            if _is_at(self._file, self._path):
+                self._path.unlink()
+            self._file.close()
+            self._file = None
+        for folder in reversed(self._made):
+            try:
+                folder.rmdir()
+            except OSError:  # not empty, as after a run
+                break
+        self._made = []
+
+    def make(self, folder: Path) -> bool:
+        """Make a folder with its parents, and return whether it is new. Of several processes one makes it.
+
+        Args:
+            folder: Folder of the run.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        parent, missing = folder.absolute().parent, []
+        while not os.path.lexists(parent):
+            missing.append(parent)
+            parent = parent.parent
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._made += reversed(missing)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+            return False
+        self._made.append(folder)
+        return True
+
+    def take(self, folder: Path) -> None:
+        """Lock a folder. Where the file system has no locks, a warning says so.
+
+        Args:
+            folder: Folder of the run, which exists.
+
+        Raises:
+            UserError: Another process has the lock.
+            OSError: The folder cannot be written.
+        """
+        path = folder / LOCK
+        file = open(path, 'a+')
+        try:
+            _lock(file)
+        except OSError as e:
+            holder = _holder(file)
+            file.close()
+            if e.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"'{folder}' is in use by another run{holder}: wait for its end, or choose another --experiment."
+                ) from None
+            path.unlink(missing_ok=True)
+            _logger.warning(
+                f"'{folder}' cannot be locked ({one_line(e)}): make sure that no other run writes to it.")
+            return
+        if not _is_at(file, path):  # whoever had the lock removed the file between the two calls
+            file.close()
+            self.take(folder)
+            return
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n')
+        file.flush()
+        self._file, self._path = file, path
+
+
+def _lock(file: IO[str]) -> None:
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, 'this system has no fcntl')
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _holder(file: IO[str]) -> str:
+    file.seek(0)
+    text = file.read(200).strip()
+    return f' ({text})' if text else ''
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def claim_run_folder(options: argparse.Namespace, lock: FolderLock) -> Path:

@@ -17,19 +17,15 @@ from torch.utils.data import Dataset
 from timm.task import MaskedImageModelingTask
 from timm.utils import is_primary
 from ..visualize import save_views
-from .build_method import create_method, import_mim_module
+from .task import autocast_of, create_method, describe_device, find_place, import_mim_module
 from .checkpoints import fitting, load_checkpoint, weights_that_count
-from .data.datasets import HELD_OUT_LIMIT, open_data, open_to_measure
-from .data.image_config import image_mode, resolve_image_config
+from .data.datasets import HELD_OUT_LIMIT, image_mode, open_data, open_to_measure, resolve_image_config
 from .defaults import DEFAULTS
-from .errors import UserError, flag_name
-from .exit_codes import exit_codes
-from .files import to_json, write_complete
+from .errors import UserError, exit_codes, flag_name
+from .run_folder import to_json, write_complete
 from .flags import add_validation_arguments as add_arguments  # noqa: F401, scripts take it from here
 from .held_out import MASK_SEED, hold_out
 from .options import resolve_options
-from .place import describe_device, find_place
-from .precision import autocast_of
 from .probes.probes import Probes
 
 _logger = logging.getLogger(__name__)

@@ -1,31 +1,82 @@
-"""Which images to train on, and which to hold out."""
+"""Choose the images of a run: which to train on, which to hold out, their mode, size and normalisation."""
+
 import argparse
 import copy
 import logging
 import os
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+import torch.nn as nn
+from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset
 
-from timm.data import ImageDataset, create_dataset
+from timm.data import ImageDataset, create_dataset, resolve_data_config
+from timm.data.loader import adapt_to_chs
 from timm.data.readers.img_extensions import get_img_extensions
 from ..defaults import DEFAULTS
 from ..errors import UserError, flag_name, one_line
-from .archive import check_archive
-from .image_folder import ImageFolder, shared_files
-from .image_names import draw_held_out, image_names
+from .image_folder import ImageFolder, check_archive, draw_held_out, image_names, shared_files
 from .samples import PHOTOGRAPHS, Samples, is_sample, open_samples
 
-_logger = logging.getLogger(__name__)
+_MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 
+_logger = logging.getLogger(__name__)
 HELD_OUT_SHARE = 0.05  # of a folder without a validation split
 HELD_OUT_LIMIT = 256  # images that the masked error is measured on
-
 _SOURCES = ('hfds', 'hfids', 'tfds', 'wds', 'torch')
 _ONLY_WITH_DATASET = ('train_num_samples', 'val_num_samples', 'target_key', 'dataset_download')
 _TRAINING_FOLDERS = ('train', 'training')
 _VALIDATION_FOLDERS = ('validation', 'val', 'valid', 'eval', 'evaluation')
+
+
+def image_mode(in_chans: int, mode: Optional[str] = None) -> str:
+    """Return the PIL mode that images are converted to.
+
+    Args:
+        in_chans: Input channels of the model.
+        mode: PIL mode that the user wants, the usual one for so many channels if None.
+
+    Raises:
+        UserError: There is no such mode, or it has another number of bands.
+    """
+    if mode is None:
+        if in_chans not in _MODES:
+            raise UserError(
+                f'--in-chans {in_chans}: images can be read with 1 (L), 2 (LA), 3 (RGB) or 4 (RGBA) channels.')
+        return _MODES[in_chans]
+    try:
+        bands = len(Image.new(mode, (1, 1)).getbands())
+    except ValueError:
+        raise UserError(f"--input-img-mode: PIL has no mode '{mode}'; L, RGB or RGBA, for example.") from None
+    if bands != in_chans:
+        raise UserError(f'--input-img-mode {mode} has {bands} channel(s), the model takes {in_chans}.')
+    return mode
+
+
+def resolve_image_config(options: argparse.Namespace, method: nn.Module, mode: str) -> Dict[str, Any]:
+    """Return input size, mean, standard deviation, interpolation, crop and mode of the images.
+
+    Args:
+        options: Options of the run.
+        method: Method, whose size is that of the images, and whose backbone has the defaults of the rest.
+        mode: PIL mode of the images.
+    """
+    config = resolve_data_config(
+        dict(
+            input_size=(options.in_chans, *method.img_size),
+            mean=options.mean,
+            std=options.std,
+            interpolation=options.interpolation,
+            crop_pct=options.crop_pct,
+        ),
+        model=method.backbone,
+    )
+    for name in ('mean', 'std'):
+        values = config[name]
+        if len(values) != options.in_chans:  # the model's statistics are of RGB images
+            config[name] = adapt_to_chs(sum(values) / len(values), options.in_chans)
+    return {**config, 'mode': mode}
 
 
 class PretrainData(NamedTuple):
