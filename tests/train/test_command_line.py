@@ -12,9 +12,9 @@ import timm
 from timm.loss import LOSS_TYPES
 from timm.mim.factory import nearest_names
 from timm.mim.pretrain import __main__ as program
-from timm.mim.pretrain.defaults import DEFAULTS
+from timm.mim.pretrain.flags.run_options import DEFAULTS, METHODS
 from timm.mim.pretrain.flags import OneLineParser, UserError, parse
-from timm.mim.pretrain.flags.methods import METHODS
+
 from timm.mim.pretrain.task import default_device, describe_device
 from timm.mim.pretrain.recipes import RECIPES
 

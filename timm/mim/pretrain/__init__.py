@@ -5,7 +5,7 @@ flags, and `run(args)` with the arguments that the user gave; `given_arguments(p
 defaults.
 Models, optimizers, schedules, checkpoints and readers are timm's; the task is in `timm.task`. In the order of a run:
 
-- `flags/`, `options`: what the user asks for, with the `defaults` and the `recipes` of the methods' authors
+- `flags/`, `options`: what the user asks for, with the `recipes` of the authors of the methods
 - `data/`: the images, their order and their augmentation
 - `task`, `sharding`: what is trained, on one device or sharded over many
 - `trainer`: the updates

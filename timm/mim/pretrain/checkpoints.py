@@ -13,6 +13,7 @@ import torch
 from timm.task import MaskedImageModelingTask
 from timm.utils import CheckpointSaver, NativeScaler, load_checkpoint_metadata
 from .errors import UserError, one_line
+from .flags.run_options import RunOptions
 from .run_folder import LAST, plain_options
 
 _logger = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ class RunSaver(CheckpointSaver):
     def __init__(
             self,
             folder: Path,
-            options: argparse.Namespace,
+            options: RunOptions,
             task: MaskedImageModelingTask,
             optimizer: torch.optim.Optimizer,
             scaler: Optional[NativeScaler] = None,

@@ -1,6 +1,5 @@
 """Write the trained encoder to files, and say how to load, publish and fine-tune it."""
 
-import argparse
 import os
 import shlex
 import shutil
@@ -12,6 +11,7 @@ import torch.nn as nn
 from safetensors.torch import save_file
 
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
+from .flags.run_options import RunOptions
 from .run_folder import ENCODER, write_complete
 
 HUB_FOLDER = 'encoder'  # the same weights with timm's hub configuration
@@ -87,7 +87,7 @@ def hub_lines(folder: Path) -> Tuple[str, str]:
     )
 
 
-def fine_tuning_command(path: Path, options: argparse.Namespace, model_args: Dict[str, Any]) -> str:
+def fine_tuning_command(path: Path, options: RunOptions, model_args: Dict[str, Any]) -> str:
     """Return the command that fine-tunes an encoder with labels.
 
     Args:

@@ -19,6 +19,7 @@ from ..targets import masked_l1_loss
 from .data.datasets import HELD_OUT_LIMIT
 from .data.loading import EVALUATION, create_evaluation_loader
 from .errors import UnreadableImages, UserError
+from .flags.run_options import RunOptions
 
 MASK_SEED = 0  # whatever the seed of the run, so that runs can be compared
 MIN_MASKS = 32  # few images get several masks each, until there are this many
@@ -94,7 +95,7 @@ class HeldOutShare(NamedTuple):
 
 def load_held_out(
         dataset: Dataset,
-        options: argparse.Namespace,
+        options: RunOptions,
         data_config: Dict[str, Any],
         device: torch.device,
         rank: int = 0,
@@ -130,7 +131,7 @@ def load_held_out(
 
 def _read_stream(
         dataset: IterableDataset,
-        options: argparse.Namespace,
+        options: RunOptions,
         data_config: Dict[str, Any],
         device: torch.device,
         count: int,
@@ -277,7 +278,7 @@ class HeldOutImages:
 
 def hold_out(
         dataset: Dataset,
-        options: argparse.Namespace,
+        options: RunOptions,
         data_config: Dict[str, Any],
         place: argparse.Namespace,
         limit: int = HELD_OUT_LIMIT,

@@ -15,9 +15,9 @@ import torch
 from timm.optim import list_optimizers
 from ..factory import list_mims, nearest_names
 from .data.datasets import check_folder
-from .defaults import DEFAULTS
 from .errors import UserError, flag_name
 from .flags import Mistakes, only_given, parse
+from .flags.run_options import DEFAULTS, FIELDS, ONE_OR_MORE, POSITIVE, SHARE, ZERO_OR_MORE, RunOptions
 from .recipes import RECIPES
 from .sharding import has_fsdp2
 from .task import check_model_name
@@ -79,39 +79,19 @@ UNSUPPORTED = dict(
     save_images='the run folder gets pictures of held-out images',
 )
 
-_ONE_OR_MORE = (
-    'batch_size', 'epochs', 'grad_accum_steps', 'log_interval', 'val_interval', 'checkpoint_hist', 'in_chans',
-    'validation_batch_size', 'stop_epoch', 'lr_base_size',
-)
-
-_ZERO_OR_MORE = (
-    'workers', 'epoch_repeats', 'warmup_epochs', 'weight_decay', 'weight_decay_end', 'clip_grad', 'start_epoch',
-    'recovery_interval', 'mim_probe_interval', 'max_pixels',
-)
-_POSITIVE = ('lr', 'lr_base')
 _SEEDS = 2 ** 32  # as many as NumPy takes
 _LARGEST = 2 ** 31 - 1  # of a count; far beyond what a run can do, and what PyTorch and the file formats take
 
-_SHARES = (
-    'hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'drop_path', 'crop_pct',
-    'max_unreadable',
-)
-_INTERPOLATIONS = ('random', 'nearest', 'bilinear', 'bicubic', 'lanczos')
-
-_CHOICES = dict(
-    interpolation=_INTERPOLATIONS,
-    train_interpolation=_INTERPOLATIONS,
-    train_crop_mode=('rrc', 'rkrc', 'rkrr'),
-    amp_dtype=('bfloat16', 'float16'),
-    clip_mode=('norm', 'value', 'agc'),
-    lr_base_scale=('linear', 'sqrt'),
-    sched=('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none'),
-)
-_MAY_BE_EMPTY = ('interpolation', 'train_interpolation', 'train_crop_mode')
+_NUMBERS = {
+    ONE_OR_MORE: lambda value: value >= 1,
+    ZERO_OR_MORE: lambda value: value >= 0,
+    POSITIVE: lambda value: 0 < value < math.inf,
+    SHARE: lambda value: 0 <= value <= 1,
+}
 _PROBES = ('knn', 'linear', 'attentive')
 
 
-def check_values(options: argparse.Namespace) -> None:
+def check_values(options: RunOptions) -> None:
     """Check what can be checked without a model or data.
 
     Args:
@@ -127,18 +107,19 @@ def check_values(options: argparse.Namespace) -> None:
     mistakes.tell()
 
 
-def _check_choices(options: argparse.Namespace) -> None:
+def _check_choices(options: RunOptions) -> None:
     mistakes = Mistakes()
-    for name, choices in _CHOICES.items():
-        if getattr(options, name) or name not in _MAY_BE_EMPTY:
+    for name, field in FIELDS.items():
+        value = getattr(options, name)
+        if field.metadata['choices'] and not (value is None and field.default is None):
             with mistakes.noted():
-                _check_choice(name, getattr(options, name), choices)
+                _check_choice(name, value, field.metadata['choices'])
     with mistakes.noted():
         _check_choice('opt', options.opt.lower(), list_optimizers())
     mistakes.tell()
 
 
-def _check_others(options: argparse.Namespace) -> None:
+def _check_others(options: RunOptions) -> None:
     if options.stop_epoch is not None and options.stop_epoch > options.epochs:
         raise UserError(f'--stop-epoch {options.stop_epoch} lies behind the last epoch, {options.epochs}.')
     if options.torchcompile_mode and not options.torchcompile:
@@ -150,7 +131,7 @@ def _check_others(options: argparse.Namespace) -> None:
         _check_device(options.device)
 
 
-def _check_text(options: argparse.Namespace) -> None:
+def _check_text(options: RunOptions) -> None:
     """Check that names can be written as UTF-8: reports, checkpoints and trackers hold them."""
     for name, value in vars(options).items():
         for word in value if isinstance(value, (list, tuple)) else [value]:
@@ -167,30 +148,26 @@ def _is_utf8(word: str) -> bool:
     return True
 
 
-def _check_numbers(options: argparse.Namespace) -> None:
+def _check_numbers(options: RunOptions) -> None:
     mistakes = Mistakes()
     if not 0 <= options.seed < _SEEDS:
         mistakes.note(f'--seed {options.seed} must be 0 or more, and less than {_SEEDS}.')
     if options.mask_ratio is not None and not 0 < options.mask_ratio < 1:
         mistakes.note(f'--mask-ratio {options.mask_ratio:g} must lie between 0 and 1, both excluded.')
-    for names, allowed, what in (
-            (_ONE_OR_MORE, lambda value: value >= 1, 'be 1 or more'),
-            (_ZERO_OR_MORE, lambda value: value >= 0, 'be 0 or more'),
-            (_POSITIVE, lambda value: 0 < value < math.inf, 'be a positive number'),
-            (_SHARES, lambda value: 0 <= value <= 1, 'lie between 0 and 1'),
-    ):
-        for name in names:
-            value = getattr(options, name)
-            if value is not None and not allowed(value):
-                mistakes.note(f'{flag_name(name)} {value:g} must {what}.')
-            elif value is not None and names is not _POSITIVE and value > _LARGEST:
-                mistakes.note(f'{flag_name(name)} {value:.3g} is more than {_LARGEST}, the most that is allowed.')
+    for name, field in FIELDS.items():
+        value, allowed = getattr(options, name), field.metadata['allowed']
+        if allowed is None or value is None:
+            continue
+        if not _NUMBERS[allowed](value):
+            mistakes.note(f'{flag_name(name)} {value:g} must {allowed}.')
+        elif allowed != POSITIVE and value > _LARGEST:
+            mistakes.note(f'{flag_name(name)} {value:.3g} is more than {_LARGEST}, the most that is allowed.')
     if options.crop_pct == 0:
         mistakes.note('--crop-pct 0 leaves nothing of an image.')
     mistakes.tell()
 
 
-def _check_lists(options: argparse.Namespace) -> None:
+def _check_lists(options: RunOptions) -> None:
     for name in ('scale', 'ratio'):
         value = getattr(options, name)
         if value is not None and not (len(value) == 2 and 0 < value[0] <= value[1]):
@@ -201,7 +178,7 @@ def _check_lists(options: argparse.Namespace) -> None:
             raise UserError(f'{flag_name(name)} has {len(value)} values: give one, or one per channel.')
 
 
-def _check_probes(options: argparse.Namespace) -> None:
+def _check_probes(options: RunOptions) -> None:
     for name in options.mim_probe:
         _check_choice('mim_probe', name, _PROBES)
     _check_choice('mim_probe_pool', options.mim_probe_pool, ('model', 'avg'))
@@ -212,7 +189,7 @@ def _check_probes(options: argparse.Namespace) -> None:
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        near = allowed if len(allowed) <= 10 else get_close_matches(value, allowed, n=5)
+        near = [word for word in allowed if word] if len(allowed) <= 10 else get_close_matches(value, allowed, n=5)
         choices = f'; choose {", ".join(near)}.' if near else '.'
         raise UserError(f"{flag_name(name)}: there is no '{value}'{choices}")
 
@@ -226,7 +203,7 @@ def _check_device(device: str) -> None:
         raise UserError(f'--device {device}: CUDA is not available here; leave out --device, or give --device cpu.')
 
 
-def _check_sharding(options: argparse.Namespace) -> None:
+def _check_sharding(options: RunOptions) -> None:
     if not has_fsdp2:
         raise UserError(f'--fsdp needs PyTorch 2.6 or newer, this is {torch.__version__}.')
     for name in ('torchcompile', 'channels_last'):
@@ -256,7 +233,7 @@ def given_arguments(parser: argparse.ArgumentParser, argv: Optional[Sequence[str
         parser.error(str(e))
 
 
-def resolve_options(given: argparse.Namespace) -> Tuple[argparse.Namespace, List[str]]:
+def resolve_options(given: argparse.Namespace) -> Tuple[RunOptions, List[str]]:
     """Complete what the user gave with the recipe of the method and the general defaults.
 
     Args:
@@ -271,6 +248,7 @@ def resolve_options(given: argparse.Namespace) -> Tuple[argparse.Namespace, List
     chosen = {name: value for name, value in vars(given).items() if value is not None}
     _check_method(chosen.get('mim'))
     _refuse(chosen)
+    chosen.pop('config', None)
     if 'data' in chosen:  # the positional form of --data-dir
         chosen.setdefault('data_dir', chosen.pop('data'))
 
@@ -289,7 +267,7 @@ def resolve_options(given: argparse.Namespace) -> Tuple[argparse.Namespace, List
     if 'lr' in chosen:
         from_recipe = [name for name in from_recipe if not name.startswith('lr_base')]
 
-    options = argparse.Namespace(**{**DEFAULTS, **recipe, **chosen})
+    options = RunOptions(**{**recipe, **chosen})
     if options.warmup_epochs is None:
         options.warmup_epochs = min(10, options.epochs // 10)
     options.img_size = _image_size(options)
@@ -300,7 +278,7 @@ def resolve_options(given: argparse.Namespace) -> Tuple[argparse.Namespace, List
     return options, from_recipe
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: RunOptions) -> None:
     """Tell all mistakes at once that can be seen without reading anything: images, model, values."""
     mistakes = Mistakes()
     if options.data_dir and not options.dataset:
@@ -313,7 +291,7 @@ def _check(options: argparse.Namespace) -> None:
     mistakes.tell()
 
 
-def resolve_learning_rate(options: argparse.Namespace, global_batch_size: int) -> float:
+def resolve_learning_rate(options: RunOptions, global_batch_size: int) -> float:
     """Return the absolute learning rate: `--lr`, or the base rate scaled to the batch."""
     if options.lr is not None:
         return options.lr
@@ -352,7 +330,7 @@ def _pair(name: str, value: Any) -> Tuple[int, int]:
     return values[0], values[-1]
 
 
-def _image_size(options: argparse.Namespace) -> Optional[Tuple[int, int]]:
+def _image_size(options: RunOptions) -> Optional[Tuple[int, int]]:
     if options.input_size is not None:
         if options.img_size is not None:
             raise UserError('--img-size and --input-size both give an image size: use one of them.')

@@ -1,6 +1,5 @@
 """The folder of a run: where it is, who may write to it, and how each file is written whole or not at all."""
 
-import argparse
 import errno
 import json
 import logging
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 
 from timm.models import safe_model_name
 from .errors import UserError, one_line
+from .flags.run_options import RunOptions
 
 _PARTIAL = '.*.partial'  # what a file is called until it is complete
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -226,7 +226,7 @@ def _is_at(file: IO[str], path: Path) -> bool:
         return False
 
 
-def claim_run_folder(options: argparse.Namespace, lock: FolderLock) -> Path:
+def claim_run_folder(options: RunOptions, lock: FolderLock) -> Path:
     """Decide on the folder of a run, make it if it is new, and lock it. The first process does so for all.
 
     Args:
@@ -265,11 +265,11 @@ def lies_in(checkpoint: Path, folder: Path) -> bool:
         for parent in (checkpoint.parent, checkpoint.resolve().parent))
 
 
-def _parent(options: argparse.Namespace) -> Path:
+def _parent(options: RunOptions) -> Path:
     return Path(options.output or './output/pretrain')
 
 
-def _named_folder(options: argparse.Namespace) -> Optional[Path]:
+def _named_folder(options: RunOptions) -> Optional[Path]:
     """The folder that the options name, None if the run gets one of its own."""
     if options.experiment:
         return _parent(options) / options.experiment
@@ -285,7 +285,7 @@ def _holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (_OPTIONS, LAST, ENCODER))
 
 
-def _check_belongs(folder: Path, options: argparse.Namespace) -> None:
+def _check_belongs(folder: Path, options: RunOptions) -> None:
     """Check that nothing of another run is in a folder.
 
     Raises:
@@ -325,7 +325,7 @@ def _not_writable(path: Path, error: OSError) -> Exception:
     return UserError(f"--output: '{path}' cannot be written: {error.strerror or one_line(error)}.")
 
 
-def save_options(folder: Path, options: argparse.Namespace) -> None:
+def save_options(folder: Path, options: RunOptions) -> None:
     """Write the options of the run to its folder, as `args.yaml`.
 
     Args:
@@ -355,7 +355,7 @@ def first_checkpoint(folder: Path) -> Optional[str]:
     return resume if resume not in (None, '', 'auto') else None
 
 
-def plain_options(options: argparse.Namespace) -> Dict[str, Any]:
+def plain_options(options: RunOptions) -> Dict[str, Any]:
     """Return options as lists, numbers and strings, which YAML and checkpoints hold, tuples as lists."""
     def plain(value: Any) -> Any:
         if isinstance(value, (list, tuple)):

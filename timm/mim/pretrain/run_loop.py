@@ -15,6 +15,7 @@ from .data.image_folder import fingerprint
 from .data.loading import create_train_loader, ending_workers
 from .encoder_files import save_encoder
 from .errors import RunStopped, StopSignal, UserError, exit_codes
+from .flags.run_options import RunOptions
 from .held_out import HeldOutImages, hold_out
 from .options import resolve_options
 from .probes.probes import Probes
@@ -295,7 +296,7 @@ def _run(args: argparse.Namespace, log: LogFile, lock: FolderLock) -> None:
 
 
 def _begin(
-        options: argparse.Namespace,
+        options: RunOptions,
         place: argparse.Namespace,
         lock: FolderLock,
 ) -> Tuple[Path, Optional[Checkpoint]]:

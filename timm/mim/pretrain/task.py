@@ -23,6 +23,7 @@ from ..factory import create_mim, import_user_module, is_known_model, list_mim_m
 from ..output import MIMUnsupportedError
 from .checkpoints import Checkpoint
 from .errors import UserError, flag_name, one_line
+from .flags.run_options import RunOptions
 from .resume import restore_weights
 from .sharding import shard
 
@@ -56,7 +57,7 @@ def describe_device(device: torch.device, chosen: bool) -> str:
     return text + (', since there is no accelerator' if device.type == 'cpu' else ', the accelerator of this machine')
 
 
-def find_place(options: argparse.Namespace) -> argparse.Namespace:
+def find_place(options: RunOptions) -> argparse.Namespace:
     """Find the device and the rank of this process, in a namespace of its own: args.yaml says what the user gave.
 
     Args:
@@ -78,7 +79,7 @@ def find_place(options: argparse.Namespace) -> argparse.Namespace:
     return place
 
 
-def import_device_modules(options: argparse.Namespace) -> None:
+def import_device_modules(options: RunOptions) -> None:
     """Import the modules of `--device-modules`, which make a device known to PyTorch.
 
     Raises:
@@ -91,14 +92,14 @@ def import_device_modules(options: argparse.Namespace) -> None:
             raise UserError(f'--device-modules {module}: {one_line(e)}') from e
 
 
-def autocast_of(options: argparse.Namespace, device: torch.device) -> Callable:
+def autocast_of(options: RunOptions, device: torch.device) -> Callable:
     """Return what makes the context of a forward pass."""
     if not options.amp:
         return nullcontext
     return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, options.amp_dtype))
 
 
-def scaler_of(options: argparse.Namespace, device: torch.device) -> Optional[NativeScaler]:
+def scaler_of(options: RunOptions, device: torch.device) -> Optional[NativeScaler]:
     """Return the scaler of the gradients, None where they need none: bfloat16 has the range of float32."""
     return NativeScaler(device=device.type) if options.amp and options.amp_dtype == 'float16' else None
 
@@ -117,7 +118,7 @@ def import_mim_module(args: argparse.Namespace) -> None:
         raise UserError(f'--mim-module {name}: {one_line(e)}') from e
 
 
-def create_method(options: argparse.Namespace) -> Tuple[nn.Module, Dict[str, Any]]:
+def create_method(options: RunOptions) -> Tuple[nn.Module, Dict[str, Any]]:
     """Build the model and the method around it.
 
     Args:
@@ -161,7 +162,7 @@ def create_method(options: argparse.Namespace) -> Tuple[nn.Module, Dict[str, Any
     return method, rebuild_args
 
 
-def _create_backbone(options: argparse.Namespace, model_args: Dict[str, Any]) -> nn.Module:
+def _create_backbone(options: RunOptions, model_args: Dict[str, Any]) -> nn.Module:
     for name in _WEIGHT_FILES:
         path = getattr(options, name)
         if path and not os.path.isfile(path):
@@ -211,7 +212,7 @@ def _noting_missing_weights() -> Iterator[List[str]]:
         logger.setLevel(level)
 
 
-def check_model_name(options: argparse.Namespace) -> None:
+def check_model_name(options: RunOptions) -> None:
     """Check that there is a model of the name that the options give.
 
     Raises:
@@ -225,7 +226,7 @@ def check_model_name(options: argparse.Namespace) -> None:
 
 def create_optimizer(
         method: nn.Module,
-        options: argparse.Namespace,
+        options: RunOptions,
         learning_rate: float,
         device: torch.device,
 ) -> torch.optim.Optimizer:
@@ -282,7 +283,7 @@ class Schedules:
         UserError: An option does not suit the schedule.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, options: argparse.Namespace, updates_per_epoch: int):
+    def __init__(self, optimizer: torch.optim.Optimizer, options: RunOptions, updates_per_epoch: int):
         self.learning_rate, self.num_epochs = _create_scheduler(optimizer, options, updates_per_epoch)
         self.weight_decay = WeightDecaySchedule(
             optimizer, options.weight_decay_end, self.num_epochs * updates_per_epoch)
@@ -300,7 +301,7 @@ class Schedules:
 
 def _create_scheduler(
         optimizer: torch.optim.Optimizer,
-        options: argparse.Namespace,
+        options: RunOptions,
         updates_per_epoch: int,
 ) -> Tuple[Optional[Any], int]:
     """Create timm's scheduler of the learning rate, None with `--sched none`, and tell its number of epochs."""
@@ -342,7 +343,7 @@ class WeightDecaySchedule:
 
 
 def create_task(
-        options: argparse.Namespace,
+        options: RunOptions,
         method: nn.Module,
         place: argparse.Namespace,
         checkpoint: Optional[Checkpoint] = None,
@@ -378,7 +379,7 @@ def create_task(
 
 def compile_and_distribute(
         task: MaskedImageModelingTask,
-        options: argparse.Namespace,
+        options: RunOptions,
         place: argparse.Namespace,
 ) -> None:
     """Compile the method, and average its gradients over the processes, unless shards do that.

@@ -19,6 +19,7 @@ from .checkpoints import Checkpoint
 from .data.loading import batches_of_epoch
 from .data.reading import sample_seed
 from .errors import RunStopped, StopSignal, UnreadableImages, UserError
+from .flags.run_options import RunOptions
 from .options import resolve_learning_rate
 from .resume import restore_optimizer, updates_done
 from .sharding import gradients_unreduced, whole
@@ -219,7 +220,7 @@ class Trainer:
 
     def __init__(
             self,
-            options: argparse.Namespace,
+            options: RunOptions,
             method: nn.Module,
             train_loader,
             place: argparse.Namespace,

@@ -20,7 +20,7 @@ from ..visualize import save_views
 from .task import autocast_of, create_method, describe_device, find_place, import_mim_module
 from .checkpoints import fitting, load_checkpoint, weights_that_count
 from .data.datasets import HELD_OUT_LIMIT, image_mode, open_data, open_to_measure, resolve_image_config
-from .defaults import DEFAULTS
+from .flags.run_options import DEFAULTS, RunOptions
 from .errors import UserError, exit_codes, flag_name
 from .run_folder import to_json, write_complete
 from .flags import add_validation_arguments as add_arguments  # noqa: F401, scripts take it from here
@@ -139,7 +139,7 @@ def _options_of_run(given: Dict[str, Any], checkpoint: Dict[str, Any], path: Pat
     return resolve_options(argparse.Namespace(**options))[0]
 
 
-def _open_images(given: Dict[str, Any], options: argparse.Namespace, mode: str) -> Tuple[Dataset, str]:
+def _open_images(given: Dict[str, Any], options: RunOptions, mode: str) -> Tuple[Dataset, str]:
     """The images that the run held out, or those that are named."""
     if any(name in given for name in _SOURCES):
         return open_to_measure(options, mode)

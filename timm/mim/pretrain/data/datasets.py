@@ -1,9 +1,9 @@
 """Choose the images of a run: which to train on, which to hold out, their mode, size and normalisation."""
 
-import argparse
 import copy
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -14,8 +14,8 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from timm.data import ImageDataset, create_dataset, resolve_data_config
 from timm.data.loader import adapt_to_chs
 from timm.data.readers.img_extensions import get_img_extensions
-from ..defaults import DEFAULTS
 from ..errors import UserError, flag_name, one_line
+from ..flags.run_options import DEFAULTS, RunOptions
 from .image_folder import ImageFolder, check_archive, draw_held_out, image_names, shared_files
 from .samples import PHOTOGRAPHS, Samples, is_sample, open_samples
 
@@ -54,7 +54,7 @@ def image_mode(in_chans: int, mode: Optional[str] = None) -> str:
     return mode
 
 
-def resolve_image_config(options: argparse.Namespace, method: nn.Module, mode: str) -> Dict[str, Any]:
+def resolve_image_config(options: RunOptions, method: nn.Module, mode: str) -> Dict[str, Any]:
     """Return input size, mean, standard deviation, interpolation, crop and mode of the images.
 
     Args:
@@ -106,7 +106,7 @@ class DecodedImages(Dataset):
         return len(self.images)
 
 
-def open_data(options: argparse.Namespace, mode: str) -> PretrainData:
+def open_data(options: RunOptions, mode: str) -> PretrainData:
     """Find the images to train on and those to hold out.
 
     Args:
@@ -136,7 +136,7 @@ def open_data(options: argparse.Namespace, mode: str) -> PretrainData:
         f'{options.val_split or "validation"} held out')
 
 
-def open_to_measure(options: argparse.Namespace, mode: str) -> Tuple[Dataset, str]:
+def open_to_measure(options: RunOptions, mode: str) -> Tuple[Dataset, str]:
     """Open images to measure on: the validation split of a folder where it has one, all of its images otherwise.
 
     Args:
@@ -157,12 +157,12 @@ def open_to_measure(options: argparse.Namespace, mode: str) -> Tuple[Dataset, st
         raise UserError('--split is of a --data-dir or --dataset, which is not given.')
     check_folder(options.data_dir)
     folder = _validation_folder(options) or options.data_dir
-    options = argparse.Namespace(**{**vars(options), 'data_dir': str(folder)})
+    options = replace(options, data_dir=str(folder))
     dataset = _create_dataset(options, '', mode, is_training=False)
     return dataset, '; '.join([str(folder), *_left_out(dataset)])
 
 
-def _open_samples(options: argparse.Namespace, mode: str) -> PretrainData:
+def _open_samples(options: RunOptions, mode: str) -> PretrainData:
     dataset, split = options.dataset or PHOTOGRAPHS, options.val_split or 'validation'
     train, held_out = (open_samples(dataset, name) for name in (options.train_split, split))
     named = options.dataset or f'no data named: {PHOTOGRAPHS}'
@@ -196,14 +196,14 @@ def _check_name(name: str) -> None:
             'images is given by --data-dir alone.')
 
 
-def _check_split(options: argparse.Namespace) -> None:
+def _check_split(options: RunOptions) -> None:
     # timm reads the whole folder where a split does not exist, which is right for the default name only
     split = options.train_split
     if split != DEFAULTS['train_split'] and not (Path(options.data_dir) / split).is_dir():
         raise UserError(f"--train-split: there is no folder '{split}' in '{options.data_dir}'.")
 
 
-def _create_dataset(options: argparse.Namespace, split: str, mode: str, is_training: bool) -> Dataset:
+def _create_dataset(options: RunOptions, split: str, mode: str, is_training: bool) -> Dataset:
     flag = '--train-split' if is_training else '--val-split'
     num_samples = options.train_num_samples if is_training else options.val_num_samples
     if not options.dataset:
@@ -234,7 +234,7 @@ def _create_dataset(options: argparse.Namespace, split: str, mode: str, is_train
         raise UserError(f"--dataset {options.dataset} with {flag} '{split}' cannot be read: {one_line(e)}") from e
 
 
-def _open_images(options: argparse.Namespace, split: str, mode: str) -> Dataset:
+def _open_images(options: RunOptions, split: str, mode: str) -> Dataset:
     """Open a folder of images, or the folder of a split in it."""
     root = Path(options.data_dir)
     splits = _TRAINING_FOLDERS if split in _TRAINING_FOLDERS else (split,)
@@ -253,7 +253,7 @@ def _left_out(*datasets: Dataset) -> List[str]:
     return [phrase for phrase in said if phrase]
 
 
-def _open_folder(options: argparse.Namespace, train: Dataset, mode: str) -> PretrainData:
+def _open_folder(options: RunOptions, train: Dataset, mode: str) -> PretrainData:
     """Hold out the validation split of a folder, or a share of the images if it has none."""
     folder = _validation_folder(options)
     if folder is None:
@@ -269,7 +269,7 @@ def _open_folder(options: argparse.Namespace, train: Dataset, mode: str) -> Pret
         )
 
     held_out = _create_dataset(
-        argparse.Namespace(**{**vars(options), 'data_dir': str(folder)}), '', mode, is_training=False)
+        replace(options, data_dir=str(folder)), '', mode, is_training=False)
     # Without a folder for training, the whole data folder is read, validation images included.
     shared = shared_files(train.reader, held_out.reader)
     kept = sorted({*range(len(train))}.difference(shared))
@@ -282,7 +282,7 @@ def _open_folder(options: argparse.Namespace, train: Dataset, mode: str) -> Pret
     return PretrainData(select(train, kept), held_out, '; '.join(dict.fromkeys([*said, *_left_out(train, held_out)])))
 
 
-def _validation_folder(options: argparse.Namespace) -> Optional[Path]:
+def _validation_folder(options: RunOptions) -> Optional[Path]:
     root = Path(options.data_dir)
     if not root.is_dir():
         return None

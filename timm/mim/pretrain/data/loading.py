@@ -4,7 +4,6 @@ Order and augmentation depend only on the seed, the epoch and the position in th
 few workers or many, in a new run or a resumed one, see the same images.
 """
 
-import argparse
 import math
 import os
 import signal
@@ -18,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from timm.data import create_loader, create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
-from ..defaults import DEFAULTS
 from ..errors import SIGNALS, UserError
+from ..flags.run_options import DEFAULTS, RunOptions
 from .reading import ImageKey, KeyedImages, sample_seed
 
 # What transforms and loaders of timm take from the configuration of the images.
@@ -106,7 +105,7 @@ class EpochSampler(Sampler):
 
 def create_train_loader(
         dataset: Dataset,
-        options: argparse.Namespace,
+        options: RunOptions,
         data_config: Dict[str, Any],
         device: torch.device,
         rank: int = 0,
@@ -159,7 +158,7 @@ def _check_batch(batch_size: int, image_size: Sequence[int]) -> None:
             f'{memory / 1e9:.0f} GB of main memory.')
 
 
-def _augmentation(options: argparse.Namespace) -> Dict[str, Any]:
+def _augmentation(options: RunOptions) -> Dict[str, Any]:
     """The arguments of timm's training transform that flags give."""
     names = (
         'no_aug', 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob',
@@ -175,7 +174,7 @@ def _augmentation(options: argparse.Namespace) -> Dict[str, Any]:
 
 def _create_stream_loader(
         dataset: IterableDataset,
-        options: argparse.Namespace,
+        options: RunOptions,
         device: torch.device,
         distributed: bool,
         arguments: Dict[str, Any],
@@ -199,7 +198,7 @@ def _create_stream_loader(
 def create_evaluation_loader(
         dataset: Dataset,
         indices: Sequence[int],
-        options: argparse.Namespace,
+        options: RunOptions,
         data_config: Dict[str, Any],
         device: torch.device,
 ) -> PrefetchLoader:
@@ -231,7 +230,7 @@ def _create_loader(
         sampler: Sequence[ImageKey],
         transform: Callable,
         batch_size: int,
-        options: argparse.Namespace,
+        options: RunOptions,
         data_config: Dict[str, Any],
         device: torch.device,
         persistent_workers: bool = True,

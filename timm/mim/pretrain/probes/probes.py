@@ -23,6 +23,7 @@ from ..data.image_folder import ImageFolder, shared_files
 from ..data.loading import create_evaluation_loader
 from ..data.samples import is_sample, open_samples
 from ..errors import UserError, one_line
+from ..flags.run_options import RunOptions
 from ..held_out import evaluating
 from .classifiers import attentive_predict, knn_predict, linear_predict
 
@@ -264,7 +265,7 @@ class Probes:
 
     def __init__(
             self,
-            options: argparse.Namespace,
+            options: RunOptions,
             method: nn.Module,
             data_config: Dict[str, Any],
             place: argparse.Namespace,

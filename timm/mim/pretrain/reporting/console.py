@@ -1,6 +1,5 @@
 """What a run prints: a summary at the start and the end, a progress bar or plain lines, and the log file."""
 
-import argparse
 import logging
 import sys
 import time
@@ -16,6 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..encoder_files import HUB_FOLDER, fine_tuning_command, hub_lines, loading_lines
 from ..errors import RunStopped, one_line
+from ..flags.run_options import RunOptions
 from ..held_out import HeldOutImages
 from ..probes.probes import Probes
 from ..run_folder import BEST, ENCODER, LAST, PICTURES, save_results
@@ -194,7 +194,7 @@ def wants_bar(distributed: bool) -> bool:
 
 
 def describe(
-        options: argparse.Namespace,
+        options: RunOptions,
         from_recipe: List[str],
         data_description: str,
         data_config: Dict[str, Any],
@@ -239,7 +239,7 @@ def _short(value: Any) -> str:
 
 
 def conclude(
-        options: argparse.Namespace,
+        options: RunOptions,
         folder: Path,
         trainer: Trainer,
         results: Dict[str, Any],

@@ -1,6 +1,5 @@
 """Write down the course of a run: numbers of updates and epochs, pictures, TensorBoard and Weights & Biases."""
 
-import argparse
 import csv
 import json
 import logging
@@ -17,6 +16,7 @@ from timm.utils import update_summary
 from ...output import View
 from ...visualize import save_views
 from ..errors import UserError, one_line
+from ..flags.run_options import RunOptions
 from ..run_folder import PICTURES, naming, plain_options, remove_partial_files, to_json, write_complete
 from .report import CURVES, Report, can_draw_curves, draw_curves, read_lines
 
@@ -41,7 +41,7 @@ class Tracker(Protocol):
         """Hand over what was not yet written, and say whether the run came to its end."""
 
 
-def check_trackers(options: argparse.Namespace) -> None:
+def check_trackers(options: RunOptions) -> None:
     """Check that the packages of the trackers are there, before anything is done.
 
     Raises:
@@ -57,7 +57,7 @@ def check_trackers(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def open_trackers(options: argparse.Namespace, folder: Path, update: int) -> Iterator[List[Tracker]]:
+def open_trackers(options: RunOptions, folder: Path, update: int) -> Iterator[List[Tracker]]:
     """Open the trackers that were asked for, and close them with the block: an error that leaves it is told to them.
 
     Args:
@@ -118,7 +118,7 @@ class WeightsAndBiases:
         UserError: The run cannot be started, for want of an account for example.
     """
 
-    def __init__(self, options: argparse.Namespace, folder: Path):
+    def __init__(self, options: RunOptions, folder: Path):
         import wandb
         self.wandb = wandb
         run_id = options.wandb_resume_id or (_read_run_ids(folder).get('wandb') if options.resume else None)

@@ -1,6 +1,5 @@
 """Draw the curves of a run, and write its report: one static page with results and configuration."""
 
-import argparse
 import base64
 import html
 import io
@@ -26,6 +25,7 @@ from PIL import Image
 import timm
 from ...visualize import CAPTION_HEIGHT
 from ..encoder_files import fine_tuning_command, hub_lines, loading_lines
+from ..flags.run_options import RunOptions
 from ..run_folder import ENCODER, LAST, PICTURES, plain_options, write_complete
 
 _logger = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ def typed_command() -> str:
     return shlex.join(_command_words())
 
 
-def go_on_command(command: str, options: argparse.Namespace, folder: Path) -> str:
+def go_on_command(command: str, options: RunOptions, folder: Path) -> str:
     """Return the command that goes on with a run, or begins it again where nothing has been saved.
 
     Args:
@@ -281,7 +281,7 @@ class Report:
     def __init__(
             self,
             folder: Path,
-            options: argparse.Namespace,
+            options: RunOptions,
             model_args: Dict[str, Any],
             environment: Dict[str, str],
     ):
