@@ -1,16 +1,20 @@
 """Where and in which precision a run computes."""
 import argparse
-import importlib
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Callable, Optional, Tuple
 
 import torch
 
 from timm.layers import set_fast_norm
-from timm.mim.pretrain.task import default_device, describe_device
+from timm.mim.pretrain.task import (
+    autocast_of,
+    default_device,
+    describe_device,
+    import_device_modules,
+    speed_up_cuda,
+)
 from timm.utils import NativeScaler, init_distributed_device, is_primary, random_seed, set_jit_fuser
 from .errors import user_errors
 
@@ -41,20 +45,12 @@ class Place:
             backend.synchronize()
 
 
-def speed_up_cuda() -> None:
-    """Let matrix products use TF32, and convolutions the fastest algorithm for their size."""
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-
-
 def precision(args: argparse.Namespace, device: torch.device) -> Place:
     """Set up precision for a device, as --amp, --amp-dtype and --model-dtype say."""
     place = Place(device)
     if args.model_dtype:
         place.dtype = getattr(torch, args.model_dtype)
-    if args.amp:
-        place.autocast = partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
+    place.autocast = autocast_of(args, device)
     return place
 
 
@@ -79,9 +75,7 @@ def set_up(args: argparse.Namespace) -> Place:
     Raises:
         UserError: There is no such device, module or fuser.
     """
-    for module in args.device_modules or []:
-        with user_errors(f'--device-modules {module}', ImportError):
-            importlib.import_module(module)
+    import_device_modules(args)
     speed_up_cuda()
     chosen = args.device is not None
     args.device = args.device or default_device()

@@ -13,7 +13,8 @@ import torchvision.utils
 from torch.optim import Optimizer
 
 from timm.task import TrainingTask
-from timm.utils import AverageMeter, dispatch_clip_grad, reduce_tensor
+from timm.mim.pretrain.trainer import backward
+from timm.utils import AverageMeter, reduce_tensor
 from .device import Place, to_device
 from .loaders import Loaders
 
@@ -135,22 +136,9 @@ class Epoch:
         parameters = None
         if args.clip_grad is not None:
             parameters = self.task.get_clip_parameters(exclude_head='agc' in args.clip_mode)
-        if self.place.scaler is not None:
-            self.place.scaler(
-                loss,
-                self.optimizer,
-                clip_grad=args.clip_grad,
-                clip_mode=args.clip_mode,
-                parameters=parameters,
-                create_graph=second_order,
-                need_update=completes,
-            )
-            return
-        loss.backward(create_graph=second_order)
-        if completes:
-            if args.clip_grad is not None:
-                dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
-            self.optimizer.step()
+        backward(
+            loss, self.optimizer, self.place.scaler, parameters, args.clip_grad, args.clip_mode, completes,
+            second_order)
 
     def _loss_scale(self, batch_size: int) -> float:
         """Factor on the loss of a batch whose size is not that of others."""

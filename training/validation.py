@@ -9,14 +9,14 @@ import torch.nn as nn
 
 from timm.data import RealLabelsImagenet, create_loader, create_naflex_loader
 from timm.layers import apply_test_time_pool
-from timm.mim.pretrain.task import default_device, describe_device
+from timm.mim.pretrain.task import default_device, describe_device, speed_up_cuda
 from timm.models import load_checkpoint, reparameterize_model
 from timm.task.evaluator import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from timm.utils import random_seed
 from . import model as models
 from .arguments import check_labels, check_precision
 from .datasets import image_mode, open_dataset, patch_size_of, resolve_image_config
-from .device import Place, precision, set_fused_operations, speed_up_cuda
+from .device import Place, precision, set_fused_operations
 from .errors import MISFITS, UserError, user_errors
 from .evaluation import describe, evaluate
 

@@ -69,7 +69,7 @@ def reader(tmp_path_factory):
 def test_command(command, reader):
     if command.words[0] == 'make' and not shutil.which('make'):
         pytest.skip('needs make')
-    if 'demo' in str(command):
+    if 'demo' in str(command) or 'digits.py' in str(command):
         pytest.importorskip('matplotlib')
     outcome = reader.run(command.words)
     for start, check in PROMISES.items():
@@ -155,7 +155,7 @@ PROMISES = {
     'python -m timm.mim.convert': check_convert,
     'python class_weights.py': check_stats,
     'python tests/equivalence/coverage.py': check_coverage,
-    'python demo.py': check_demo,
+    'python examples/digits.py': check_demo,
     'make demo': check_demo,
     'python -m patchset build': check_build,
     'make diff': check_diff,

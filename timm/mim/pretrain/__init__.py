@@ -16,6 +16,7 @@ Models, optimizers, schedules, checkpoints and readers are timm's; the task is i
 - `run_loop`: the whole run, and `errors`: how it ends
 - `validate`: measures a checkpoint again
 """
+from . import flags as flags
 from .flags import add_arguments as add_arguments
 from .options import given_arguments as given_arguments
 from .run_loop import run as run

@@ -295,8 +295,18 @@ def resolve_learning_rate(options: RunOptions, global_batch_size: int) -> float:
     """Return the absolute learning rate: `--lr`, or the base rate scaled to the batch."""
     if options.lr is not None:
         return options.lr
-    scale = global_batch_size / options.lr_base_size
-    return options.lr_base * (math.sqrt(scale) if options.lr_base_scale == 'sqrt' else scale)
+    return scaled_learning_rate(options.lr_base, global_batch_size / options.lr_base_size, options.lr_base_scale)
+
+
+def scaled_learning_rate(base: float, ratio: float, scale: str) -> float:
+    """Return a base learning rate scaled to the images of an update.
+
+    Args:
+        base: Learning rate for the base number of images.
+        ratio: Images of an update divided by the base number.
+        scale: 'linear' or 'sqrt'.
+    """
+    return base * (math.sqrt(ratio) if scale == 'sqrt' else ratio)
 
 
 def _check_method(method: Optional[str]) -> None:

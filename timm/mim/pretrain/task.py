@@ -72,11 +72,16 @@ def find_place(options: RunOptions) -> argparse.Namespace:
     place = argparse.Namespace(device=options.device or default_device())
     if options.fsdp and int(os.environ.get('WORLD_SIZE', 1)) < 2:
         raise UserError('--fsdp shards a model over processes, and there is one: start the script with torchrun.')
-    device = init_distributed_device(place)
-    if device.type == 'cuda':
+    init_distributed_device(place)
+    speed_up_cuda()
+    return place
+
+
+def speed_up_cuda() -> None:
+    """Let matrix products on CUDA devices use TF32, and convolutions the fastest algorithm for their size."""
+    if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    return place
 
 
 def import_device_modules(options: RunOptions) -> None:

@@ -11,9 +11,10 @@ from typing import Any, ContextManager, Dict, Iterable, Iterator, List, NamedTup
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from torch.optim import Optimizer
 from torch.utils.data import IterableDataset
 
-from timm.utils import dispatch_clip_grad, is_primary
+from timm.utils import NativeScaler, dispatch_clip_grad, is_primary
 from ..masking import keyed_noise
 from .checkpoints import Checkpoint
 from .data.loading import batches_of_epoch
@@ -193,6 +194,46 @@ def _read(status) -> Verdict:
         status = status.values
     not_finite, stop = status.tolist()
     return Verdict(not not_finite, bool(stop))
+
+
+def backward(
+        loss: torch.Tensor,
+        optimizer: Optimizer,
+        scaler: Optional[NativeScaler],
+        parameters: Optional[Iterable[nn.Parameter]],
+        clip_grad: Optional[float],
+        clip_mode: str,
+        need_update: bool,
+        create_graph: bool = False,
+) -> None:
+    """Run the backward pass of a batch, and update the parameters if the batch completes an update.
+
+    Args:
+        loss: Loss of the batch.
+        optimizer: Optimizer that updates the parameters.
+        scaler: Scaler of the gradients, None where they need none.
+        parameters: Parameters whose gradients are clipped.
+        clip_grad: Limit of the gradients, None for none.
+        clip_mode: How gradients are clipped: norm, value or agc.
+        need_update: Whether the batch completes an update.
+        create_graph: Whether the optimizer needs second derivatives.
+    """
+    if scaler is not None:
+        scaler(
+            loss,
+            optimizer,
+            clip_grad=clip_grad,
+            clip_mode=clip_mode,
+            parameters=parameters,
+            create_graph=create_graph,
+            need_update=need_update,
+        )
+        return
+    loss.backward(create_graph=create_graph)
+    if need_update:
+        if clip_grad is not None:
+            dispatch_clip_grad(parameters, clip_grad, mode=clip_mode)
+        optimizer.step()
 
 
 class Trainer:
@@ -404,21 +445,7 @@ class Trainer:
     def _backward(self, loss: torch.Tensor, need_update: bool) -> None:
         clip = self.options.clip_grad or None
         parameters = self.task.get_clip_parameters() if clip else None
-        if self.scaler is not None:
-            self.scaler(
-                loss,
-                self.optimizer,
-                clip_grad=clip,
-                clip_mode=self.options.clip_mode,
-                parameters=parameters,
-                need_update=need_update,
-            )
-            return
-        loss.backward()
-        if need_update:
-            if clip:
-                dispatch_clip_grad(parameters, clip, mode=self.options.clip_mode)
-            self.optimizer.step()
+        backward(loss, self.optimizer, self.scaler, parameters, clip, self.options.clip_mode, need_update)
 
     def _after_step(self) -> None:
         self.optimizer.zero_grad()

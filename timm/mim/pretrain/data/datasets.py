@@ -72,11 +72,19 @@ def resolve_image_config(options: RunOptions, method: nn.Module, mode: str) -> D
         ),
         model=method.backbone,
     )
-    for name in ('mean', 'std'):
-        values = config[name]
-        if len(values) != options.in_chans:  # the model's statistics are of RGB images
-            config[name] = adapt_to_chs(sum(values) / len(values), options.in_chans)
-    return {**config, 'mode': mode}
+    return {**with_statistics_per_channel(config), 'mode': mode}
+
+
+def with_statistics_per_channel(config: Dict[str, Any]) -> Dict[str, Any]:
+    """Return a data configuration whose mean and standard deviation have a value per channel.
+
+    The statistics of a model are those of RGB images: other images get their averages over the three channels.
+    """
+    channels = config['input_size'][0]
+    adapted = {
+        name: adapt_to_chs(sum(config[name]) / len(config[name]), channels)
+        for name in ('mean', 'std') if len(config[name]) != channels}
+    return {**config, **adapted}
 
 
 class PretrainData(NamedTuple):
