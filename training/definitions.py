@@ -19,7 +19,7 @@ def _load() -> ModuleType:
     """
     timm = importlib.util.find_spec('timm')
     places = timm.submodule_search_locations if timm else []
-    files = [Path(place, 'mim', 'pretrain', 'flags', '__init__.py') for place in places]
+    files = [Path(process, 'mim', 'pretrain', 'flags', '__init__.py') for process in places]
     file = next(filter(Path.is_file, files), None)
     if file is None:
         raise SystemExit('error: the installed timm has no timm.mim: pip install --editable . in this clone')

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from timm.task import TrainingTask
 from timm.mim.pretrain.trainer import backward
 from timm.utils import AverageMeter, reduce_tensor
-from .device import Place, to_device
+from .device import Process, to_device
 from .loaders import Loaders
 
 _logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Epoch:
         loaders: What it reads.
         optimizer: Optimizer of the task's trainable module.
         scheduler: Schedule of the learning rate, or None.
-        place: Device and precision.
+        process: Device and precision.
         folder: Run folder of the process that writes, None for others.
         save_recovery: Called with epoch and update every --recovery-interval updates.
     """
@@ -69,7 +69,7 @@ class Epoch:
             loaders: Loaders,
             optimizer: Optimizer,
             scheduler: Optional[Any],
-            place: Place,
+            process: Process,
             folder: Optional[str] = None,
             save_recovery: Optional[Callable[[int, int], None]] = None,
     ):
@@ -78,7 +78,7 @@ class Epoch:
         self.loaders = loaders
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.place = place
+        self.process = process
         self.folder = folder
         self.save_recovery = save_recovery
         self.num_batches = len(loaders.train)
@@ -94,7 +94,7 @@ class Epoch:
         self.task.get_trainable_module().train()
         self.optimizer.zero_grad()
         # kept on the device, so that no step has to wait for it
-        loss_sum, num_images = torch.zeros((), device=self.place.device), 0
+        loss_sum, num_images = torch.zeros((), device=self.process.device), 0
         timer = _Timer()
         for (images, target), update in zip(self.loaders.train, updates(self.num_batches, self.args.grad_accum_steps)):
             images, target = self._prepare(images, target)
@@ -114,7 +114,7 @@ class Epoch:
         return OrderedDict(loss=self._mean_over_processes(loss_sum / max(num_images, 1)))
 
     def _prepare(self, images: Any, target: torch.Tensor) -> Tuple[Any, torch.Tensor]:
-        images, target = to_device(self.args, self.place, images, target)
+        images, target = to_device(self.args, self.process, images, target)
         return (images, target) if self.loaders.mixup is None else self.loaders.mixup(images, target)
 
     def _step(self, images: Any, target: torch.Tensor, update: Update) -> Tuple[torch.Tensor, int]:
@@ -125,7 +125,7 @@ class Epoch:
         """
         batch_size = len(target)
         with nullcontext() if update.completes else self.task.no_sync():
-            with self.place.autocast():
+            with self.process.autocast():
                 loss = self.task(images, target)['loss']
             self._backward(loss / update.batches * self._loss_scale(batch_size), update.completes)
         return loss.detach(), batch_size
@@ -137,7 +137,7 @@ class Epoch:
         if args.clip_grad is not None:
             parameters = self.task.get_clip_parameters(exclude_head='agc' in args.clip_mode)
         backward(
-            loss, self.optimizer, self.place.scaler, parameters, args.clip_grad, args.clip_mode, completes,
+            loss, self.optimizer, self.process.scaler, parameters, args.clip_grad, args.clip_mode, completes,
             second_order)
 
     def _loss_scale(self, batch_size: int) -> float:
@@ -148,7 +148,7 @@ class Epoch:
             scale = scale ** 0.5 if self.loaders.batch_loss_scale == 'sqrt' else scale
         if self.args.naflex_loader and self.args.distributed:
             # batches differ between processes, and DistributedDataParallel takes the plain mean over them
-            total = reduce_tensor(torch.tensor(float(batch_size), device=self.place.device), 1).item()
+            total = reduce_tensor(torch.tensor(float(batch_size), device=self.process.device), 1).item()
             scale *= batch_size * self.args.world_size / total
         return scale
 
@@ -158,7 +158,7 @@ class Epoch:
         self.optimizer.zero_grad()
         self.task.update_ema(step=done)
         if self.args.synchronize_step:
-            self.place.synchronize()
+            self.process.synchronize()
         interval = self.args.recovery_interval
         if self.save_recovery is not None and interval and (update.index + 1) % interval == 0:
             self.save_recovery(epoch, update.index)
@@ -175,7 +175,7 @@ class Epoch:
             images: Any,
     ) -> None:
         loss, mean_loss = self._mean_over_processes(loss), self._mean_over_processes(mean_loss)
-        if not self.place.primary:
+        if not self.process.primary:
             return
         rate = timer.images_per_second() * self.args.world_size
         _logger.info(

@@ -12,7 +12,7 @@ from timm.mim.pretrain.run_folder import lies_in
 from timm.models import safe_model_name
 from timm.task import TrainingTask
 from timm.utils import CheckpointSaver, get_outdir, trim_summary, update_summary
-from .device import Place
+from .device import Process
 from .epoch import mean_learning_rate
 from .errors import UserError
 
@@ -51,7 +51,7 @@ class RunFolder:
         args_text: The arguments as they were given, in YAML.
         task: Task to save.
         optimizer: Its optimizer.
-        place: Device and precision, with the scaler to save.
+        process: Device and precision, with the scaler to save.
         image_size: Side of the images, for the name of the folder.
         lower_is_better: Whether the metric should fall.
     """
@@ -62,7 +62,7 @@ class RunFolder:
             args_text: str,
             task: TrainingTask,
             optimizer: Optimizer,
-            place: Place,
+            process: Process,
             image_size: int,
             lower_is_better: bool,
     ):
@@ -76,7 +76,7 @@ class RunFolder:
             model=task.get_trainable_module(),
             optimizer=optimizer,
             args=args,
-            amp_scaler=place.scaler,
+            amp_scaler=process.scaler,
             checkpoint_dir=self.path,
             recovery_dir=self.path,
             decreasing=lower_is_better,

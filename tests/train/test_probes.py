@@ -205,8 +205,8 @@ def make_probes(tmp_path):
     method = create_mim('simmim', 'test_vit', img_size=32, mask_unit=16).eval()
 
     def make(rank=0, world_size=1):
-        place = Namespace(device='cpu', rank=rank, world_size=world_size, distributed=False)
-        return Probes(options, method, config, place), method
+        process = Namespace(device='cpu', rank=rank, world_size=world_size, distributed=False)
+        return Probes(options, method, config, process), method
     return make
 
 

@@ -126,8 +126,8 @@ def write_jpegs(folder, count):
         (folder / f'{number:02d}.jpg').write_bytes(encode(photograph((60 + number, 50))))
 
 
-def batches(options, mode='RGB', **place):
-    loader = create_train_loader(open_data(options, mode).train, options, config_of(mode=mode), CPU, **place)
+def batches(options, mode='RGB', **process):
+    loader = create_train_loader(open_data(options, mode).train, options, config_of(mode=mode), CPU, **process)
     return [images for images, _ in loader]
 
 

@@ -26,7 +26,7 @@ from timm.models._embed_stages import gather_patches
 from .backbone import encode_visible, num_prefix_tokens, remove_unused
 from .decoder import MaskedDecoder
 from .factory import register_mim
-from .lean import decode_masked, embed_visible, embeds_patches
+from .fast_path import decode_masked, embed_visible, embeds_patches
 from .masking import scatter_patches
 from .meta_run import dry_run, dry_run_visible
 from .multi_block import MultiBlockMasks, MultiBlockSampler, OfficialMultiBlockSampler
@@ -141,13 +141,13 @@ class IJEPA(EMATeacherMethod):
         Returns:
             Features of shape (B, T, M, C).
         """
-        if self.lean and embeds_patches(self.backbone):
+        if self.fast_path and embeds_patches(self.backbone):
             patches = patchify(images, self.patch_stride)
             context = self.backbone.forward_stages(
                 embed_visible(self.backbone, patches, mask.context, self.grid_size))
         else:
             context = encode_visible(self.backbone, images, mask.context)
-        predict = self._predict_masked if self.lean else self._predict
+        predict = self._predict_masked if self.fast_path else self._predict
         return predict(context[:, self.num_prefix_tokens:], mask).float()
 
     def make_target(self, images: torch.Tensor, mask: MultiBlockMasks) -> torch.Tensor:

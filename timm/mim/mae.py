@@ -21,7 +21,7 @@ from timm.models._embed_stages import gather_patches
 from .backbone import encode_visible, num_prefix_tokens, remove_unused
 from .decoder import MaskedDecoder, init_xavier
 from .factory import register_mim
-from .lean import decode_masked, embed_visible, embeds_patches, select_patches
+from .fast_path import decode_masked, embed_visible, embeds_patches, select_patches
 from .masking import block_mask, block_noise_size, random_mask, scatter_patches, split_mask, visible_count
 from .meta_run import dry_run_visible
 from .method import MIMMethod
@@ -133,7 +133,7 @@ class MAE(MIMMethod):
         Returns:
             Masked patches in row-major order of shape (B, M, D), each flattened in the order (row, column, channel).
         """
-        if self.lean:
+        if self.fast_path:
             decoded = decode_masked(self.decoder, self._encode(images, mask), mask.visible, mask.masked)
         else:
             decoded = gather_patches(self._decode(images, mask), mask.masked)
@@ -257,7 +257,7 @@ class MAE(MIMMethod):
 
     def _encode(self, images: torch.Tensor, mask: 'MAEMask') -> torch.Tensor:
         """Encode the visible patches, (B, P + K, width of the decoder)."""
-        if self.lean and embeds_patches(self.backbone):
+        if self.fast_path and embeds_patches(self.backbone):
             patches = patchify(images, self.patch_stride)
             features = self.backbone.forward_stages(
                 embed_visible(self.backbone, patches, mask.visible, self.grid_size))

@@ -37,7 +37,7 @@ class MIMMethod(nn.Module):
         patch_stride: Size (height, width) in pixels of what a mask decides on, a patch.
         reconstructs_pixels: `reconstruct` gives pixels that compare with those of the images.
         losses_compare: A lower held-out loss is a better model. It is not where targets change with the model.
-        lean: Take the shortcuts of `timm.mim.lean`, which leave the loss as it is.
+        fast_path: Take the shortcuts of `timm.mim.lean`, which leave the loss as it is.
         takes_any_size: Images may have another size than `img_size`, if the model takes it.
     """
     protocol = ('map_tokens', 'features_to_map', 'patch_grid')  # methods that a model must not refuse
@@ -45,7 +45,7 @@ class MIMMethod(nn.Module):
     works = 'timm.mim.list_mim_models names the models that work'
     reconstructs_pixels = True
     losses_compare = True
-    lean = True
+    fast_path = True
     takes_any_size = False
 
     @classmethod

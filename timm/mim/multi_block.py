@@ -135,11 +135,11 @@ class MultiBlockSampler(nn.Module):
         num_patches = self.grid_size[0] * self.grid_size[1]
         left = num_patches - self.num_targets * self.target_length
         if left < 1:
-            fitting = (num_patches - 1) // self.target_length
+            num_fitting = (num_patches - 1) // self.target_length
             raise ValueError(
                 f'A grid of {self.grid_size[0]} x {self.grid_size[1]} patches is too small for {self.num_targets} '
                 f'target blocks of {self.target_length} patches, which may leave no context: '
-                f'take at most {fitting} (num_targets={fitting}), larger images or smaller patches.')
+                f'take at most {num_fitting} (num_targets={num_fitting}), larger images or smaller patches.')
         generator = torch.Generator('cpu').manual_seed(0)
         blocks = self._blocks(torch.rand(_SIMULATED, self.noise_size, generator=generator, device='cpu'))
         lengths = (blocks[:, -1] & ~blocks[:, :-1].any(dim=1)).sum(dim=1)

@@ -23,7 +23,7 @@ from .backbone import encode_with_mask_token, insert_mask_token, model_name, pat
 from .decoder import PixelDecoder
 from .extraction import attention_maps, masked_intermediates
 from .factory import register_mim
-from .lean import embeds_patches, encode_masked, select_patches
+from .fast_path import embeds_patches, encode_masked, select_patches
 from .masking import block_mask, block_noise_size, default_mask_unit, masked_count, random_mask, split_mask, \
     unit_grid, upsample_mask
 from .meta_run import dry_run
@@ -55,15 +55,15 @@ class SimMIM(MIMMethod):
     """ SimMIM on any model with the embed / stages protocol and a feature map, plain or hierarchical.
 
     A mask is bool of shape (B, h, w) or (B, h * w), True is masked, with any number of masked patches per sample.
-    Prediction and target are pixels of shape (B, C, H, W), or have the shape of another target; with `lean` see
+    Prediction and target are pixels of shape (B, C, H, W), or have the shape of another target; with `fast_path` see
     `predict`.
 
     Masked pixels are set to 0 before the model sees an image. In a model whose patches do not overlap (ViT, Swin) this
     changes nothing, since the mask token takes the place of masked patches.
 
-    Set `lean` where the loss is all that is wanted, as pre-training does: visible pixels are then not predicted.
+    Set `fast_path` where the loss is all that is wanted, as pre-training does: visible pixels are then not predicted.
     """
-    lean = False
+    fast_path = False
     takes_any_size = True
     works = (
         'list_mim_models(\'simmim\') names the models that work, vit_base_patch16_224 or '
@@ -127,10 +127,10 @@ class SimMIM(MIMMethod):
             mask: Mask.
 
         Returns:
-            Pixels of shape (B, C, H, W), or the prediction of another target in the shape of that. Where `lean` is set
-            and the caller brought no mask, only the M masked cells of the feature map are predicted, if a mask unit is
-            made of whole cells: the result has the shape (B, M, D), each cell flattened in the order (row, column,
-            channel).
+            Pixels of shape (B, C, H, W), or the prediction of another target in the shape of that target. If
+            `fast_path` is set, the caller gave no mask, and a mask unit consists of whole cells of the feature map,
+            only the M masked cells are predicted: the result has the shape (B, M, D), each cell flattened in the order
+            (row, column, channel).
         """
         if mask.masked is None:
             return self.decoder(self._encode(images, mask.patches)).float()
@@ -172,9 +172,9 @@ class SimMIM(MIMMethod):
         return upsample_mask(mask, tuple(unit // stride for unit, stride in zip(self.mask_unit, self.patch_stride)))
 
     def drawn_mask(self, noise: torch.Tensor, img_size: Tuple[int, int]) -> 'SimMIMMask':
-        """Make a mask of noise. It masks as many cells in each sample, so that `lean` may predict those alone."""
+        """Make a mask of noise. It masks as many cells in each sample, so that `fast_path` may predict those alone."""
         mask = self.make_mask(noise, img_size)
-        if not self.lean or any(unit % stride for unit, stride in zip(self.mask_unit, self.encoder_stride)):
+        if not self.fast_path or any(unit % stride for unit, stride in zip(self.mask_unit, self.encoder_stride)):
             return SimMIMMask(mask)
         rows, columns = (cell // patch for cell, patch in zip(self.encoder_stride, self.patch_stride))
         cells = mask[:, ::rows, ::columns].flatten(1)  # all patches of a cell are masked, or none

@@ -165,7 +165,7 @@ def readable_checkpoints(folder: Path, besides: Optional[Path] = None) -> Tuple[
 
 
 @contextmanager
-def fitting(path: Path, flag: str = '--resume') -> Iterator[None]:
+def mismatch_errors(path: Path, flag: str = '--resume') -> Iterator[None]:
     """Tell the user which checkpoint it was where loading its parts fails.
 
     Raises:
@@ -177,7 +177,7 @@ def fitting(path: Path, flag: str = '--resume') -> Iterator[None]:
         raise UserError(f"{flag}: '{path}' does not fit this run: {one_line(e)[:300]}") from e
 
 
-def weights_that_count(checkpoint: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[Dict[str, Any]]]:
+def evaluation_weights(checkpoint: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[Dict[str, Any]]]:
     """Return the weights and the task state of a checkpoint, those of its moving average where it has one."""
     suffix = '_ema' if 'state_dict_ema' in checkpoint else ''
     return checkpoint[f'state_dict{suffix}'], checkpoint.get(f'task_state{suffix}')

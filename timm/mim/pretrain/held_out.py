@@ -280,7 +280,7 @@ def hold_out(
         dataset: Dataset,
         options: RunOptions,
         data_config: Dict[str, Any],
-        place: argparse.Namespace,
+        process: argparse.Namespace,
         limit: int = HELD_OUT_LIMIT,
         mask_seed: int = MASK_SEED,
 ) -> HeldOutImages:
@@ -290,7 +290,7 @@ def hold_out(
         dataset: Held-out images.
         options: Options of the run.
         data_config: Input size, mean, standard deviation, interpolation, crop and mode of the images.
-        place: Device and rank of this process.
+        process: Device and rank of this process.
         limit: Number of images over all processes at most.
         mask_seed: Seed of the masks.
 
@@ -298,10 +298,10 @@ def hold_out(
         UnreadableImages: More of them cannot be read than the user allows.
         UserError: There are none.
     """
-    device = torch.device(place.device)
-    share = load_held_out(dataset, options, data_config, device, place.rank, place.world_size, limit)
+    device = torch.device(process.device)
+    share = load_held_out(dataset, options, data_config, device, process.rank, process.world_size, limit)
     counts = torch.tensor([float(len(share.images)), float(share.unreadable)], device=device)
-    if place.distributed:
+    if process.distributed:
         counts = reduce_tensor(counts, 1)
     count, unreadable = map(int, counts.tolist())
     if unreadable > options.max_unreadable * (count + unreadable):

@@ -102,9 +102,9 @@ def check_values(options: RunOptions) -> None:
     """
     mistakes = Mistakes()
     for check in (_check_text, _check_numbers, _check_lists, _check_choices, _check_others):
-        with mistakes.noted():
+        with mistakes.collected():
             check(options)
-    mistakes.tell()
+    mistakes.raise_all()
 
 
 def _check_choices(options: RunOptions) -> None:
@@ -112,11 +112,11 @@ def _check_choices(options: RunOptions) -> None:
     for name, field in FIELDS.items():
         value = getattr(options, name)
         if field.metadata['choices'] and not (value is None and field.default is None):
-            with mistakes.noted():
+            with mistakes.collected():
                 _check_choice(name, value, field.metadata['choices'])
-    with mistakes.noted():
+    with mistakes.collected():
         _check_choice('opt', options.opt.lower(), list_optimizers())
-    mistakes.tell()
+    mistakes.raise_all()
 
 
 def _check_others(options: RunOptions) -> None:
@@ -151,20 +151,20 @@ def _is_utf8(word: str) -> bool:
 def _check_numbers(options: RunOptions) -> None:
     mistakes = Mistakes()
     if not 0 <= options.seed < _SEEDS:
-        mistakes.note(f'--seed {options.seed} must be 0 or more, and less than {_SEEDS}.')
+        mistakes.add(f'--seed {options.seed} must be 0 or more, and less than {_SEEDS}.')
     if options.mask_ratio is not None and not 0 < options.mask_ratio < 1:
-        mistakes.note(f'--mask-ratio {options.mask_ratio:g} must lie between 0 and 1, both excluded.')
+        mistakes.add(f'--mask-ratio {options.mask_ratio:g} must lie between 0 and 1, both excluded.')
     for name, field in FIELDS.items():
         value, allowed = getattr(options, name), field.metadata['allowed']
         if allowed is None or value is None:
             continue
         if not _NUMBERS[allowed](value):
-            mistakes.note(f'{flag_name(name)} {value:g} must {allowed}.')
+            mistakes.add(f'{flag_name(name)} {value:g} must {allowed}.')
         elif allowed != POSITIVE and value > _LARGEST:
-            mistakes.note(f'{flag_name(name)} {value:.3g} is more than {_LARGEST}, the most that is allowed.')
+            mistakes.add(f'{flag_name(name)} {value:.3g} is more than {_LARGEST}, the most that is allowed.')
     if options.crop_pct == 0:
-        mistakes.note('--crop-pct 0 leaves nothing of an image.')
-    mistakes.tell()
+        mistakes.add('--crop-pct 0 leaves nothing of an image.')
+    mistakes.raise_all()
 
 
 def _check_lists(options: RunOptions) -> None:
@@ -282,13 +282,13 @@ def _check(options: RunOptions) -> None:
     """Tell all mistakes at once that can be seen without reading anything: images, model, values."""
     mistakes = Mistakes()
     if options.data_dir and not options.dataset:
-        with mistakes.noted():
+        with mistakes.collected():
             check_folder(options.data_dir)
-    with mistakes.noted():
+    with mistakes.collected():
         check_model_name(options)
-    with mistakes.noted():
+    with mistakes.collected():
         check_values(options)
-    mistakes.tell()
+    mistakes.raise_all()
 
 
 def resolve_learning_rate(options: RunOptions, global_batch_size: int) -> float:
@@ -320,12 +320,12 @@ def _refuse(chosen: Dict[str, Any]) -> None:
     mistakes = Mistakes()
     for name in chosen:
         if name in MEANINGLESS:
-            mistakes.note(f'{flag_name(name)} has no meaning with --mim: {MEANINGLESS[name]}.')
+            mistakes.add(f'{flag_name(name)} has no meaning with --mim: {MEANINGLESS[name]}.')
         elif name in UNSUPPORTED:
-            mistakes.note(f'{flag_name(name)} is not supported with --mim: {UNSUPPORTED[name]}.')
+            mistakes.add(f'{flag_name(name)} is not supported with --mim: {UNSUPPORTED[name]}.')
         elif name not in DEFAULTS and name not in ('data', 'config'):
-            mistakes.note(f'{flag_name(name)} is not an option of pre-training.')
-    mistakes.tell()
+            mistakes.add(f'{flag_name(name)} is not an option of pre-training.')
+    mistakes.raise_all()
     if 'data' in chosen and 'data_dir' in chosen:
         raise UserError('the image folder is given twice: as --data-dir and by position.')
     if chosen.get('model_kwargs', {}).get('patch_drop_rate'):

@@ -11,11 +11,11 @@ from timm.task import MaskedImageModelingTask
 from timm.utils import NativeScaler
 from .checkpoints import (
     Checkpoint,
-    fitting,
+    mismatch_errors,
     load_checkpoint,
     newest_checkpoint,
     readable_checkpoints,
-    weights_that_count,
+    evaluation_weights,
 )
 from .data.image_folder import describe_changes
 from .errors import UserError, flag_name
@@ -195,10 +195,10 @@ def restore_weights(task: MaskedImageModelingTask, checkpoint: Checkpoint) -> No
         UserError: They do not fit.
     """
     content = checkpoint.content
-    with fitting(checkpoint.path):
+    with mismatch_errors(checkpoint.path):
         task.load_checkpoint_state(content['state_dict'], content.get('task_state'))
         if task.has_ema():
-            task.load_checkpoint_state(*weights_that_count(content), ema=True)
+            task.load_checkpoint_state(*evaluation_weights(content), ema=True)
 
 
 def restore_optimizer(
@@ -219,7 +219,7 @@ def restore_optimizer(
         UserError: They do not fit.
     """
     content = checkpoint.content
-    with fitting(checkpoint.path):
+    with mismatch_errors(checkpoint.path):
         if 'optimizer' in content:
             load_whole_optimizer(optimizer, _with_present_options(content['optimizer'], optimizer))
         if scaler is not None and scaler.state_dict_key in content:

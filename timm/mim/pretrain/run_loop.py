@@ -19,13 +19,13 @@ from .flags.run_options import RunOptions
 from .held_out import HeldOutImages, hold_out
 from .options import resolve_options
 from .probes.probes import Probes
-from .reporting.console import LogFile, Progress, conclude, describe, lines_above_bar, peak_memory, wants_bar
+from .reporting.console import LogFile, Progress, log_end, log_start, lines_above_bar, peak_memory, wants_bar
 from .reporting.records import Records, check_trackers, open_trackers
-from .reporting.report import Report, describe_environment, go_on_command, typed_command
+from .reporting.report import Report, collect_environment, go_on_command, typed_command
 from .resume import check_same_data, find_checkpoint
 from .run_folder import FolderLock, claim_run_folder, save_options
 from .sharding import whole
-from .task import create_method, find_place, import_device_modules, import_mim_module
+from .task import create_method, init_process, import_device_modules, import_mim_module
 from .trainer import Trainer
 
 _logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class RunLoop:
         self.probes = probes
         self.saver = None
         self.results: Dict[str, Any] = {}
-        if is_primary(trainer.place):
+        if is_primary(trainer.process):
             self.saver = RunSaver(folder, self.options, trainer.task, trainer.optimizer, trainer.scaler)
             if checkpoint is not None and checkpoint.in_place:
                 self.saver.take_up(checkpoint)
@@ -258,57 +258,57 @@ def _run(args: argparse.Namespace, log: LogFile, lock: FolderLock) -> None:
     options, from_recipe = resolve_options(args)
     import_device_modules(options)
     check_trackers(options)
-    place = find_place(options)
-    folder, checkpoint = _begin(options, place, lock)
+    process = init_process(options)
+    folder, checkpoint = _begin(options, process, lock)
     mode = image_mode(options.in_chans, options.input_img_mode)
     data = open_data(options, mode)
     images = fingerprint(data.train, data.held_out)
     if checkpoint is not None:
-        check_same_data(checkpoint, images, tell=is_primary(place))
+        check_same_data(checkpoint, images, tell=is_primary(process))
     random_seed(options.seed)
     method, model_args = create_method(options)
     data_config = resolve_image_config(options, method, mode)
     method.set_image_statistics(data_config['mean'], data_config['std'])
-    device = torch.device(place.device)
-    train_loader = create_train_loader(data.train, options, data_config, device, place.rank, place.world_size)
-    held_out = hold_out(data.held_out, options, data_config, place)
+    device = torch.device(process.device)
+    train_loader = create_train_loader(data.train, options, data_config, device, process.rank, process.world_size)
+    held_out = hold_out(data.held_out, options, data_config, process)
 
     with StopSignal() as stop, ending_workers(train_loader):
         if not options.fsdp:  # shards are moved one by one
             method = method.to(device)
-        trainer = Trainer(options, method, train_loader, place, stop, checkpoint, images)
+        trainer = Trainer(options, method, train_loader, process, stop, checkpoint, images)
         # once the trainer may have sharded the method
-        probes = Probes(options, trainer.trained_method, data_config, place) if options.mim_probe_dir else None
-        if not is_primary(place):
+        probes = Probes(options, trainer.trained_method, data_config, process) if options.mim_probe_dir else None
+        if not is_primary(process):
             log.open(None)
             RunLoop(trainer, held_out, folder, None, checkpoint, probes).train()
             return
-        bar = wants_bar(place.distributed)
+        bar = wants_bar(process.distributed)
         with open_trackers(options, folder, trainer.update) as trackers, lines_above_bar(bar):
             save_options(folder, options)
             log.open(folder)
-            describe(options, from_recipe, data.description, data_config, trainer, held_out, folder, probes)
-            report = Report(folder, options, model_args, describe_environment(device, place.world_size))
+            log_start(options, from_recipe, data.description, data_config, trainer, held_out, folder, probes)
+            report = Report(folder, options, model_args, collect_environment(device, process.world_size))
             records = Records(
                 folder, data_config, trainer.update, trainer.updates_per_epoch, trackers, report, options.warmup_epochs)
             results = RunLoop(trainer, held_out, folder, records, checkpoint, probes).train(bar)
-            conclude(options, folder, trainer, results, model_args, file_names(data.held_out))
+            log_end(options, folder, trainer, results, model_args, file_names(data.held_out))
 
 
 def _begin(
         options: RunOptions,
-        place: argparse.Namespace,
+        process: argparse.Namespace,
         lock: FolderLock,
 ) -> Tuple[Path, Optional[Checkpoint]]:
     """Claim the folder of the run, and load the checkpoint to go on from. The first process decides for all."""
     folder = checkpoint = error = None
-    if is_primary(place):
+    if is_primary(process):
         try:
             folder = claim_run_folder(options, lock)
             checkpoint = find_checkpoint(options, folder)
         except (OSError, UserError) as e:
             error = e
-    if place.distributed:
+    if process.distributed:
         decided = [folder, None if checkpoint is None else (checkpoint.path, checkpoint.in_place), error]
         torch.distributed.broadcast_object_list(decided, src=0)
         folder, found, error = decided

@@ -57,7 +57,7 @@ def describe_device(device: torch.device, chosen: bool) -> str:
     return text + (', since there is no accelerator' if device.type == 'cpu' else ', the accelerator of this machine')
 
 
-def find_place(options: RunOptions) -> argparse.Namespace:
+def init_process(options: RunOptions) -> argparse.Namespace:
     """Find the device and the rank of this process, in a namespace of its own: args.yaml says what the user gave.
 
     Args:
@@ -69,12 +69,12 @@ def find_place(options: RunOptions) -> argparse.Namespace:
     Raises:
         UserError: There is one process only, and `--fsdp` shards over several.
     """
-    place = argparse.Namespace(device=options.device or default_device())
+    process = argparse.Namespace(device=options.device or default_device())
     if options.fsdp and int(os.environ.get('WORLD_SIZE', 1)) < 2:
         raise UserError('--fsdp shards a model over processes, and there is one: start the script with torchrun.')
-    init_distributed_device(place)
+    init_distributed_device(process)
     speed_up_cuda()
-    return place
+    return process
 
 
 def speed_up_cuda() -> None:
@@ -160,7 +160,7 @@ def create_method(options: RunOptions) -> Tuple[nn.Module, Dict[str, Any]]:
     except Exception as e:  # a value of --mim-kwargs that nobody foresaw fails in any way, and so does a teacher's file
         about = '' if isinstance(e, (AssertionError, OSError, RuntimeError, ValueError)) else '--mim-kwargs: '
         raise UserError(about + one_line(e)) from e
-    method.lean = True  # nobody looks at predictions of visible patches here
+    method.fast_path = True  # nobody looks at predictions of visible patches here
     if options.grad_checkpointing:
         method.set_grad_checkpointing(True)
     rebuild_args = {k: v for k, v in model_args.items() if k not in ('model_name', 'pretrained_cfg')}
@@ -350,7 +350,7 @@ class WeightDecaySchedule:
 def create_task(
         options: RunOptions,
         method: nn.Module,
-        place: argparse.Namespace,
+        process: argparse.Namespace,
         checkpoint: Optional[Checkpoint] = None,
 ) -> MaskedImageModelingTask:
     """Create the task, with its moving average, the weights of a checkpoint, and shards where they are asked for.
@@ -358,16 +358,16 @@ def create_task(
     Args:
         options: Options of the run.
         method: Masked image modeling method, on its device.
-        place: Device and rank of this process.
+        process: Device and rank of this process.
         checkpoint: Checkpoint to go on from.
 
     Raises:
         UserError: The checkpoint does not fit.
     """
-    device = torch.device(place.device)
+    device = torch.device(process.device)
     if options.channels_last:
         method = method.to(memory_format=torch.channels_last)
-    task = MaskedImageModelingTask(method, device=device, verbose=is_primary(place))
+    task = MaskedImageModelingTask(method, device=device, verbose=is_primary(process))
     if options.model_ema:
         task.setup_ema(
             decay=options.model_ema_decay,
@@ -385,14 +385,14 @@ def create_task(
 def compile_and_distribute(
         task: MaskedImageModelingTask,
         options: RunOptions,
-        place: argparse.Namespace,
+        process: argparse.Namespace,
 ) -> None:
     """Compile the method, and average its gradients over the processes, unless shards do that.
 
     Args:
         task: Task, whose optimizer exists already: that goes by the names of parameters, which wrappers change.
         options: Options of the run.
-        place: Device and rank of this process.
+        process: Device and rank of this process.
 
     Raises:
         UserError: There is no such backend.
@@ -402,8 +402,8 @@ def compile_and_distribute(
             task.compile(backend=options.torchcompile, mode=options.torchcompile_mode)
         except RuntimeError as e:
             raise UserError(f'--torchcompile {options.torchcompile}: {one_line(e)}') from e
-    if place.distributed and not options.fsdp:
-        device = torch.device(place.device)
+    if process.distributed and not options.fsdp:
+        device = torch.device(process.device)
         task.prepare_distributed(
             device_ids=None if device.type == 'cpu' else [device],
             **(dict(broadcast_buffers=False) if options.no_ddp_bb else {}),

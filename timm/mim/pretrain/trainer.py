@@ -250,7 +250,7 @@ class Trainer:
         options: Options of the run.
         method: Masked image modeling method, on its device.
         train_loader: Loader of normalised training images.
-        place: Device and rank of this process, as `init_distributed_device` sets them.
+        process: Device and rank of this process, as `init_distributed_device` sets them.
         stop: Signal to stop.
         checkpoint: Checkpoint to go on from.
         data: Fingerprint of the images, which checkpoints hold.
@@ -264,17 +264,17 @@ class Trainer:
             options: RunOptions,
             method: nn.Module,
             train_loader,
-            place: argparse.Namespace,
+            process: argparse.Namespace,
             stop: StopSignal,
             checkpoint: Optional[Checkpoint] = None,
             data: Optional[Dict[str, Any]] = None,
     ):
         self.options = options
-        self.place = place
+        self.process = process
         self.stop = stop
         self.data = data
         self.train_loader = train_loader
-        self.device = torch.device(place.device)
+        self.device = torch.device(process.device)
         self.counts_unreadable = not isinstance(train_loader.dataset, IterableDataset)  # a stream tells nothing
         self.noise_size = method.noise_shape(1)[1]
 
@@ -282,20 +282,20 @@ class Trainer:
         if self.updates_per_epoch == 0:
             raise UserError(
                 f'--grad-accum-steps {options.grad_accum_steps}: the dataset has {len(train_loader)} batches an epoch.')
-        self.images_per_update = options.batch_size * place.world_size * options.grad_accum_steps
+        self.images_per_update = options.batch_size * process.world_size * options.grad_accum_steps
         self.learning_rate = resolve_learning_rate(options, self.images_per_update)
         self.autocast, self.scaler = autocast_of(options, self.device), scaler_of(options, self.device)
         self.means = RunningMeans(self.device)
         self.update = 0
 
-        self.task = create_task(options, method, place, checkpoint)
+        self.task = create_task(options, method, process, checkpoint)
         self.optimizer = create_optimizer(method, options, self.learning_rate, self.device)
         self._go_to_start(checkpoint)
-        compile_and_distribute(self.task, options, place)
+        compile_and_distribute(self.task, options, process)
         self.schedules = Schedules(self.optimizer, options, self.updates_per_epoch)
         self.schedules.step(self.update)
         self.num_epochs = self.schedules.num_epochs
-        self.guard = StepGuard(self.optimizer, self.device, place.distributed, self.scaler is not None)
+        self.guard = StepGuard(self.optimizer, self.device, process.distributed, self.scaler is not None)
 
     def _go_to_start(self, checkpoint: Optional[Checkpoint]) -> None:
         """Go to the place in the run that a checkpoint or --start-epoch says, with the optimizer as it was there."""
@@ -339,7 +339,7 @@ class Trainer:
         state = dict(optimizer=self.optimizer.state_dict(), **self.task.get_checkpoint_state())
         if self.task.has_ema():
             state.update(self.task.get_checkpoint_state(ema=True))
-        return dict(whole(state, keep=is_primary(self.place)), run=run)
+        return dict(whole(state, keep=is_primary(self.process)), run=run)
 
     def _weights(self) -> Iterator[torch.Tensor]:
         """All weights that checkpoints hold, and the running statistics of norms."""
@@ -435,7 +435,7 @@ class Trainer:
             images = images.contiguous(memory_format=torch.channels_last)
         # Masks depend on the place of an image in the global batch, whatever process it is on. Dropout need not: its
         # seed only has to be the same when a run is resumed.
-        first = (part * self.place.world_size + self.place.rank) * options.batch_size
+        first = (part * self.process.world_size + self.process.rank) * options.batch_size
         positions = torch.arange(first, first + len(images), device=self.device)
         noise = keyed_noise(options.seed, self.update, positions, self.noise_size)
         torch.manual_seed(sample_seed(options.seed, self.update, first))

@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 from timm.task import MaskedImageModelingTask
 from timm.utils import is_primary
 from ..visualize import save_views
-from .task import autocast_of, create_method, describe_device, find_place, import_mim_module
-from .checkpoints import fitting, load_checkpoint, weights_that_count
+from .task import autocast_of, create_method, describe_device, init_process, import_mim_module
+from .checkpoints import mismatch_errors, load_checkpoint, evaluation_weights
 from .data.datasets import HELD_OUT_LIMIT, image_mode, open_data, open_to_measure, resolve_image_config
 from .flags.run_options import DEFAULTS, RunOptions
 from .errors import UserError, exit_codes, flag_name
@@ -75,23 +75,23 @@ def evaluate(given: Dict[str, Any]) -> Dict[str, Any]:
     mode = image_mode(options.in_chans, options.input_img_mode)
     dataset, description = _open_images(given, options, mode)
     method, _ = create_method(options)
-    place = find_place(options)
+    process = init_process(options)
     data_config = resolve_image_config(options, method, mode)
     method.set_image_statistics(data_config['mean'], data_config['std'])
     ema = _load(method, checkpoint, path, given.get('use_ema', False))
-    if is_primary(place):
-        _logger.info(describe_device(torch.device(place.device), chosen=options.device is not None))
-    method = method.to(place.device)
+    if is_primary(process):
+        _logger.info(describe_device(torch.device(process.device), chosen=options.device is not None))
+    method = method.to(process.device)
     held_out = hold_out(
-        dataset, options, data_config, place,
+        dataset, options, data_config, process,
         limit=options.val_num_samples or HELD_OUT_LIMIT, mask_seed=given.get('mask_seed', MASK_SEED))
-    autocast = autocast_of(options, torch.device(place.device))
+    autocast = autocast_of(options, torch.device(process.device))
 
     measured = held_out.measure(method, autocast)
     baselines = held_out.baselines(method, autocast)
-    probed = Probes(options, method, data_config, place).measure(method, autocast) if options.mim_probe_dir else {}
+    probed = Probes(options, method, data_config, process).measure(method, autocast) if options.mim_probe_dir else {}
     views = held_out.views(method, autocast, _PICTURE_ROWS) if given.get('mim_pictures') else []
-    if not is_primary(place):
+    if not is_primary(process):
         return {}
     results = dict(
         model=options.model, method=options.mim, checkpoint=str(path), epoch=checkpoint.get('epoch'), ema=ema,
@@ -151,8 +151,8 @@ def _load(method: nn.Module, checkpoint: Dict[str, Any], path: Path, use_ema: bo
     ema = 'state_dict_ema' in checkpoint
     if use_ema and not ema:
         raise UserError(f"--use-ema: '{path}' holds no moving average.")
-    with fitting(path, flag='--checkpoint'):
-        MaskedImageModelingTask(method, verbose=False).load_checkpoint_state(*weights_that_count(checkpoint))
+    with mismatch_errors(path, flag='--checkpoint'):
+        MaskedImageModelingTask(method, verbose=False).load_checkpoint_state(*evaluation_weights(checkpoint))
     return ema
 
 

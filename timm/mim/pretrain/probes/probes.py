@@ -257,7 +257,7 @@ class Probes:
         options: Options of the run.
         method: Method whose encoder is probed.
         data_config: Input size, mean, standard deviation, interpolation, crop and mode of the images.
-        place: Device and rank of this process.
+        process: Device and rank of this process.
 
     Raises:
         UserError: There are no labelled images, or no such layer.
@@ -268,12 +268,12 @@ class Probes:
             options: RunOptions,
             method: nn.Module,
             data_config: Dict[str, Any],
-            place: argparse.Namespace,
+            process: argparse.Namespace,
     ):
         self.options = options
         self.data_config = data_config
-        self.place = place
-        self.device = torch.device(place.device)
+        self.process = process
+        self.device = torch.device(process.device)
         self.data = open_probe_data(
             options.mim_probe_dir, data_config['mode'], options.val_split or 'validation')
         self.average = options.mim_probe_pool == 'avg'
@@ -379,10 +379,10 @@ class Probes:
             read: Callable[[torch.Tensor], Dict[Layer, torch.Tensor]],
     ) -> Tuple[Dict[Layer, torch.Tensor], torch.Tensor]:
         """Features by layer, empty on all processes but the first, and labels, of the images that can be read."""
-        place, options = self.place, self.options
+        process, options = self.process, self.options
         # the same number of batches on every process: shards of a model are gathered together
-        share = -(-len(labelled.labels) // place.world_size)
-        indices = [min(n * place.world_size + place.rank, len(labelled.labels) - 1) for n in range(share)]
+        share = -(-len(labelled.labels) // process.world_size)
+        indices = [min(n * process.world_size + process.rank, len(labelled.labels) - 1) for n in range(share)]
         loader = create_evaluation_loader(labelled.images, indices, options, self.data_config, self.device)
         parts: Dict[Layer, List[torch.Tensor]] = {}
         for images, index in loader:
@@ -402,8 +402,8 @@ class Probes:
 
     def _gather(self, features: Dict[Layer, torch.Tensor]) -> List[Dict[Layer, torch.Tensor]]:
         """Bring the shares of all processes to the first one."""
-        if not self.place.distributed:
+        if not self.process.distributed:
             return [features]
-        gathered = [None] * self.place.world_size if self.place.rank == 0 else None
+        gathered = [None] * self.process.world_size if self.process.rank == 0 else None
         dist.gather_object(features, gathered, dst=0)
         return gathered or []

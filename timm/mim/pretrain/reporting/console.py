@@ -21,7 +21,7 @@ from ..probes.probes import Probes
 from ..run_folder import BEST, ENCODER, LAST, PICTURES, save_results
 from ..task import describe_device
 from ..trainer import Trainer
-from .report import CURVES, REPORT, describe_environment
+from .report import CURVES, REPORT, collect_environment
 
 LOG = 'train.log'
 
@@ -193,7 +193,7 @@ def wants_bar(distributed: bool) -> bool:
     return sys.stderr.isatty() and not distributed
 
 
-def describe(
+def log_start(
         options: RunOptions,
         from_recipe: List[str],
         data_description: str,
@@ -207,12 +207,12 @@ def describe(
     channels, height, width = data_config['input_size']
     parameters = sum(p.numel() for p in trainer.task.get_method().parameters() if p.requires_grad)
     recipe = ', '.join(f'{name} {_short(getattr(options, name))}' for name in from_recipe)
-    others = f' and {trainer.place.world_size - 1} more' if trainer.place.distributed else ''
+    others = f' and {trainer.process.world_size - 1} more' if trainer.process.distributed else ''
     _logger.info(
         f'{options.mim} with {options.model}: {parameters / 1e6:.1f}M parameters, images of {channels} x {height} x '
         f'{width}, on {trainer.device}{others}')
     _logger.info(describe_device(trainer.device, chosen=options.device is not None))
-    environment = describe_environment(trainer.device, trainer.place.world_size)
+    environment = collect_environment(trainer.device, trainer.process.world_size)
     _logger.info(', '.join(f'{name} {environment[name]}' for name in ('timm', 'torch', 'python')))
     _logger.info(f'data: {data_description}')
     _logger.info(f'held out: {held_out.num_images} images with {held_out.num_masks} mask(s) each')
@@ -238,7 +238,7 @@ def _short(value: Any) -> str:
     return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
-def conclude(
+def log_end(
         options: RunOptions,
         folder: Path,
         trainer: Trainer,

@@ -219,7 +219,7 @@ def _command_words() -> List[str]:
     return ['torchrun', '--nproc-per-node', processes, *words[own:]]
 
 
-def describe_environment(device: torch.device, world_size: int = 1) -> Dict[str, str]:
+def collect_environment(device: torch.device, world_size: int = 1) -> Dict[str, str]:
     """Return what a run runs on, by name.
 
     Args:
