@@ -19,7 +19,7 @@ __all__ = ['MaskedDecoder', 'PixelDecoder', 'init_xavier', 'pixel_shuffle', 'sin
 
 
 def sincos_position_embedding(grid_size: Tuple[int, int], dim: int) -> torch.Tensor:
-    """ 2-D sine-cosine position embedding of a grid.
+    """2-D sine-cosine position embedding of a grid.
 
     The first half of the channels holds the column, the second half the row, each as the sines and then the cosines of
     the coordinate at dim / 4 frequencies that fall from 1 towards 1 / 10000, as in `util/pos_embed.py` of
@@ -52,7 +52,7 @@ def _encode_coordinates(size: int, num_frequencies: int) -> torch.Tensor:
 
 
 def pixel_shuffle(x: torch.Tensor, stride: Tuple[int, int]) -> torch.Tensor:
-    """ Rearrange channels as pixels, `torch.nn.functional.pixel_shuffle` for a stride that need not be square.
+    """Rearrange channels as pixels, `torch.nn.functional.pixel_shuffle` for a stride that need not be square.
 
     Args:
         x: Tensor of shape (B, C * stride[0] * stride[1], H, W), the channels in the order (channel, row, column).
@@ -70,7 +70,7 @@ def pixel_shuffle(x: torch.Tensor, stride: Tuple[int, int]) -> torch.Tensor:
 
 
 class PixelDecoder(nn.Module):
-    """ Predicts the pixels under each cell of a feature map with one linear layer.
+    """Predicts the pixels under each cell of a feature map with one linear layer.
 
     The one-layer prediction head of `SimMIM: A Simple Framework for Masked Image Modeling`
         - https://arxiv.org/abs/2111.09886
@@ -96,12 +96,11 @@ class PixelDecoder(nn.Module):
             feature_dim, out_chans * stride[0] * stride[1], kernel_size=1, device=device, dtype=dtype)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """ Predict pixels (B, out_chans, H * stride[0], W * stride[1]) from features (B, feature_dim, H, W).
-        """
+        """Predict pixels (B, out_chans, H * stride[0], W * stride[1]) from features (B, feature_dim, H, W)."""
         return pixel_shuffle(self.proj(features), self.stride)
 
     def forward_tokens(self, features: torch.Tensor) -> torch.Tensor:
-        """ Predict the pixels of single cells (B, N, feature_dim), each flattened in the order (row, column, channel).
+        """Predict the pixels of single cells (B, N, feature_dim), each flattened in the order (row, column, channel).
         """
         # the channels of the layer are in the order (channel, row, column)
         def pixels_first(parameter: torch.Tensor) -> torch.Tensor:
@@ -111,8 +110,7 @@ class PixelDecoder(nn.Module):
 
 
 def init_xavier(module: nn.Module) -> None:
-    """ Initialise a linear layer as MAE does: uniform Xavier weight, zero bias. Other modules are left alone.
-    """
+    """Initialise a linear layer as MAE does: uniform Xavier weight, zero bias. Other modules are left alone."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -120,7 +118,7 @@ def init_xavier(module: nn.Module) -> None:
 
 
 class MaskedDecoder(nn.Module):
-    """ Transformer over a grid of patch tokens, part of which are replaced by a mask token.
+    """Transformer over a grid of patch tokens, part of which are replaced by a mask token.
 
     It serves as the decoder of MAE and as the predictor of I-JEPA: what differs between the two, the projection of the
     encoder's features to its width and the head that makes a prediction of its output, lives outside.
@@ -195,8 +193,7 @@ class MaskedDecoder(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """ Initialise the weights as MAE does.
-        """
+        """Initialise the weights as MAE does."""
         self.apply(init_xavier)
         nn.init.normal_(self.mask_token, std=.02)
         if isinstance(self.pos_embed, nn.Parameter):
@@ -209,7 +206,7 @@ class MaskedDecoder(nn.Module):
             idx_mask: Optional[torch.Tensor] = None,
             mask: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
-        """ Replace masked patches by the mask token, add positions, run the blocks and the norm.
+        """Replace masked patches by the mask token, add positions, run the blocks and the norm.
 
         Args:
             x: Tokens of shape (B, P + N, C), the patches in row-major order. What stands at a masked place is not read.

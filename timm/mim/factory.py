@@ -30,13 +30,12 @@ _methods: Dict[str, Type[nn.Module]] = {}  # mapping of method names to classes
 
 
 def is_known_model(name: str) -> bool:
-    """ Whether `timm.create_model` knows a model of this name; names with a colon, as of a hub, are not looked up.
-    """
+    """Whether `timm.create_model` knows a model of this name; names with a colon, as of a hub, are not looked up."""
     return ':' in name or is_model(get_arch_name(name))
 
 
 def nearest_names(name: str, names: Sequence[str], count: int = 3) -> List[str]:
-    """ Names that a misspelt one may have meant: first those that begin with it, the shortest first, then similar ones.
+    """Names that a misspelt one may have meant: first those that begin with it, the shortest first, then similar ones.
 
     A last part that no name has is left out: `vit_tiny_16` is looked for as `vit_tiny`.
 
@@ -58,7 +57,7 @@ def nearest_names(name: str, names: Sequence[str], count: int = 3) -> List[str]:
 
 
 def unknown_model(name: str, names: Optional[Sequence[str]] = None, listed_by: str = 'timm.list_models()') -> str:
-    """ What is wrong, in one sentence, with a name that no model has, and what may have been meant.
+    """What is wrong, in one sentence, with a name that no model has, and what may have been meant.
 
     Args:
         name: Name that does not exist.
@@ -71,7 +70,7 @@ def unknown_model(name: str, names: Optional[Sequence[str]] = None, listed_by: s
 
 
 def register_mim(name: str) -> Callable[[Type[nn.Module]], Type[nn.Module]]:
-    """ Decorator that registers a masked image modeling method.
+    """Decorator that registers a masked image modeling method.
 
     The class takes `(backbone, img_size=None, **options)`, its static method `unsupported_reason` takes a model or a
     model class and returns why the method cannot serve it, None if it can.
@@ -85,13 +84,12 @@ def register_mim(name: str) -> Callable[[Type[nn.Module]], Type[nn.Module]]:
 
 
 def list_mims() -> List[str]:
-    """ Names of the masked image modeling methods.
-    """
+    """Names of the masked image modeling methods."""
     return sorted(_methods)
 
 
 def get_mim(method: str) -> Type[nn.Module]:
-    """ Get the class of a masked image modeling method.
+    """Get the class of a masked image modeling method.
 
     Raises:
         ValueError: There is no method of that name.
@@ -104,7 +102,7 @@ def get_mim(method: str) -> Type[nn.Module]:
 
 
 def list_mim_models(method: str, filter: Union[str, List[str]] = '') -> List[str]:
-    """ Names of the models that a method can serve, found without building any.
+    """Names of the models that a method can serve, found without building any.
 
     Each of them can be created with the defaults of the method, and is blind to masked pixels: if those are replaced by
     others, neither the prediction changes, nor any gradient that does not come from the target. The test suite checks
@@ -126,7 +124,7 @@ def create_mim(
         model_kwargs: Optional[Dict[str, Any]] = None,
         **options: Any,
 ) -> nn.Module:
-    """ Create a masked image modeling method on a model.
+    """Create a masked image modeling method on a model.
 
     A model that is given is changed in place, and belongs to the method from then on: its classifier is removed, and
     parameters that the method does not train no longer require a gradient.
@@ -197,7 +195,7 @@ def _create_backbone(name: str, img_size: Optional[Any], model_kwargs: Dict[str,
 
 
 def import_user_module(name: str) -> ModuleType:
-    """ Import a module by name, or a file that need not be on the path; a file once only, as modules are.
+    """Import a module by name, or a file that need not be on the path; a file once only, as modules are.
 
     What it registers by `register_mim` or timm's `register_model` is there afterwards.
 

@@ -36,7 +36,7 @@ _BLOCK_ASPECT = 0.3  # smallest height of a block in widths, the largest is its 
 
 
 def keyed_noise(seed: int, step: int, positions: torch.Tensor, size: int) -> torch.Tensor:
-    """ Draw uniform noise in [0, 1) that depends on nothing but its arguments.
+    """Draw uniform noise in [0, 1) that depends on nothing but its arguments.
 
     Args:
         seed: Seed of the run.
@@ -64,8 +64,7 @@ def _stream_value(
         key: Union[int, torch.Tensor],
         counter: Union[int, torch.Tensor],
 ) -> Union[int, torch.Tensor]:
-    """ Value number `counter` of the SplitMix64 stream seeded with `key`.
-    """
+    """Value number `counter` of the SplitMix64 stream seeded with `key`."""
     word = _wrap(_wrap(counter + 1) * _signed(_INCREMENT) + key)
     word = _wrap((word ^ _shift_right(word, 30)) * _signed(_MULTIPLIERS[0]))
     word = _wrap((word ^ _shift_right(word, 27)) * _signed(_MULTIPLIERS[1]))
@@ -83,13 +82,12 @@ def _wrap(word: Union[int, torch.Tensor]) -> Union[int, torch.Tensor]:
 
 
 def _signed(word: int) -> int:
-    """ The signed integer with the same 64 bits.
-    """
+    """The signed integer with the same 64 bits."""
     return (word + (1 << 63) & _WORD) - (1 << 63)
 
 
 def masked_count(num_units: int, ratio: float) -> int:
-    """ Number of units to mask, `num_units * ratio` rounded up.
+    """Number of units to mask, `num_units * ratio` rounded up.
 
     The ratio counts as the decimal number that it is written as, since 0.55 * 100 as floats is a little above 55.
 
@@ -115,7 +113,7 @@ def _rounded_up(num_units: int, ratio: float) -> int:
 
 
 def visible_count(num_patches: int, mask_ratio: float, reference_count: bool = False) -> int:
-    """ Number of patches that stay visible, `num_patches * (1 - mask_ratio)` rounded down.
+    """Number of patches that stay visible, `num_patches * (1 - mask_ratio)` rounded down.
 
     Args:
         num_patches: Number of patches of a sample.
@@ -134,7 +132,7 @@ def visible_count(num_patches: int, mask_ratio: float, reference_count: bool = F
 
 
 def split_mask(mask: torch.Tensor, num_visible: int) -> Tuple[torch.Tensor, torch.Tensor]:
-    """ Indices of the visible and of the masked patches, each in row-major order.
+    """Indices of the visible and of the masked patches, each in row-major order.
 
     Args:
         mask: Mask of shape (B, N) bool, True is masked, with as many visible patches in each sample.
@@ -153,7 +151,7 @@ def scatter_patches(
         num_patches: int,
         num_prefix_tokens: int = 0,
 ) -> torch.Tensor:
-    """ Put patch tokens at their places among all patches, zeros elsewhere, after all of the prefix tokens.
+    """Put patch tokens at their places among all patches, zeros elsewhere, after all of the prefix tokens.
 
     Args:
         tokens: Tokens of shape (B, P + K, C).
@@ -172,7 +170,7 @@ def scatter_patches(
 
 
 def random_mask(noise: torch.Tensor, count: int) -> torch.Tensor:
-    """ Mask the `count` units of smallest noise in each sample, exactly that many.
+    """Mask the `count` units of smallest noise in each sample, exactly that many.
 
     Args:
         noise: Noise of shape (B, N).
@@ -187,13 +185,12 @@ def random_mask(noise: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def block_noise_size(grid_size: Tuple[int, int]) -> int:
-    """ Number of values of noise per sample that `block_mask` takes.
-    """
+    """Number of values of noise per sample that `block_mask` takes."""
     return 4 * _MAX_BLOCKS + grid_size[0] * grid_size[1]
 
 
 def block_mask(noise: torch.Tensor, grid_size: Tuple[int, int], count: int) -> torch.Tensor:
-    """ Mask rectangular blocks, one after the other until `count` units are masked, exactly that many.
+    """Mask rectangular blocks, one after the other until `count` units are masked, exactly that many.
 
     The blocks are those of `BEiT: BERT Pre-Training of Image Transformers` (https://arxiv.org/abs/2106.08254), of at
     least 16 patches in 14 x 14 and of heights of 0.3 to 3.3 widths, uniform in area, in the logarithm of the aspect and
@@ -234,7 +231,7 @@ def unit_grid(
         mask_unit: Tuple[int, int],
         patch_stride: Tuple[int, int],
 ) -> Tuple[int, int]:
-    """ Grid (H, W) of the mask units of an image.
+    """Grid (H, W) of the mask units of an image.
 
     Args:
         img_size: Image (height, width) in pixels.
@@ -294,7 +291,7 @@ def _unit_sizes(size: int, stride: int) -> List[int]:
 
 
 def upsample_mask(mask: torch.Tensor, scale: Tuple[int, int]) -> torch.Tensor:
-    """ Repeat every cell of a mask, from units to patches or from patches to pixels.
+    """Repeat every cell of a mask, from units to patches or from patches to pixels.
 
     Args:
         mask: Mask of shape (B, h, w).

@@ -116,7 +116,7 @@ def _signed(value: Any) -> int:
 
 
 class FeatureMap(NamedTuple):
-    """ The feature map of a model, as a dry run found it.
+    """The feature map of a model, as a dry run found it.
 
     Attributes:
         channels: Width of the feature map.
@@ -129,7 +129,7 @@ class FeatureMap(NamedTuple):
 
 
 class VisibleTokens(NamedTuple):
-    """ What a model makes of the visible patches of an image, as a dry run found it.
+    """What a model makes of the visible patches of an image, as a dry run found it.
 
     Attributes:
         channels: Width of the tokens.
@@ -140,7 +140,7 @@ class VisibleTokens(NamedTuple):
 
 
 def dry_run(backbone: nn.Module, in_chans: int, img_size: Tuple[int, int]) -> FeatureMap:
-    """ Find the feature map of a model for images of a size, without running the model.
+    """Find the feature map of a model for images of a size, without running the model.
 
     Args:
         backbone: Model with the embed / stages protocol.
@@ -162,7 +162,7 @@ def dry_run_visible(
         img_size: Tuple[int, int],
         num_visible: int,
 ) -> VisibleTokens:
-    """ Find what a model makes of some of the patches of an image, without running the model.
+    """Find what a model makes of some of the patches of an image, without running the model.
 
     Args:
         backbone: Model with the embed / stages protocol.
@@ -194,7 +194,7 @@ def _run_on_meta(
         run: Callable[[nn.Module, torch.Tensor], torch.Tensor],
         refusal: str,
 ) -> Tuple[torch.Tensor, List[str]]:
-    """ Run a function of a model and images on the meta device.
+    """Run a function of a model and images on the meta device.
 
     Args:
         backbone: Model, of which a replica is run.
@@ -223,8 +223,7 @@ def _run_on_meta(
 
 
 def _meta_replica(backbone: nn.Module) -> nn.Module:
-    """ Copy a model in eval mode to the meta device, without copying its weights in between.
-    """
+    """Copy a model in eval mode to the meta device, without copying its weights in between."""
     memo = {}
     for module in backbone.modules():
         # plain tensor attributes too, ConViT for one keeps a cache in one
@@ -249,8 +248,7 @@ def _feature_stride(
         grid: Tuple[int, int],
         map_size: Tuple[int, int],
 ) -> Tuple[int, int]:
-    """ Stride (height, width) of the feature map in pixels.
-    """
+    """Stride (height, width) of the feature map in pixels."""
     stride = []
     for size, patches, cells in zip(img_size, grid, map_size):
         # stages halve the grid and pad an odd one: the power of two is what they reduce by, padded or not

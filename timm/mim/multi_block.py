@@ -34,7 +34,7 @@ _NOISE_STEPS = 1 << 24  # values that noise in float32 can have
 
 
 class MultiBlockMasks(NamedTuple):
-    """ Patches of a batch by index, int64.
+    """Patches of a batch by index, int64.
 
     Attributes:
         context: Patches that are seen, (B, K).
@@ -45,7 +45,7 @@ class MultiBlockMasks(NamedTuple):
 
 
 class MultiBlockSampler(nn.Module):
-    """ Makes multi-block masks of noise, all of one length. See the head of the module.
+    """Makes multi-block masks of noise, all of one length. See the head of the module.
 
     Attributes:
         noise_size: Number of values of noise per sample.
@@ -88,7 +88,7 @@ class MultiBlockSampler(nn.Module):
         self.to(device)
 
     def forward(self, noise: torch.Tensor) -> MultiBlockMasks:
-        """ Make masks.
+        """Make masks.
 
         Args:
             noise: Uniform noise in [0, 1) of shape (B, noise_size).
@@ -109,8 +109,7 @@ class MultiBlockSampler(nn.Module):
         return MultiBlockMasks(context.squeeze(1), targets)
 
     def _blocks(self, noise: torch.Tensor) -> torch.Tensor:
-        """ The patches (B, T + 1, N) bool of the target blocks and the context block.
-        """
+        """The patches (B, T + 1, N) bool of the target blocks and the context block."""
         draws = noise[:, :3 * (self.num_targets + 1)].unflatten(1, (self.num_targets + 1, 3))  # (B, T + 1, 3)
         sizes = torch.cat([
             _draw(draws[:, :-1, 0], self.target_sizes),
@@ -147,7 +146,7 @@ class MultiBlockSampler(nn.Module):
 
 
 def check_ranges(num_targets: int, target_scale: Pair, target_aspect: Pair, context_scale: Pair) -> None:
-    """ Check the options of a sampler, see `MultiBlockSampler`.
+    """Check the options of a sampler, see `MultiBlockSampler`.
 
     Raises:
         ValueError: A range that is none, or no target.
@@ -165,8 +164,7 @@ def check_ranges(num_targets: int, target_scale: Pair, target_aspect: Pair, cont
 
 
 def _target_sizes(grid_size: Tuple[int, int], scale: Pair, aspect: Pair) -> List[Tuple[int, int]]:
-    """ All sizes (height, width) of the area and aspect wanted, in a grid too small for any the nearest by area.
-    """
+    """All sizes (height, width) of the area and aspect wanted, in a grid too small for any the nearest by area."""
     num_patches = grid_size[0] * grid_size[1]
     sizes = [
         (height, width) for height in range(1, grid_size[0] + 1) for width in range(1, grid_size[1] + 1)
@@ -181,27 +179,24 @@ def _target_sizes(grid_size: Tuple[int, int], scale: Pair, aspect: Pair) -> List
 
 
 def _context_sizes(grid_size: Tuple[int, int], scale: Pair) -> List[Tuple[int, int]]:
-    """ Sizes (height, width) of areas evenly spread over a range, repeated where rounding makes them equal.
-    """
+    """Sizes (height, width) of areas evenly spread over a range, repeated where rounding makes them equal."""
     areas = [scale[0] + (scale[1] - scale[0]) * i / (_SCALES - 1) for i in range(_SCALES)]
     return [tuple(max(round(cells * math.sqrt(area)), 1) for cells in grid_size) for area in areas]
 
 
 def _draw(noise: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """ Rows of a table that uniform noise decides on.
-    """
+    """Rows of a table that uniform noise decides on."""
     return table[(noise * len(table)).long().clamp(max=len(table) - 1)]
 
 
 def _smallest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """ Indices of the smallest scores along the last axis, in ascending order.
-    """
+    """Indices of the smallest scores along the last axis, in ascending order."""
     # a stable sort makes equal scores the same choice on every device
     return scores.argsort(dim=-1, stable=True)[..., :count].sort(dim=-1).values
 
 
 class OfficialMultiBlockSampler(nn.Module):
-    """ Makes the masks of the reference, on the host and seeded by the noise of the first sample.
+    """Makes the masks of the reference, on the host and seeded by the noise of the first sample.
 
     Attributes:
         noise_size: Number of values of noise per sample.
@@ -238,7 +233,7 @@ class OfficialMultiBlockSampler(nn.Module):
 
     @torch.compiler.disable  # lists and a generator; what follows is compiled for each length of masks
     def forward(self, noise: torch.Tensor) -> MultiBlockMasks:
-        """ Make masks.
+        """Make masks.
 
         Args:
             noise: Uniform noise in [0, 1) of shape (B, 2), the first row makes the seeds of all sizes and places.
@@ -260,7 +255,7 @@ def official_multi_block_masks(
         context_scale: Pair = (0.85, 1.0),
         min_keep: int = 10,
 ) -> MultiBlockMasks:
-    """ The masks of facebookresearch/ijepa, `src/masks/multiblock.py`, to the last index.
+    """The masks of facebookresearch/ijepa, `src/masks/multiblock.py`, to the last index.
 
     Args:
         grid_size: Grid (H, W) of the patches.
@@ -303,8 +298,7 @@ def _official_size(
         aspect: Pair,
         generator: torch.Generator,
 ) -> Tuple[int, int]:
-    """ Size (height, width) of a block, one draw decides on its scale and its aspect.
-    """
+    """Size (height, width) of a block, one draw decides on its scale and its aspect."""
     draw = torch.rand(1, generator=generator, device='cpu').item()
     area = int(grid_size[0] * grid_size[1] * (scale[0] + draw * (scale[1] - scale[0])))
     ratio = aspect[0] + draw * (aspect[1] - aspect[0])
@@ -317,8 +311,7 @@ def _official_block(
         size: Tuple[int, int],
         generator: Optional[torch.Generator],
 ) -> torch.Tensor:
-    """ The patches (H, W) bool of a block at a random place, never one in the last row or column.
-    """
+    """The patches (H, W) bool of a block at a random place, never one in the last row or column."""
     top, left = (
         int(torch.randint(0, cells - extent, (1,), generator=generator, device='cpu'))
         for cells, extent in zip(grid_size, size))
@@ -334,8 +327,7 @@ def _official_context(
         min_keep: int,
         generator: Optional[torch.Generator],
 ) -> torch.Tensor:
-    """ Indices of a block without targets. Every 20 tries one target more, from the last, may lie in it.
-    """
+    """Indices of a block without targets. Every 20 tries one target more, from the last, may lie in it."""
     tries = 0
     while True:
         context = _official_block(grid_size, size, generator)

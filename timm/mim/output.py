@@ -1,5 +1,4 @@
-""" What a Masked Image Modeling Method Returns, and Raises
-"""
+"""What a Masked Image Modeling Method Returns, and Raises"""
 from typing import Dict, NamedTuple, Optional
 
 import torch
@@ -8,7 +7,7 @@ __all__ = ['ImageSizeError', 'MIMOutput', 'MIMUnsupportedError', 'View']
 
 
 class MIMOutput(NamedTuple):
-    """ Result of a step, B images of C channels and H x W pixels with a grid of h x w patches.
+    """Result of a step, B images of C channels and H x W pixels with a grid of h x w patches.
 
     Attributes:
         loss: Scalar, float32.
@@ -26,7 +25,7 @@ class MIMOutput(NamedTuple):
 
 
 class View(NamedTuple):
-    """ One column of a picture of what a method does.
+    """One column of a picture of what a method does.
 
     Attributes:
         label: What is shown.
@@ -43,5 +42,4 @@ class ImageSizeError(ValueError):
 
 
 class MIMUnsupportedError(ValueError):
-    """ The method cannot serve the model. The message is one line that names the reason and what would work.
-    """
+    """The method cannot serve the model. The message is one line that names the reason and what would work."""

@@ -1,4 +1,4 @@
-""" SimMIM
+"""SimMIM
 
 Replaces random units of patch tokens by a mask token before positions are added, encodes all tokens, and predicts the
 pixels of the masked patches, or another target, with one linear layer.
@@ -52,7 +52,7 @@ class SimMIMMask(NamedTuple):
 
 @register_mim('simmim')
 class SimMIM(MIMMethod):
-    """ SimMIM on any model with the embed / stages protocol and a feature map, plain or hierarchical.
+    """SimMIM on any model with the embed / stages protocol and a feature map, plain or hierarchical.
 
     A mask is bool of shape (B, h, w) or (B, h * w), True is masked, with any number of masked patches per sample.
     Prediction and target are pixels of shape (B, C, H, W), or have the shape of another target; with `fast_path` see
@@ -191,7 +191,7 @@ class SimMIM(MIMMethod):
         return mask.patches
 
     def reconstruct(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """ Predict all pixels of images, or what else the target is, from their visible patches.
+        """Predict all pixels of images, or what else the target is, from their visible patches.
 
         Args:
             images: Normalised images of shape (B, C, H, W).
@@ -204,7 +204,7 @@ class SimMIM(MIMMethod):
         return self.predict(images, mask)
 
     def forward_intermediates(self, images: torch.Tensor, mask: torch.Tensor, **options: Any) -> Any:
-        """ Hidden states of the model for masked images, as its own `forward_intermediates` returns them.
+        """Hidden states of the model for masked images, as its own `forward_intermediates` returns them.
 
         Args:
             images: Normalised images of shape (B, C, H, W).
@@ -219,7 +219,7 @@ class SimMIM(MIMMethod):
             self.backbone, images, insert_mask_token(mask.patches, self.mask_token), **options)
 
     def attention_maps(self, images: torch.Tensor, mask: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """ Attention maps of the model for masked images, by the names of its modules, in eval mode.
+        """Attention maps of the model for masked images, by the names of its modules, in eval mode.
 
         Args:
             images: Normalised images of shape (B, C, H, W).
@@ -236,14 +236,12 @@ class SimMIM(MIMMethod):
         return attention_maps(self.backbone, images, insert_mask_token(mask.patches, self.mask_token))
 
     def noise_shape(self, batch_size: int, img_size: Optional[Any] = None) -> Tuple[int, int]:
-        """ Shape (B, number of mask units, and more for blocks) of the noise that makes the masks of a batch.
-        """
+        """Shape (B, number of mask units, and more for blocks) of the noise that makes the masks of a batch."""
         grid = self._unit_grid(self.img_size if img_size is None else to_pair(img_size, 'img_size'))
         return batch_size, block_noise_size(grid) if self.masking == 'block' else math.prod(grid)
 
     def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
-        """ The loss of predicting the mean of a target other than pixels, see `MIMMethod.uninformed_losses`.
-        """
+        """The loss of predicting the mean of a target other than pixels, see `MIMMethod.uninformed_losses`."""
         if self.reconstructs_pixels:
             return {}
         is_masked_alone, target = output.target.ndim == 3, output.target
@@ -255,8 +253,7 @@ class SimMIM(MIMMethod):
         return dict(loss_of_constant=masked_loss(constant, target, self.pixel_mask(output.mask), self.distance))
 
     def set_image_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """ Say what images are normalised with, which a teacher has to know. As the model says if it is not said.
-        """
+        """Say what images are normalised with, which a teacher has to know. As the model says if it is not said."""
         if isinstance(self.target, TeacherTarget):
             self.target.set_image_statistics(mean, std)
 
@@ -285,16 +282,14 @@ class SimMIM(MIMMethod):
         return unit_grid(img_size, self.mask_unit, self.patch_stride)
 
     def _check_images(self, images: torch.Tensor) -> Tuple[int, int]:
-        """ Check images, return their size (height, width), one that the model takes.
-        """
+        """Check images, return their size (height, width), one that the model takes."""
         img_size = super()._check_images(images)
         if img_size not in self._known_sizes and not torch.compiler.is_compiling():
             self._check_size(img_size)
         return img_size
 
     def _check_size(self, img_size: Tuple[int, int]) -> None:
-        """ Check that the model takes images of another size than the one it was built for.
-        """
+        """Check that the model takes images of another size than the one it was built for."""
         patch_stride(self.backbone, img_size)
         stride = dry_run(self.backbone, self.in_chans, img_size).stride
         if stride != self.encoder_stride:

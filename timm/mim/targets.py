@@ -24,13 +24,12 @@ __all__ = [
 
 
 def pixel_target(images: torch.Tensor) -> torch.Tensor:
-    """ The pixels of the normalised images themselves, in float32.
-    """
+    """The pixels of the normalised images themselves, in float32."""
     return images.float()
 
 
 def normalized_pixel_target(images: torch.Tensor, patch_size: Tuple[int, int]) -> torch.Tensor:
-    """ The pixels, each patch normalised by its own mean and variance, in float32.
+    """The pixels, each patch normalised by its own mean and variance, in float32.
 
     Args:
         images: Images of shape (B, C, H, W).
@@ -41,7 +40,7 @@ def normalized_pixel_target(images: torch.Tensor, patch_size: Tuple[int, int]) -
 
 
 def patchify(images: torch.Tensor, patch_size: Tuple[int, int]) -> torch.Tensor:
-    """ Cut images into patches, row-major, each flattened in the order (row, column, channel).
+    """Cut images into patches, row-major, each flattened in the order (row, column, channel).
 
     Args:
         images: Images of shape (B, C, H, W).
@@ -58,7 +57,7 @@ def patchify(images: torch.Tensor, patch_size: Tuple[int, int]) -> torch.Tensor:
 
 
 def unpatchify(patches: torch.Tensor, patch_size: Tuple[int, int], grid_size: Tuple[int, int]) -> torch.Tensor:
-    """ Put patches together to images, the inverse of `patchify`.
+    """Put patches together to images, the inverse of `patchify`.
 
     Args:
         patches: Patches of shape (B, N, height * width * C).
@@ -77,7 +76,7 @@ def unpatchify(patches: torch.Tensor, patch_size: Tuple[int, int], grid_size: Tu
 
 
 def normalize_patches(patches: torch.Tensor) -> torch.Tensor:
-    """ Normalise every patch by its own mean and unbiased variance, in float32, as MAE's `norm_pix_loss` does.
+    """Normalise every patch by its own mean and unbiased variance, in float32, as MAE's `norm_pix_loss` does.
 
     Args:
         patches: Patches of shape (B, N, D).
@@ -87,8 +86,7 @@ def normalize_patches(patches: torch.Tensor) -> torch.Tensor:
 
 
 def patch_statistics(patches: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """ Mean and standard deviation (B, N, 1) that `normalize_patches` uses.
-    """
+    """Mean and standard deviation (B, N, 1) that `normalize_patches` uses."""
     variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True)
     return mean, (variance + 1e-6).sqrt()
 
@@ -99,7 +97,7 @@ def masked_loss(
         mask: torch.Tensor,
         distance: Callable[..., torch.Tensor] = F.l1_loss,
 ) -> torch.Tensor:
-    """ Mean distance over what is masked, in float32 whatever the inputs are.
+    """Mean distance over what is masked, in float32 whatever the inputs are.
 
     The mean is over the masked cells of the batch, as in `SimMIM.forward` of microsoft/SimMIM (models/simmim.py), where
     a cell is a pixel; its small constant in the denominator makes the loss of an empty mask zero. A larger cell counts
@@ -121,8 +119,7 @@ def masked_loss(
 
 
 def masked_l1_loss(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """ Mean absolute error over the masked pixels, see `masked_loss`.
-    """
+    """Mean absolute error over the masked pixels, see `masked_loss`."""
     return masked_loss(prediction, target, mask, F.l1_loss)
 
 
@@ -132,7 +129,7 @@ def hog_target(
         cell_size: int = 8,
         gaussian_window: Optional[int] = 16,
 ) -> torch.Tensor:
-    """ Histograms of oriented gradients of images, in float32 and without gradient.
+    """Histograms of oriented gradients of images, in float32 and without gradient.
 
     The formulas are those of `HOGLayerC` of facebookresearch/SlowFast (slowfast/models/operators.py): Sobel gradients
     over an image continued by reflection; a pixel counts with its magnitude for one of the orientations, which share
@@ -172,8 +169,7 @@ def hog_target(
 
 
 def _sobel(images: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """ Horizontal and vertical gradient, by sums: a convolution would run in low precision under autocast.
-    """
+    """Horizontal and vertical gradient, by sums: a convolution would run in low precision under autocast."""
     x = F.pad(images, (1, 1, 1, 1), mode='reflect')
     rows = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]
     columns = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
@@ -181,8 +177,7 @@ def _sobel(images: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
 
 
 def _window(side: int, img_size: Tuple[int, int], device: torch.device) -> torch.Tensor:
-    """ Weights (H, W) of the pixels, Gaussian windows side by side.
-    """
+    """Weights (H, W) of the pixels, Gaussian windows side by side."""
     weights = []
     for length in img_size:
         offset = torch.arange(length, device=device).remainder(side) - (side - 1) / 2

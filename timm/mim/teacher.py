@@ -28,13 +28,12 @@ _IMAGENET_MEAN_STD = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def normalize_features(features: torch.Tensor) -> torch.Tensor:
-    """ Normalise features (..., C) to mean 0 and variance 1, in float32, by a layer norm without weights.
-    """
+    """Normalise features (..., C) to mean 0 and variance 1, in float32, by a layer norm without weights."""
     return F.layer_norm(features.float(), features.shape[-1:])
 
 
 class TeacherTarget(nn.Module):
-    """ Features of a model that is not trained, as a target: maps images (B, C, H, W) to features (B, D, h, w).
+    """Features of a model that is not trained, as a target: maps images (B, C, H, W) to features (B, D, h, w).
 
     Each feature is normalised by a layer norm without weights, as the targets of I-JEPA are. The teacher is in eval
     mode always and gets no gradient. It moves with the method from device to device, and is in neither its parameters
@@ -71,8 +70,7 @@ class TeacherTarget(nn.Module):
         self.set_image_statistics(mean, std)
 
     def set_image_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """ Say what the images were normalised with.
-        """
+        """Say what the images were normalised with."""
         config = getattr(self.teacher, 'pretrained_cfg', None) or {}
         own_mean, own_std = (
             _per_channel(config.get(name) or default, self.in_chans)
@@ -92,7 +90,7 @@ class TeacherTarget(nn.Module):
         return normalize_features(features.movedim(1, -1)).movedim(-1, 1)
 
     def check(self, in_chans: int, img_size: Tuple[int, int]) -> None:
-        """ Check that the teacher takes images of a number of channels and a size.
+        """Check that the teacher takes images of a number of channels and a size.
 
         Raises:
             ValueError: It does not.
@@ -108,7 +106,7 @@ class TeacherTarget(nn.Module):
 
 
 class EMATeacherMethod(MIMMethod):
-    """ Base of methods whose targets are features that a moving average of the model makes of the whole image.
+    """Base of methods whose targets are features that a moving average of the model makes of the whole image.
 
     The target encoder starts as a copy of the model and belongs to the method; it is in eval mode always, gets no
     gradient, and follows by `update_target`, to be called after each step of the optimizer:
@@ -123,7 +121,7 @@ class EMATeacherMethod(MIMMethod):
     """
 
     def add_target_encoder(self, momentum: Tuple[float, float]) -> None:
-        """ Make the target encoder, a copy of the model as it is now.
+        """Make the target encoder, a copy of the model as it is now.
 
         Args:
             momentum: Momentum of the average at the beginning and at the end of training.
@@ -134,13 +132,12 @@ class EMATeacherMethod(MIMMethod):
 
     @torch.no_grad()
     def encode_target(self, images: torch.Tensor) -> torch.Tensor:
-        """ Features (B, N, C) of the patches of whole images, each normalised by a layer norm without weights.
-        """
+        """Features (B, N, C) of the patches of whole images, each normalised by a layer norm without weights."""
         return normalize_features(feature_map(self.target_encoder, images).flatten(2).transpose(1, 2))
 
     @torch.no_grad()
     def update_target(self, progress: float) -> None:
-        """ Move the target encoder towards the encoder, after a step of the optimizer.
+        """Move the target encoder towards the encoder, after a step of the optimizer.
 
         Args:
             progress: Share of the training that is done, the number of the step from 0 by that of all steps.
@@ -160,8 +157,7 @@ class EMATeacherMethod(MIMMethod):
 
 
 def check_momentum(momentum: Tuple[float, float]) -> None:
-    """ Check the momentum of a moving average, see `EMATeacherMethod`.
-    """
+    """Check the momentum of a moving average, see `EMATeacherMethod`."""
     valid = isinstance(momentum, (tuple, list)) and len(momentum) == 2
     if not valid or not all(0 <= value <= 1 for value in momentum):
         raise ValueError(
@@ -181,7 +177,7 @@ def create_target(
         img_size: Tuple[int, int],
         patch_size: Tuple[int, int],
 ) -> Target:
-    """ Get a target by its name.
+    """Get a target by its name.
 
     Args:
         target: 'pixels', 'normalized_pixels' (by their patches), 'hog', or the name of a model whose pretrained
@@ -217,7 +213,7 @@ def target_shape(
         device: torch.device,
         stride: Tuple[int, int],
 ) -> Tuple[int, Tuple[int, int]]:
-    """ Number of channels of a target, and how many of its cells, down and across, a feature predicts.
+    """Number of channels of a target, and how many of its cells, down and across, a feature predicts.
 
     Args:
         target: Target.
