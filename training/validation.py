@@ -18,7 +18,7 @@ from .arguments import check_labels, check_precision
 from .datasets import image_mode, open_dataset, patch_size_of, resolve_image_config
 from .device import Process, precision, set_fused_operations
 from .errors import MISFITS, UserError, user_errors
-from .evaluation import format_metrics, evaluate
+from .evaluation import evaluate, format_metrics
 
 _logger = logging.getLogger(__name__)
 

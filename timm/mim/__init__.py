@@ -47,11 +47,7 @@ from .multi_block import (
     MultiBlockSampler as MultiBlockSampler,
     official_multi_block_masks as official_multi_block_masks,
 )
-from .output import (
-    ImageSizeError as ImageSizeError,
-    MIMOutput as MIMOutput,
-    MIMUnsupportedError as MIMUnsupportedError,
-    View as View,
-)
+from .output import MIMOutput as MIMOutput, View as View
+from .errors import ImageSizeError as ImageSizeError, MIMUnsupportedError as MIMUnsupportedError
 from .simmim import SimMIM as SimMIM
 from .teacher import EMATeacherMethod as EMATeacherMethod, TeacherTarget as TeacherTarget

@@ -11,10 +11,10 @@ import torch.nn as nn
 from timm.layers import PatchDropout, PatchDropoutWithIndices
 from timm.models import get_model_input_config, has_embed_stages
 
-from .output import ImageSizeError, MIMUnsupportedError
+from .errors import ImageSizeError, MIMUnsupportedError, first_line
 
 __all__ = [
-    'check_divides', 'encode_visible', 'encode_with_mask_token', 'feature_map', 'first_line', 'insert_mask_token',
+    'check_divides', 'encode_visible', 'encode_with_mask_token', 'feature_map', 'insert_mask_token',
     'model_input', 'model_name', 'num_prefix_tokens', 'patch_stride', 'refuse_patch_drop', 'remove_unused', 'to_pair',
     'unsupported_reason',
 ]
@@ -206,8 +206,3 @@ def check_divides(
         raise ImageSizeError(
             f'{model_name(backbone)} takes images whose height is a multiple of {stride[0]} and width a multiple of '
             f'{stride[1]}, got {img_size[0]} x {img_size[1]} pixels.')
-
-
-def first_line(error: Exception) -> str:
-    """First line of the message of an error, its type if it has none."""
-    return str(error).strip().split('\n')[0] or type(error).__name__

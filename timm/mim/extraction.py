@@ -13,7 +13,7 @@ from timm.models import EmbedStagesMixin
 from timm.utils import AttentionExtract
 
 from .backbone import model_name
-from .output import MIMUnsupportedError
+from .errors import MIMUnsupportedError
 
 __all__ = ['attention_maps', 'masked_intermediates']
 

@@ -19,7 +19,7 @@ from timm.models import create_model, is_model, list_models, resolve_model_input
 from timm.models._model_class import get_model_class
 from timm.models._registry import get_arch_name
 from .backbone import model_input, to_pair
-from .output import ImageSizeError
+from .errors import ImageSizeError
 
 __all__ = [
     'create_mim', 'get_mim', 'import_user_module', 'is_known_model', 'list_mim_models', 'list_mims',

@@ -25,12 +25,13 @@ from timm.models._embed_stages import gather_patches
 
 from .backbone import encode_visible, num_prefix_tokens, remove_unused
 from .decoder import MaskedDecoder
+from .errors import MIMUnsupportedError
 from .factory import register_mim
 from .fast_path import decode_masked, embed_visible, embeds_patches
 from .masking import scatter_patches
 from .meta_run import dry_run, dry_run_visible
 from .multi_block import MultiBlockMasks, MultiBlockSampler, OfficialMultiBlockSampler
-from .output import MIMOutput, MIMUnsupportedError, View
+from .output import MIMOutput, View
 from .targets import patchify
 from .teacher import EMATeacherMethod, check_momentum
 

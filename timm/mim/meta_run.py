@@ -15,8 +15,8 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 import torch
 import torch.nn as nn
 
-from .backbone import check_divides, feature_map, first_line, model_name, num_prefix_tokens
-from .output import ImageSizeError, MIMUnsupportedError
+from .backbone import check_divides, feature_map, model_name, num_prefix_tokens
+from .errors import ImageSizeError, MIMUnsupportedError, first_line
 
 __all__ = ['FeatureMap', 'VisibleTokens', 'dry_run', 'dry_run_visible', 'unreached']
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn as nn
 
 from .backbone import model_input, model_name, patch_stride, refuse_patch_drop, to_pair, unsupported_reason
+from .errors import MIMUnsupportedError
 from .masking import upsample_mask
-from .output import MIMOutput, MIMUnsupportedError, View
+from .output import MIMOutput, View
 
 __all__ = ['MIMMethod']
 

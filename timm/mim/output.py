@@ -1,9 +1,9 @@
-"""What a Masked Image Modeling Method Returns, and Raises"""
+"""What a masked image modeling method returns."""
 from typing import Dict, NamedTuple, Optional
 
 import torch
 
-__all__ = ['ImageSizeError', 'MIMOutput', 'MIMUnsupportedError', 'View']
+__all__ = ['MIMOutput', 'View']
 
 
 class MIMOutput(NamedTuple):
@@ -35,11 +35,3 @@ class View(NamedTuple):
     label: str
     images: torch.Tensor
     hole: Optional[torch.Tensor] = None
-
-
-class ImageSizeError(ValueError):
-    """A model, or a method on it, does not take images of a size. The message names what it takes."""
-
-
-class MIMUnsupportedError(ValueError):
-    """The method cannot serve the model. The message is one line that names the reason and what would work."""

@@ -24,13 +24,21 @@ from .decoder import PixelDecoder
 from .extraction import attention_maps, masked_intermediates
 from .factory import register_mim
 from .fast_path import embeds_patches, encode_masked, select_patches
-from .masking import block_mask, block_noise_size, default_mask_unit, masked_count, random_mask, split_mask, \
-    unit_grid, upsample_mask
+from .masking import (
+    block_mask,
+    block_noise_size,
+    default_mask_unit,
+    masked_count,
+    random_mask,
+    split_mask,
+    unit_grid,
+    upsample_mask,
+)
 from .meta_run import dry_run
 from .method import MIMMethod
 from .output import MIMOutput
-from .teacher import Target, TeacherTarget, create_target, target_shape
 from .targets import masked_loss, patchify
+from .teacher import Target, TeacherTarget, create_target, target_shape
 
 __all__ = ['SimMIM']
 

@@ -16,9 +16,9 @@ from timm.data.loader import adapt_to_chs
 from timm.models import create_model, is_model, resolve_model_input_args
 from timm.models._registry import get_arch_name
 from .backbone import feature_map, model_input, model_name, to_pair, unsupported_reason
+from .errors import MIMUnsupportedError
 from .meta_run import dry_run
 from .method import MIMMethod
-from .output import MIMUnsupportedError
 from .targets import hog_target, normalized_pixel_target, pixel_target
 
 __all__ = ['EMATeacherMethod', 'Target', 'TeacherTarget', 'create_target', 'normalize_features', 'target_shape']

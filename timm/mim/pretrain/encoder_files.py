@@ -11,8 +11,9 @@ import torch.nn as nn
 from safetensors.torch import save_file
 
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
+from ..files import write_complete
 from .flags.run_options import RunOptions
-from .run_folder import ENCODER, write_complete
+from .run_folder import ENCODER
 
 HUB_FOLDER = 'encoder'  # the same weights with timm's hub configuration
 _HUB_CONFIG = 'config.json'

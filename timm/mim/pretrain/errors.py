@@ -13,6 +13,7 @@ from typing import Iterator, List, Optional
 
 import torch
 
+from ..errors import one_line as one_line
 from .flags.errors import UserError as UserError
 
 # How gloo and sockets report it; NCCL has an exception of its own.
@@ -46,14 +47,6 @@ class RunStopped(Exception):
 def flag_name(name: str) -> str:
     """Spell an argument as the user types it."""
     return '--' + name.replace('_', '-')
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks, the name of its type if it has none."""
-    text = str(error).strip()
-    if 'Original Traceback' in text:  # an error in a process that loads images, which quotes the whole of it
-        text = text.splitlines()[-1].partition(': ')[2]
-    return ' '.join(text.split()) or type(error).__name__
 
 
 def lost_process(error: RuntimeError) -> Optional[ConnectionError]:

@@ -219,11 +219,12 @@ class HeldOutImages:
         """
         def values(images: torch.Tensor, noise: torch.Tensor) -> Dict[str, torch.Tensor]:
             with autocast():
-                output = method(images, noise=noise)
                 if not method.reconstructs_pixels:
+                    output = method(images, noise=noise)
                     return dict(loss=output.loss, **(output.logs or {}), **method.uninformed_losses(output))
-                pixels = method.reconstruct(images, output.mask)
-            return dict(masked_l1=masked_l1_loss(pixels, images, method.pixel_mask(output.mask)))
+                mask = method.make_mask(noise)
+                pixels = method.reconstruct(images, mask)
+            return dict(masked_l1=masked_l1_loss(pixels, images, method.pixel_mask(mask)))
         return self._mean(method, values)
 
     @torch.no_grad()
@@ -233,8 +234,7 @@ class HeldOutImages:
             return {}
 
         def values(images: torch.Tensor, noise: torch.Tensor) -> Dict[str, torch.Tensor]:
-            with autocast():
-                mask = method.pixel_mask(method(images, noise=noise).mask)
+            mask = method.pixel_mask(method.make_mask(noise))
             return {name: masked_l1_loss(fill(images, mask), images, mask) for name, fill in FILLS.items()}
         return self._mean(method, values)
 

@@ -11,11 +11,11 @@ from timm.task import MaskedImageModelingTask
 from timm.utils import NativeScaler
 from .checkpoints import (
     Checkpoint,
-    mismatch_errors,
+    evaluation_weights,
     load_checkpoint,
+    mismatch_errors,
     newest_checkpoint,
     readable_checkpoints,
-    evaluation_weights,
 )
 from .data.image_folder import describe_changes
 from .errors import UserError, flag_name

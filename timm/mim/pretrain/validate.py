@@ -22,7 +22,7 @@ from .checkpoints import mismatch_errors, load_checkpoint, evaluation_weights
 from .data.datasets import HELD_OUT_LIMIT, image_mode, open_data, open_to_measure, resolve_image_config
 from .flags.run_options import DEFAULTS, RunOptions
 from .errors import UserError, exit_codes, flag_name
-from .run_folder import to_json, write_complete
+from ..files import to_json, write_complete
 from .flags import add_validation_arguments as add_arguments  # noqa: F401, scripts take it from here
 from .held_out import MASK_SEED, hold_out
 from .options import resolve_options

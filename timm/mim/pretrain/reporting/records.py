@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 
 from timm.utils import update_summary
+from ...files import naming, remove_partial_files, to_json, write_complete
 from ...output import View
 from ...visualize import save_views
 from ..errors import UserError, one_line
 from ..flags.run_options import RunOptions
-from ..run_folder import PICTURES, naming, plain_options, remove_partial_files, to_json, write_complete
+from ..run_folder import PICTURES, plain_options
 from .report import CURVES, Report, can_draw_curves, draw_curves, read_lines
 
 RUN_IDS = 'trackers.json'

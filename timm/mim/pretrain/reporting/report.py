@@ -23,10 +23,11 @@ import yaml
 from PIL import Image
 
 import timm
+from ...files import write_complete
 from ...visualize import CAPTION_HEIGHT
 from ..encoder_files import fine_tuning_command, hub_lines, loading_lines
 from ..flags.run_options import RunOptions
-from ..run_folder import ENCODER, LAST, PICTURES, plain_options, write_complete
+from ..run_folder import ENCODER, LAST, PICTURES, plain_options
 
 _logger = logging.getLogger(__name__)
 CURVES = 'curves.png'
