@@ -69,7 +69,7 @@ def set_up(args: argparse.Namespace) -> Process:
     Raises:
         UserError: There is no such device, module or fuser.
     """
-    import_device_modules(args)
+    import_device_modules(args.device_modules)
     speed_up_cuda()
     chosen = args.device is not None
     args.device = args.device or default_device()

@@ -12,6 +12,7 @@ from tiny_runs import SCRIPT, environment
 
 import timm
 from timm.loss import compute_class_weights, create_classification_loss
+from timm.mim.pretrain.errors import UserError
 
 # Defaults of timm's script, release 1.0.31, that are not None, False, '', 0, {} or []. Its device is cuda, ours the one
 # that there is.
@@ -152,7 +153,7 @@ MISTAKES = [
 @pytest.mark.parametrize('flags, message', MISTAKES, ids=[flags for flags, _ in MISTAKES])
 def test_mistake(flags, message, supervise, tmp_path, capsys):
     """One line that says what is wrong, and nothing written."""
-    with pytest.raises((ValueError, SystemExit)) as stopped:
+    with pytest.raises((UserError, SystemExit)) as stopped:
         supervise(flags, tmp_path / 'output')
     if stopped.type is SystemExit:
         assert stopped.value.code == 2

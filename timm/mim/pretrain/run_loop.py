@@ -256,7 +256,7 @@ def run(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, log: LogFile, lock: FolderLock) -> None:
     import_mim_module(args)
     options, from_recipe = resolve_options(args)
-    import_device_modules(options)
+    import_device_modules(options.device_modules)
     check_trackers(options)
     process = init_process(options)
     folder, checkpoint = _begin(options, process, lock)

@@ -84,13 +84,13 @@ def speed_up_cuda() -> None:
         torch.backends.cudnn.benchmark = True
 
 
-def import_device_modules(options: RunOptions) -> None:
+def import_device_modules(modules: Optional[List[str]]) -> None:
     """Import the modules of `--device-modules`, which make a device known to PyTorch.
 
     Raises:
         UserError: One cannot be imported.
     """
-    for module in options.device_modules or []:
+    for module in modules or []:
         try:
             importlib.import_module(module)
         except ImportError as e:
