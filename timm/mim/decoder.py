@@ -74,6 +74,11 @@ class PixelDecoder(nn.Module):
 
     The one-layer prediction head of `SimMIM: A Simple Framework for Masked Image Modeling`
         - https://arxiv.org/abs/2111.09886
+
+    Args:
+        feature_dim: Width of the feature map.
+        stride: Stride (height, width) of the feature map in pixels.
+        out_chans: Number of image channels.
     """
 
     def __init__(
@@ -84,12 +89,6 @@ class PixelDecoder(nn.Module):
             device=None,
             dtype=None,
     ) -> None:
-        """
-        Args:
-            feature_dim: Width of the feature map.
-            stride: Stride (height, width) of the feature map in pixels.
-            out_chans: Number of image channels.
-        """
         super().__init__()
         self.stride = stride
         self.proj = nn.Conv2d(
@@ -126,6 +125,21 @@ class MaskedDecoder(nn.Module):
     The names of its parameters are those of `MaskedVisionTransformerDecoderTIMM` of lightly 1.6, and with its weights
     it gives the same output. There are two differences: the grid need not be square, and indices and masks count
     patches only, so that a prefix token can neither be masked nor dropped.
+
+    Args:
+        grid_size: Grid (H, W) of the patches.
+        embed_dim: Width of the tokens.
+        depth: Number of blocks.
+        num_heads: Number of attention heads.
+        num_prefix_tokens: Number of prefix tokens in front of the patch tokens.
+        mlp_ratio: Hidden width of the MLPs in widths of a token.
+        qkv_bias: Query, key and value have a bias.
+        pos_embed: Position embedding, 'sincos' (fixed, zero for prefix tokens) or 'learn'.
+        drop_path_rate: Stochastic depth rate of the last block, it grows linearly with depth.
+        norm_layer: Norm of the blocks and of the output.
+
+    Raises:
+        ValueError: A width that the heads or the position embedding do not divide, or an unknown embedding.
     """
 
     def __init__(
@@ -143,22 +157,6 @@ class MaskedDecoder(nn.Module):
             device=None,
             dtype=None,
     ) -> None:
-        """
-        Args:
-            grid_size: Grid (H, W) of the patches.
-            embed_dim: Width of the tokens.
-            depth: Number of blocks.
-            num_heads: Number of attention heads.
-            num_prefix_tokens: Number of prefix tokens in front of the patch tokens.
-            mlp_ratio: Hidden width of the MLPs in widths of a token.
-            qkv_bias: Query, key and value have a bias.
-            pos_embed: Position embedding, 'sincos' (fixed, zero for prefix tokens) or 'learn'.
-            drop_path_rate: Stochastic depth rate of the last block, it grows linearly with depth.
-            norm_layer: Norm of the blocks and of the output.
-
-        Raises:
-            ValueError: A width that the heads or the position embedding do not divide, or an unknown embedding.
-        """
         super().__init__()
         if not isinstance(depth, int) or depth < 1:
             raise ValueError(f'The depth of the decoder must be a number of blocks, 1 or more, got {depth!r}.')

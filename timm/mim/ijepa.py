@@ -54,6 +54,25 @@ class IJEPA(EMATeacherMethod):
     A mask is the context (B, K) and the targets (B, T, M), indices of patches, see `MultiBlockMasks`. Prediction and
     target are features of the target blocks of shape (B, T, M, C), the mask of the output is True where a patch is not
     part of the context.
+
+    Args:
+        backbone: Model to train.
+        img_size: Image size, one number or (height, width), that of the model if None.
+        predictor_dim: Width of the predictor.
+        predictor_depth: Number of blocks of the predictor, 6 for a ViT-B, 12 for larger ones in the paper.
+        predictor_heads: Number of attention heads of the predictor. If None as many as the model's first block has
+            (12 where it does not tell), or fewer where they do not divide the width.
+        predictor_pos_embed: Position embedding of the predictor, 'sincos' or 'learn'.
+        sampler: Sampler of the masks, 'unbiased' or 'official', see `timm.mim.multi_block`.
+        num_targets: Number of target blocks.
+        target_scale: Smallest and largest area of a target block in images.
+        target_aspect: Smallest and largest height of a target block in widths.
+        context_scale: Smallest and largest area of the context block in images.
+        momentum: Momentum of the target encoder at the beginning and at the end of training.
+
+    Raises:
+        MIMUnsupportedError: The model has no protocol, cannot drop tokens, or drops patches by itself.
+        ValueError: A value that is not allowed, or an image size that the model does not take.
     """
     protocol = ('keep_tokens', 'features_to_map')
     mask_grid = 'keep_grid'
@@ -78,26 +97,6 @@ class IJEPA(EMATeacherMethod):
             context_scale: Tuple[float, float] = (0.85, 1.0),
             momentum: Tuple[float, float] = (0.996, 1.0),
     ) -> None:
-        """
-        Args:
-            backbone: Model to train.
-            img_size: Image size, one number or (height, width), that of the model if None.
-            predictor_dim: Width of the predictor.
-            predictor_depth: Number of blocks of the predictor, 6 for a ViT-B, 12 for larger ones in the paper.
-            predictor_heads: Number of attention heads of the predictor. If None as many as the model's first block has
-                (12 where it does not tell), or fewer where they do not divide the width.
-            predictor_pos_embed: Position embedding of the predictor, 'sincos' or 'learn'.
-            sampler: Sampler of the masks, 'unbiased' or 'official', see `timm.mim.multi_block`.
-            num_targets: Number of target blocks.
-            target_scale: Smallest and largest area of a target block in images.
-            target_aspect: Smallest and largest height of a target block in widths.
-            context_scale: Smallest and largest area of the context block in images.
-            momentum: Momentum of the target encoder at the beginning and at the end of training.
-
-        Raises:
-            MIMUnsupportedError: The model has no protocol, cannot drop tokens, or drops patches by itself.
-            ValueError: A value that is not allowed, or an image size that the model does not take.
-        """
         super().__init__(backbone, img_size)
         if sampler not in _SAMPLERS:
             raise ValueError(f"sampler must be 'unbiased' or 'official', got {sampler!r}.")

@@ -57,6 +57,22 @@ class MAE(MIMMethod):
 
     The encoder starts with the weights and positions that it has: the reference's fixed sine-cosine positions and its
     Xavier initialisation of the encoder are a matter of the model.
+
+    Args:
+        backbone: Model to train.
+        img_size: Image size, one number or (height, width), that of the model if None.
+        mask_ratio: Share of patches that is masked, rounded up to whole patches.
+        norm_pix: Predict the pixels of each patch normalised by its own mean and variance.
+        decoder_dim: Width of the decoder.
+        decoder_depth: Number of blocks of the decoder.
+        decoder_heads: Number of attention heads of the decoder.
+        decoder_pos_embed: Position embedding of the decoder, 'sincos' or 'learn'.
+        masking: Mask patches at 'random', or in blocks as BEiT does ('block').
+        reference_count: Count patches in floats as the reference does, see `visible_count`.
+
+    Raises:
+        MIMUnsupportedError: The model has no protocol, cannot drop tokens, or drops patches by itself.
+        ValueError: A value that is not allowed, or an image size that the model does not take.
     """
     protocol = ('keep_tokens',)
     mask_grid = 'keep_grid'
@@ -77,23 +93,6 @@ class MAE(MIMMethod):
             masking: str = 'random',
             reference_count: bool = False,
     ) -> None:
-        """
-        Args:
-            backbone: Model to train.
-            img_size: Image size, one number or (height, width), that of the model if None.
-            mask_ratio: Share of patches that is masked, rounded up to whole patches.
-            norm_pix: Predict the pixels of each patch normalised by its own mean and variance.
-            decoder_dim: Width of the decoder.
-            decoder_depth: Number of blocks of the decoder.
-            decoder_heads: Number of attention heads of the decoder.
-            decoder_pos_embed: Position embedding of the decoder, 'sincos' or 'learn'.
-            masking: Mask patches at 'random', or in blocks as BEiT does ('block').
-            reference_count: Count patches in floats as the reference does, see `visible_count`.
-
-        Raises:
-            MIMUnsupportedError: The model has no protocol, cannot drop tokens, or drops patches by itself.
-            ValueError: A value that is not allowed, or an image size that the model does not take.
-        """
         super().__init__(backbone, img_size)
         self.mask_ratio = mask_ratio
         self.masking = self._check_masking(masking)

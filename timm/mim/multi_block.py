@@ -47,6 +47,16 @@ class MultiBlockMasks(NamedTuple):
 class MultiBlockSampler(nn.Module):
     """Makes multi-block masks of noise, all of one length. See the head of the module.
 
+    Args:
+        grid_size: Grid (H, W) of the patches.
+        num_targets: Number of target blocks T.
+        target_scale: Smallest and largest area of a target block in grids.
+        target_aspect: Smallest and largest height of a target block in widths.
+        context_scale: Smallest and largest area of the context block in grids.
+
+    Raises:
+        ValueError: A range that is none, or a grid so small that targets may leave no context.
+
     Attributes:
         noise_size: Number of values of noise per sample.
         context_length: Number of context patches.
@@ -62,17 +72,6 @@ class MultiBlockSampler(nn.Module):
             context_scale: Pair = (0.85, 1.0),
             device=None,
     ) -> None:
-        """
-        Args:
-            grid_size: Grid (H, W) of the patches.
-            num_targets: Number of target blocks T.
-            target_scale: Smallest and largest area of a target block in grids.
-            target_aspect: Smallest and largest height of a target block in widths.
-            context_scale: Smallest and largest area of the context block in grids.
-
-        Raises:
-            ValueError: A range that is none, or a grid so small that targets may leave no context.
-        """
         super().__init__()
         check_ranges(num_targets, target_scale, target_aspect, context_scale)
         self.grid_size = grid_size
@@ -198,6 +197,13 @@ def _smallest(scores: torch.Tensor, count: int) -> torch.Tensor:
 class OfficialMultiBlockSampler(nn.Module):
     """Makes the masks of the reference, on the host and seeded by the noise of the first sample.
 
+    Args:
+        grid_size: Grid (H, W) of the patches.
+        num_targets: Number of target blocks.
+        target_scale: Smallest and largest area of a target block in grids.
+        target_aspect: Smallest and largest height of a target block in widths.
+        context_scale: Smallest and largest area of the context block in grids.
+
     Attributes:
         noise_size: Number of values of noise per sample.
     """
@@ -212,14 +218,6 @@ class OfficialMultiBlockSampler(nn.Module):
             context_scale: Pair = (0.85, 1.0),
             device=None,
     ) -> None:
-        """
-        Args:
-            grid_size: Grid (H, W) of the patches.
-            num_targets: Number of target blocks.
-            target_scale: Smallest and largest area of a target block in grids.
-            target_aspect: Smallest and largest height of a target block in widths.
-            context_scale: Smallest and largest area of the context block in grids.
-        """
         super().__init__()
         check_ranges(num_targets, target_scale, target_aspect, context_scale)
         self.grid_size = grid_size

@@ -70,6 +70,22 @@ class SimMIM(MIMMethod):
     changes nothing, since the mask token takes the place of masked patches.
 
     Set `fast_path` where the loss is all that is wanted, as pre-training does: visible pixels are then not predicted.
+
+    Args:
+        backbone: Model to train.
+        img_size: Image size, one number or (height, width), that of the model if None.
+        mask_ratio: Share of mask units that is masked, rounded up to whole units.
+        mask_unit: Size of a mask unit in pixels, one number or (height, width). If None 32, as in the paper, or
+            where that does not fit the size nearest to it that does, see `default_mask_unit`.
+        masking: Mask units at 'random', or in larger blocks as BEiT does ('block').
+        target: What to predict: 'pixels', 'normalized_pixels' (each cell of the feature map by its own mean and
+            variance), 'hog', the name of a model whose pretrained features to predict, or a function of images, see
+            `timm.mim.targets` and `TeacherTarget`.
+        loss: Distance of prediction and target, 'l1', 'l2' or 'smooth_l1'.
+
+    Raises:
+        MIMUnsupportedError: The model has no protocol or no feature map, or drops patches by itself.
+        ValueError: A value that is not allowed, or an image size that the model does not take.
     """
     fast_path = False
     takes_any_size = True
@@ -87,23 +103,6 @@ class SimMIM(MIMMethod):
             target: Union[str, Target] = 'pixels',
             loss: str = 'l1',
     ) -> None:
-        """
-        Args:
-            backbone: Model to train.
-            img_size: Image size, one number or (height, width), that of the model if None.
-            mask_ratio: Share of mask units that is masked, rounded up to whole units.
-            mask_unit: Size of a mask unit in pixels, one number or (height, width). If None 32, as in the paper, or
-                where that does not fit the size nearest to it that does, see `default_mask_unit`.
-            masking: Mask units at 'random', or in larger blocks as BEiT does ('block').
-            target: What to predict: 'pixels', 'normalized_pixels' (each cell of the feature map by its own mean and
-                variance), 'hog', the name of a model whose pretrained features to predict, or a function of images, see
-                `timm.mim.targets` and `TeacherTarget`.
-            loss: Distance of prediction and target, 'l1', 'l2' or 'smooth_l1'.
-
-        Raises:
-            MIMUnsupportedError: The model has no protocol or no feature map, or drops patches by itself.
-            ValueError: A value that is not allowed, or an image size that the model does not take.
-        """
         super().__init__(backbone, img_size)
         self.mask_ratio = mask_ratio
         self.masking = self._check_masking(masking)

@@ -38,6 +38,17 @@ class TeacherTarget(nn.Module):
     Each feature is normalised by a layer norm without weights, as the targets of I-JEPA are. The teacher is in eval
     mode always and gets no gradient. It moves with the method from device to device, and is in neither its parameters
     nor its `state_dict`: a checkpoint does not hold it, who goes on with a run brings it again.
+
+    Args:
+        teacher: Any model with the embed / stages protocol and a feature map. It is changed: its parameters no
+            longer require a gradient.
+        mean: Mean, by channel, that the images were normalised with. The teacher gets them with its own.
+        std: Standard deviation likewise.
+        img_size: Image (height, width) in pixels, to which images are resized for the teacher. With 14 pixels to a
+            patch of the teacher and 16 to one of the student, 196 for images of 224. None for the size they have.
+
+    Raises:
+        MIMUnsupportedError: The teacher has no protocol or no feature map.
     """
 
     def __init__(
@@ -47,18 +58,6 @@ class TeacherTarget(nn.Module):
             std: Sequence[float],
             img_size: Optional[Any] = None,
     ) -> None:
-        """
-        Args:
-            teacher: Any model with the embed / stages protocol and a feature map. It is changed: its parameters no
-                longer require a gradient.
-            mean: Mean, by channel, that the images were normalised with. The teacher gets them with its own.
-            std: Standard deviation likewise.
-            img_size: Image (height, width) in pixels, to which images are resized for the teacher. With 14 pixels to a
-                patch of the teacher and 16 to one of the student, 196 for images of 224. None for the size they have.
-
-        Raises:
-            MIMUnsupportedError: The teacher has no protocol or no feature map.
-        """
         super().__init__()
         reason = unsupported_reason(teacher, ('features_to_map',))
         if reason:
