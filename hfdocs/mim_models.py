@@ -17,7 +17,7 @@ without patch tokens are left out, no method serves those.
 """
 
 SHORT_REASONS = {
-    'has no patch tokens apart from their positions that could be replaced': 'no patch tokens apart from positions',
+    'has no patch tokens that can be replaced before positions are added': 'no patch tokens apart from positions',
     'needs its whole grid of tokens and cannot drop any': 'cannot drop tokens',
     'gives no feature map': 'no feature map',
     'has no grid of patches that divides an image, convolutions of its stem do not pad': 'no grid of patches',

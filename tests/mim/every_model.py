@@ -27,13 +27,13 @@ SIDES = 64, 56, 128, 112, 192, 224, 256  # of small images, for patches of 16 an
 
 # configurations of classes that a method serves which it cannot, each with what the error says
 REFUSED_CASES = {
-    'vit-patch-drop': 'drops patches by itself',
-    'eva-rope-patch-drop': 'drops patches by itself',
-    'eva-mixed-rope-patch-drop': 'drops patches by itself',
-    'eva-dinov3-patch-drop': 'drops patches by itself',
-    'naflex-patch-drop': 'drops patches by itself',
-    'naflex-axial-patch-drop': 'drops patches by itself',
-    'naflex-mixed-patch-drop': 'drops patches by itself',
+    'vit-patch-drop': 'drops random patches itself',
+    'eva-rope-patch-drop': 'drops random patches itself',
+    'eva-mixed-rope-patch-drop': 'drops random patches itself',
+    'eva-dinov3-patch-drop': 'drops random patches itself',
+    'naflex-patch-drop': 'drops random patches itself',
+    'naflex-axial-patch-drop': 'drops random patches itself',
+    'naflex-mixed-patch-drop': 'drops random patches itself',
     'fastvit-list-of-features': 'list of feature maps',
     'coat-maps': 'several feature maps',
     'coat-parallel-maps': 'several feature maps',

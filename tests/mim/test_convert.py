@@ -103,7 +103,7 @@ class TestOurFormats:
         assert_equal(load_file(tmp_path / 'b.safetensors'), method.backbone.state_dict())
         assert_refuses('missing: backbone.cls_token, backbone.blocks.2.norm1.weight', tmp_path / 'a.safetensors',
                        tmp_path / 'c.safetensors', 'mim', model='vit_base_patch16_224', options=DECODER)
-        assert_refuses("'vit_bass' is no model of timm", tmp_path / 'a.safetensors', tmp_path / 'c.safetensors', 'mim',
+        assert_refuses("timm has no model 'vit_bass'", tmp_path / 'a.safetensors', tmp_path / 'c.safetensors', 'mim',
                        model='vit_bass')
 
     def test_encoder_in_the_format_of_the_hub(self, tmp_path):

@@ -31,15 +31,15 @@ def test_image_size_reaches_a_windowed_model():
 
 
 @pytest.mark.parametrize('call, message', [
-    (lambda: create_mim('simim', 'vit_tiny_patch16_224'), "There is no method 'simim'; did you mean simmim?"),
-    (lambda: list_mim_models('simim'), "There is no method 'simim'; did you mean simmim?"),
+    (lambda: create_mim('simim', 'vit_tiny_patch16_224'), "timm.mim has no method 'simim'; did you mean simmim?"),
+    (lambda: list_mim_models('simim'), "timm.mim has no method 'simim'; did you mean simmim?"),
     (lambda: create_mim('simmim', 'vit_tiny'),
-     "'vit_tiny' is no model of timm; did you mean vit_tiny_patch16_224, vit_tiny_patch16_384, vit_tiny_r_s16_p8_224?"),
+     "timm has no model 'vit_tiny'; did you mean vit_tiny_patch16_224, vit_tiny_patch16_384, vit_tiny_r_s16_p8_224?"),
     (lambda: create_mim('simmim', 'vit_tiny_patch16_224', ratio=0.5, unit=1),
-     'simmim has no option ratio, unit, its options are mask_ratio, mask_unit, masking, target, loss.'),
+     'simmim has no option ratio, unit; its options are mask_ratio, mask_unit, masking, target, loss.'),
     (lambda: create_mim('simmim', build('vit'), model_kwargs=dict(depth=1)),
      'model_kwargs (depth) are for a backbone given by name.'),
-    (lambda: register_mim('simmim')(nn.Module), 'There is a method simmim already, SimMIM.'),
+    (lambda: register_mim('simmim')(nn.Module), 'The name simmim is already registered, for SimMIM.'),
 ])
 def test_mistakes(call, message):
     with pytest.raises(ValueError) as error:

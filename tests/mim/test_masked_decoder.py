@@ -183,7 +183,7 @@ def test_initialisation():
 @pytest.mark.parametrize('call, message', [
     (lambda: MaskedDecoder((2, 2), embed_dim=30, num_heads=4), '4 heads do not divide the width 30 of the decoder.'),
     (lambda: MaskedDecoder((2, 2), embed_dim=6, num_heads=2),
-     'A sine-cosine position embedding has a multiple of 4 channels, got 6.'),
+     'A sine-cosine position embedding needs a multiple of 4 channels, got 6.'),
     (lambda: MaskedDecoder((2, 2), pos_embed='rope'), "pos_embed must be 'sincos' or 'learn', got 'rope'."),
     (lambda: decoder((2, 3))(torch.zeros(1, 6, 32)),
      'The decoder takes 7 tokens (1 prefix tokens and a grid of 2 x 3 patches), got a tensor of shape (1, 6, 32).'),

@@ -60,8 +60,8 @@ def test_model_without_a_feature_map():
 @pytest.mark.parametrize('name', ['vit', 'eva'])
 def test_patch_drop(name):
     assert message_of(lambda: SimMIM(build(name, patch_drop_rate=0.25)), MIMUnsupportedError).endswith(
-        'drops patches by itself, with them the places of the masked ones are lost: build it with patch_drop_rate=0, '
-        'not 0.25.')
+        'drops random patches itself (patch_drop_rate=0.25), so the masked patches cannot be located: build it with '
+        'patch_drop_rate=0.')
 
 
 @pytest.mark.parametrize('name', ['vit', 'eva', 'swin'])

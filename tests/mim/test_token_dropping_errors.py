@@ -48,7 +48,7 @@ def test_models_that_cannot_drop_tokens(method, name, reason):
 
 
 @pytest.mark.parametrize('name, reason', [
-    ('crossvit_tiny_240', 'CrossVit has no patch tokens apart from their positions that could be replaced'),
+    ('crossvit_tiny_240', 'CrossVit has no patch tokens that can be replaced before positions are added'),
     ('pit_ti_224', 'PoolingVisionTransformer gives no feature map'),
     *((name, f'{cls} {UNPADDED}') for name, cls in UNPADDED_MODELS.items()),
 ])

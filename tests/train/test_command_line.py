@@ -64,10 +64,10 @@ def test_unknown_flags(words, said, capsys):
 
 @pytest.mark.parametrize('flags, said', [
     ('--mim mae --data-dir /nowhere --model vit_tiny --mask-ratio 2 --batch-size 0 --sched cos', [
-        "--data-dir: '/nowhere' does not exist", "'vit_tiny' is no model of timm; did you mean vit_tiny_patch16_224, ",
+        "--data-dir: '/nowhere' does not exist", "timm has no model 'vit_tiny'; did you mean vit_tiny_patch16_224, ",
         '--mask-ratio 2 must lie', '--batch-size 0 must', "--sched: there is no 'cos'"]),
     ('--data-dir /nowhere --model resnet500 --amp-dtype float64', [
-        "'resnet500' is no model of timm; did you mean resnet50", '--amp-dtype']),
+        "timm has no model 'resnet500'; did you mean resnet50", '--amp-dtype']),
     ('--mim mae --mixup 1 --smoothing 0.1', ['--mixup has no meaning', '--smoothing has no meaning']),
     ('--mim maee', ["'maee' is no method; did you mean mae?"]),
 ])

@@ -118,7 +118,7 @@ def test_file_of_models(run, tmp_path):
     ('--target-format multihot', '--task multilabel'),
     ('--task multilabel --metrics-avg micro', 'one label an image'),
     ('--device tpuu', '--device tpuu'),
-    ('--model resnet500', "'resnet500' is no model of timm; did you mean resnet50"),
+    ('--model resnet500', "timm has no model 'resnet500'; did you mean resnet50"),
     ('--checkpoint {checkpoints}/1.pth.tar --data-dir nowhere', "there is no 'nowhere'"),
     ('--checkpoint {checkpoints}/1.pth.tar --valid-labels nowhere', '--valid-labels nowhere'),
     ('--checkpoint {checkpoints}/1.pth.tar --num-classes 3', '--checkpoint'),

@@ -1,7 +1,7 @@
-"""What a Masked Image Modeling Method Has to Know of a Model, and Does With It
+"""Functions with which a masked image modeling method inspects a model and encodes images.
 
-Everything is read off the model by the embed / stages protocol, nothing is derived from a number of tokens. What the
-protocol does not tell is found by a dry run, see `meta_run`.
+All information about a model comes from the embed / stages protocol; nothing is inferred from the number of tokens.
+`meta_run` finds what the protocol does not define, such as the width of the features.
 """
 from typing import Any, Callable, List, Optional, Sequence, Tuple, Type, Union
 
@@ -19,22 +19,22 @@ __all__ = [
     'unsupported_reason',
 ]
 
-# what it means that a model refuses a method of the protocol
+# error message for each protocol method that a model refuses
 _REFUSALS = dict(
-    map_tokens='has no patch tokens apart from their positions that could be replaced',
+    map_tokens='has no patch tokens that can be replaced before positions are added',
     keep_tokens='needs its whole grid of tokens and cannot drop any',
     features_to_map='gives no feature map',
-    patch_grid='has no grid of patches that divides an image, convolutions of its stem do not pad',
+    patch_grid='has no grid of patches that divides an image: convolutions of its stem do not pad',
 )
-# large enough that one patch more or less at the border does not change the rounded stride
+# image side in pixels, so large that one patch more or less at the border does not change the rounded stride
 _LARGE_IMAGE = 1 << 20
 
 
 def to_pair(value: Any, name: str) -> Tuple[int, int]:
-    """Read a size in pixels, one number or (height, width).
+    """Return a size in pixels, given as one number or (height, width), as a pair.
 
     Raises:
-        ValueError: It is something else, or not positive.
+        ValueError: The size is not a positive integer or a pair of them.
     """
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2 or not all(isinstance(size, int) and size > 0 for size in pair):
@@ -43,25 +43,25 @@ def to_pair(value: Any, name: str) -> Tuple[int, int]:
 
 
 def model_name(backbone: nn.Module) -> str:
-    """Name of a model for messages, its class where it was not built by name."""
+    """Return the name of a model for messages: its architecture, or its class if it was not created by name."""
     config = getattr(backbone, 'pretrained_cfg', None) or {}
     return config.get('architecture') or type(backbone).__name__
 
 
 def model_input(backbone: nn.Module) -> Tuple[int, Tuple[int, int]]:
-    """Number of channels and size (height, width) of the images that a model was built for."""
+    """Return the number of channels and the size (height, width) of the images that a model was built for."""
     channels, *img_size = get_model_input_config(backbone)['input_size']
-    # a model that was not built by timm's factory has no record, its patch embedding knows
+    # a model that timm's factory did not build has no config; its patch embedding holds the size
     img_size = getattr(getattr(backbone, 'patch_embed', None), 'img_size', None) or img_size
     return channels, to_pair(img_size, 'img_size')
 
 
 def unsupported_reason(model: Union[nn.Module, Type[nn.Module]], methods: Sequence[str] = ()) -> Optional[str]:
-    """Why tokens of a model, or model class, cannot be masked, None if they can.
+    """Return why the tokens of a model or model class cannot be masked, or None if they can.
 
     Args:
         model: Model or model class.
-        methods: Methods of the embed / stages protocol that it must not refuse.
+        methods: Names of the protocol methods that the caller needs.
     """
     model_cls = model if isinstance(model, type) else type(model)
     if not has_embed_stages(model):
@@ -73,7 +73,7 @@ def unsupported_reason(model: Union[nn.Module, Type[nn.Module]], methods: Sequen
 
 
 def refuse_patch_drop(backbone: nn.Module) -> None:
-    """Refuse a model that drops patches by itself, before any could be masked.
+    """Refuse a model with patch dropout, which would remove random patches before they can be masked.
 
     Raises:
         MIMUnsupportedError: The model was built with `patch_drop_rate`.
@@ -81,14 +81,14 @@ def refuse_patch_drop(backbone: nn.Module) -> None:
     for module in backbone.modules():
         if isinstance(module, (PatchDropout, PatchDropoutWithIndices)) and module.prob > 0:
             raise MIMUnsupportedError(
-                f'{model_name(backbone)} drops patches by itself, with them the places of the masked ones are lost: '
-                f'build it with patch_drop_rate=0, not {module.prob}.')
+                f'{model_name(backbone)} drops random patches itself (patch_drop_rate={module.prob}), so the masked '
+                f'patches cannot be located: build it with patch_drop_rate=0.')
 
 
 def remove_unused(backbone: nn.Module, unused: List[str]) -> None:
-    """Remove the classifier of a model, freeze what else its features do not depend on.
+    """Remove the classifier of a model, and freeze the other parameters that its features do not depend on.
 
-    What is frozen stays in the `state_dict`: a model that `timm.create_model(name, num_classes=0)` builds has it.
+    Frozen parameters stay in the `state_dict`, which thus matches `timm.create_model(name, num_classes=0)`.
 
     Args:
         backbone: Model, changed in place.
@@ -106,16 +106,16 @@ def patch_stride(
         img_size: Tuple[int, int],
         grid: str = 'patch_grid',
 ) -> Tuple[int, int]:
-    """Stride (height, width) of a grid in pixels.
+    """Return the stride (height, width) of a grid in pixels.
 
     Args:
         backbone: Model with the embed / stages protocol.
         img_size: Image (height, width) in pixels.
-        grid: Method of the protocol that tells the grid, `patch_grid` or `keep_grid`.
+        grid: Name of the protocol method that returns the grid, `patch_grid` or `keep_grid`.
 
     Raises:
-        MIMUnsupportedError: The model has no one grid of patches.
-        ImageSizeError: The image is not made of whole patches.
+        MIMUnsupportedError: The model has no single grid of patches.
+        ImageSizeError: The image size is not a multiple of the stride.
     """
     try:
         grid_size = getattr(backbone, grid)(img_size)
@@ -128,13 +128,13 @@ def patch_stride(
 
 
 def feature_map(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Feature map (B, C, H', W') of images (B, C, H, W) of which nothing is masked."""
+    """Return the feature map (B, C, H', W') of unmasked images (B, C, H, W)."""
     grid = backbone.patch_grid((images.shape[-2], images.shape[-1]))
     return backbone.features_to_map(backbone.forward_stages(backbone.embed(images)), grid)
 
 
 def num_prefix_tokens(backbone: nn.Module) -> int:
-    """Number of prefix tokens in front of the patches in what `forward_stages` returns."""
+    """Return the number of prefix tokens in front of the patches in the output of `forward_stages`."""
     return getattr(backbone, 'num_prefix_tokens', 0)
 
 
@@ -153,7 +153,7 @@ def encode_visible(backbone: nn.Module, images: torch.Tensor, visible: torch.Ten
 
 
 def insert_mask_token(mask: torch.Tensor, mask_token: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Function for `map_tokens` that puts a mask token in the place of masked patches.
+    """Return a function for `map_tokens` that replaces masked patches by a mask token.
 
     Args:
         mask: Masked patches of shape (B, h, w) bool.
@@ -169,7 +169,7 @@ def encode_with_mask_token(
         mask: torch.Tensor,
         mask_token: torch.Tensor,
 ) -> torch.Tensor:
-    """Encode images with a mask token in the place of masked patches, before positions are added.
+    """Encode images whose masked patches are replaced by a mask token before positions are added.
 
     Args:
         backbone: Model with the embed / stages protocol.
@@ -191,16 +191,16 @@ def check_divides(
         grid: Tuple[int, int],
         stride: Tuple[int, int],
 ) -> None:
-    """Check that cells of a stride tile an image.
+    """Check that a grid of cells covers an image exactly.
 
     Args:
-        backbone: Model, for the message.
+        backbone: Model, for the error message.
         img_size: Image (height, width) in pixels.
         grid: Number of cells (down, across).
-        stride: Stride (height, width) of a cell in pixels.
+        stride: Size (height, width) of a cell in pixels.
 
     Raises:
-        ImageSizeError: They do not.
+        ImageSizeError: The image size differs from the number of cells times the stride.
     """
     if any(cells * step != size for size, cells, step in zip(img_size, grid, stride)):
         raise ImageSizeError(

@@ -1,4 +1,4 @@
-"""Decoders of masked image modeling, and the fixed positions that they add.
+"""Decoders of masked image modeling, and their fixed position embedding.
 
 Shape letters: B batch, H x W the grid of patches, N = H * W, P prefix tokens, K kept patches, C channels.
 """
@@ -19,10 +19,10 @@ __all__ = ['MaskedDecoder', 'PixelDecoder', 'init_xavier', 'pixel_shuffle', 'sin
 
 
 def sincos_position_embedding(grid_size: Tuple[int, int], dim: int) -> torch.Tensor:
-    """2-D sine-cosine position embedding of a grid.
+    """Compute the 2-D sine-cosine position embedding of a grid.
 
-    The first half of the channels holds the column, the second half the row, each as the sines and then the cosines of
-    the coordinate at dim / 4 frequencies that fall from 1 towards 1 / 10000, as in `util/pos_embed.py` of
+    The first half of the channels encodes the column, the second half the row. Each half holds the sines, then the
+    cosines, of the coordinate at dim / 4 frequencies that fall from 1 towards 1 / 10000, as in `util/pos_embed.py` of
     facebookresearch/mae.
 
     Args:
@@ -33,10 +33,10 @@ def sincos_position_embedding(grid_size: Tuple[int, int], dim: int) -> torch.Ten
         Embedding of shape (H * W, dim), float32, row-major over the grid.
 
     Raises:
-        ValueError: The number of channels is no multiple of 4.
+        ValueError: The number of channels is not a multiple of 4.
     """
     if dim % 4:
-        raise ValueError(f'A sine-cosine position embedding has a multiple of 4 channels, got {dim}.')
+        raise ValueError(f'A sine-cosine position embedding needs a multiple of 4 channels, got {dim}.')
     rows, columns = (_encode_coordinates(size, dim // 4) for size in grid_size)  # (H, dim / 2), (W, dim / 2)
     height, width = grid_size
     columns, rows = columns.unsqueeze(0).expand(height, -1, -1), rows.unsqueeze(1).expand(-1, width, -1)
@@ -44,7 +44,7 @@ def sincos_position_embedding(grid_size: Tuple[int, int], dim: int) -> torch.Ten
 
 
 def _encode_coordinates(size: int, num_frequencies: int) -> torch.Tensor:
-    # double precision, as the references, wherever the model is
+    # double precision on the CPU, as in the reference, whatever the device and dtype of the model
     exponents = torch.arange(num_frequencies, dtype=torch.float64, device='cpu') / num_frequencies
     coordinates = torch.arange(size, dtype=torch.float64, device='cpu')
     angles = coordinates.unsqueeze(1) * 10000. ** -exponents  # (size, num_frequencies)
@@ -52,11 +52,11 @@ def _encode_coordinates(size: int, num_frequencies: int) -> torch.Tensor:
 
 
 def pixel_shuffle(x: torch.Tensor, stride: Tuple[int, int]) -> torch.Tensor:
-    """Rearrange channels as pixels, `torch.nn.functional.pixel_shuffle` for a stride that need not be square.
+    """Rearrange channels into pixels: `torch.nn.functional.pixel_shuffle` for strides that need not be square.
 
     Args:
         x: Tensor of shape (B, C * stride[0] * stride[1], H, W), the channels in the order (channel, row, column).
-        stride: Stride (height, width) to undo.
+        stride: Number of pixels (down, across) that each cell becomes.
 
     Returns:
         Tensor of shape (B, C, H * stride[0], W * stride[1]).
@@ -70,13 +70,13 @@ def pixel_shuffle(x: torch.Tensor, stride: Tuple[int, int]) -> torch.Tensor:
 
 
 class PixelDecoder(nn.Module):
-    """Predicts the pixels under each cell of a feature map with one linear layer.
+    """Linear layer that predicts the pixels of each cell of a feature map.
 
-    The one-layer prediction head of `SimMIM: A Simple Framework for Masked Image Modeling`
+    This is the prediction head of `SimMIM: A Simple Framework for Masked Image Modeling`
         - https://arxiv.org/abs/2111.09886
 
     Args:
-        feature_dim: Width of the feature map.
+        feature_dim: Number of channels of the feature map.
         stride: Stride (height, width) of the feature map in pixels.
         out_chans: Number of image channels.
     """
@@ -99,9 +99,8 @@ class PixelDecoder(nn.Module):
         return pixel_shuffle(self.proj(features), self.stride)
 
     def forward_tokens(self, features: torch.Tensor) -> torch.Tensor:
-        """Predict the pixels of single cells (B, N, feature_dim), each flattened in the order (row, column, channel).
-        """
-        # the channels of the layer are in the order (channel, row, column)
+        """Predict the pixels of cells (B, N, feature_dim); those of a cell are in the order (row, column, channel)."""
+        # the output channels of the layer are in the order (channel, row, column)
         def pixels_first(parameter: torch.Tensor) -> torch.Tensor:
             return parameter.unflatten(0, (-1, *self.stride)).movedim(0, 2).flatten(0, 2)
 
@@ -109,7 +108,7 @@ class PixelDecoder(nn.Module):
 
 
 def init_xavier(module: nn.Module) -> None:
-    """Initialise a linear layer as MAE does: uniform Xavier weight, zero bias. Other modules are left alone."""
+    """Initialise a linear layer as MAE does (uniform Xavier weight, zero bias); leave other modules unchanged."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -117,14 +116,14 @@ def init_xavier(module: nn.Module) -> None:
 
 
 class MaskedDecoder(nn.Module):
-    """Transformer over a grid of patch tokens, part of which are replaced by a mask token.
+    """Transformer over a grid of patch tokens, some of which it replaces by a mask token.
 
-    It serves as the decoder of MAE and as the predictor of I-JEPA: what differs between the two, the projection of the
-    encoder's features to its width and the head that makes a prediction of its output, lives outside.
+    It is the decoder of MAE and the predictor of I-JEPA. Each method adds its own projection of the encoder's features
+    to the width of the decoder, and its own prediction head.
 
-    The names of its parameters are those of `MaskedVisionTransformerDecoderTIMM` of lightly 1.6, and with its weights
-    it gives the same output. There are two differences: the grid need not be square, and indices and masks count
-    patches only, so that a prefix token can neither be masked nor dropped.
+    The parameter names are those of `MaskedVisionTransformerDecoderTIMM` in lightly 1.6, and the same weights give the
+    same output. There are two differences: the grid need not be square, and indices and masks count patches only, so
+    that prefix tokens are never masked or dropped.
 
     Args:
         grid_size: Grid (H, W) of the patches.
@@ -132,14 +131,15 @@ class MaskedDecoder(nn.Module):
         depth: Number of blocks.
         num_heads: Number of attention heads.
         num_prefix_tokens: Number of prefix tokens in front of the patch tokens.
-        mlp_ratio: Hidden width of the MLPs in widths of a token.
-        qkv_bias: Query, key and value have a bias.
+        mlp_ratio: Hidden width of the MLPs divided by the width of a token.
+        qkv_bias: Add a bias to queries, keys and values.
         pos_embed: Position embedding, 'sincos' (fixed, zero for prefix tokens) or 'learn'.
-        drop_path_rate: Stochastic depth rate of the last block, it grows linearly with depth.
+        drop_path_rate: Stochastic depth rate of the last block; the rate grows linearly with depth.
         norm_layer: Norm of the blocks and of the output.
 
     Raises:
-        ValueError: A width that the heads or the position embedding do not divide, or an unknown embedding.
+        ValueError: The depth is not a positive integer, `embed_dim` is not a multiple of `num_heads` (with 'sincos',
+            of 4), or `pos_embed` is unknown.
     """
 
     def __init__(
@@ -207,17 +207,17 @@ class MaskedDecoder(nn.Module):
         """Replace masked patches by the mask token, add positions, run the blocks and the norm.
 
         Args:
-            x: Tokens of shape (B, P + N, C), the patches in row-major order. What stands at a masked place is not read.
-            idx_keep: Indices (B, K) of the patches that go in, in the order wanted, masked ones included. All if None.
-                Prefix tokens always go in.
+            x: Tokens of shape (B, P + N, C), the patches in row-major order. Values at masked positions are ignored.
+            idx_keep: Indices (B, K) of the patches to decode, masked ones included, in the order of the output. All
+                patches if None. Prefix tokens are always decoded.
             idx_mask: Indices (B, M) of the masked patches.
-            mask: Masked patches (B, N) bool in place of their indices.
+            mask: Masked patches (B, N) bool, an alternative to `idx_mask`.
 
         Returns:
-            Tokens of shape (B, P + N, C), or (B, P + K, C) of the patches that went in.
+            Tokens of shape (B, P + N, C), or (B, P + K, C) with `idx_keep`.
 
         Raises:
-            ValueError: Tokens of the wrong shape, or masked patches given twice.
+            ValueError: The tokens have the wrong shape, or both `idx_mask` and `mask` are given.
         """
         num_tokens = self.num_prefix_tokens + self.num_patches
         if x.ndim != 3 or x.shape[1] != num_tokens:
@@ -232,7 +232,7 @@ class MaskedDecoder(nn.Module):
 
         positions = self.pos_embed
         if idx_keep is not None:
-            # what does not go in needs no mask token and no position
+            # select first: dropped patches need no mask token and no position
             x = gather_patches(x, idx_keep, self.num_prefix_tokens)
             positions = gather_patches(positions.expand(len(x), -1, -1), idx_keep, self.num_prefix_tokens)
             mask = None if mask is None else mask.gather(1, idx_keep)

@@ -1,14 +1,14 @@
-"""Errors of masked image modeling, and how the message of an error is put on one line."""
+"""Errors of masked image modeling, and functions that shorten an error message to one line."""
 
 __all__ = ['ImageSizeError', 'MIMUnsupportedError', 'first_line', 'one_line']
 
 
 class ImageSizeError(ValueError):
-    """A model, or a method on it, does not take images of a size. The message names what it takes."""
+    """Raised when a model or method does not accept an image size. The message names the sizes that it accepts."""
 
 
 class MIMUnsupportedError(ValueError):
-    """The method cannot serve the model. The message is one line that names the reason and what would work."""
+    """Raised when a method does not support a model. The message is one line: the reason, and what would work."""
 
 
 def first_line(error: BaseException) -> str:
@@ -19,6 +19,6 @@ def first_line(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """Return the message of an error without line breaks, or its type if there is no message."""
     text = str(error).strip()
-    if 'Original Traceback' in text:  # an error in a process that loads images, which quotes the whole of it
+    if 'Original Traceback' in text:  # a DataLoader worker failed: the message quotes the whole traceback
         text = text.splitlines()[-1].partition(': ')[2]
     return ' '.join(text.split()) or type(error).__name__

@@ -1,7 +1,7 @@
-"""Hidden States and Attention Maps of a Model That Sees Masked Images
+"""Extract hidden states and attention maps of a model for masked images.
 
-By timm's own extraction, `forward_intermediates` and `AttentionExtract`, while the mask token stands in the place of
-masked patches.
+timm's own functions, `forward_intermediates` and `AttentionExtract`, run while a forward hook on the patch embedding
+replaces masked patches by the mask token.
 """
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator
@@ -21,16 +21,16 @@ InsertMaskToken = Callable[[torch.Tensor], torch.Tensor]
 
 
 def masked_intermediates(backbone: nn.Module, images: torch.Tensor, insert: InsertMaskToken, **options: Any) -> Any:
-    """What `forward_intermediates` of a model gives for images with masked patches.
+    """Return the result of a model's `forward_intermediates` for images with masked patches.
 
     Args:
         backbone: Model with the embed / stages protocol.
         images: Images of shape (B, C, H, W).
-        insert: Function of patch tokens (B, N, D) that puts the mask token in the place of some.
+        insert: Function that replaces masked patch tokens (B, N, D) by the mask token.
         **options: Options of the model's `forward_intermediates`.
 
     Raises:
-        MIMUnsupportedError: The model has no intermediates, or patch tokens that cannot be replaced on the way.
+        MIMUnsupportedError: The model has no `forward_intermediates`, or overrides `embed_patches`.
     """
     if not hasattr(backbone, 'forward_intermediates'):
         raise MIMUnsupportedError(f'{model_name(backbone)} has no forward_intermediates.')
@@ -39,17 +39,17 @@ def masked_intermediates(backbone: nn.Module, images: torch.Tensor, insert: Inse
 
 
 def attention_maps(backbone: nn.Module, images: torch.Tensor, insert: InsertMaskToken) -> Dict[str, torch.Tensor]:
-    """Attention maps after the softmax, by the names of the modules, of a model in eval mode.
+    """Return the attention maps after the softmax, by module name. The model runs in eval mode.
 
-    Attention is computed without fused kernels for the time of the call, those do not make a map.
+    Fused attention is off during the call, since fused kernels do not return an attention map.
 
     Args:
         backbone: Model with the embed / stages protocol.
         images: Images of shape (B, C, H, W).
-        insert: Function of patch tokens (B, N, D) that puts the mask token in the place of some.
+        insert: Function that replaces masked patch tokens (B, N, D) by the mask token.
 
     Raises:
-        MIMUnsupportedError: The model has no attention maps, or patch tokens that cannot be replaced on the way.
+        MIMUnsupportedError: The model has no attention maps, or overrides `embed_patches`.
     """
     training = backbone.training
     with _masking(backbone, insert), _without_fused_attention(backbone):
@@ -67,11 +67,11 @@ def attention_maps(backbone: nn.Module, images: torch.Tensor, insert: InsertMask
 
 @contextmanager
 def _masking(backbone: nn.Module, insert: InsertMaskToken) -> Iterator[None]:
-    """Replace what the patch embedding of a model returns, which the model's own forward passes do not know of."""
+    """Replace masked tokens in the output of `patch_embed` by a forward hook, for any forward pass of the model."""
     if type(backbone).embed_patches is not EmbedStagesMixin.embed_patches:
         raise MIMUnsupportedError(
-            f'{model_name(backbone)} has no hidden states and attention maps of masked images: its patches do not come '
-            f'from one patch_embed.')
+            f'{model_name(backbone)} cannot return hidden states or attention maps of masked images: its patches do '
+            f'not come from a single patch_embed module.')
     handle = backbone.patch_embed.register_forward_hook(
         lambda module, args, output: backbone.map_tokens(output, insert))
     try:

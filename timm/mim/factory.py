@@ -1,7 +1,7 @@
-"""Register masked image modeling methods by name, list the models that they serve, and create them.
+"""Register masked image modeling methods by name, list the models that they support, and create them.
 
-`import_user_module` imports a file or module of the user's that registers methods or models of its own. Names that do
-not exist are answered with the nearest ones that do.
+`import_user_module` imports a user's file or module that registers methods or models. Messages about an unknown name
+suggest similar names.
 """
 
 import importlib
@@ -30,19 +30,21 @@ _methods: Dict[str, Type[nn.Module]] = {}  # mapping of method names to classes
 
 
 def is_known_model(name: str) -> bool:
-    """Whether `timm.create_model` knows a model of this name; names with a colon, as of a hub, are not looked up."""
+    """Whether `timm.create_model` knows a model name. True for names with a colon (`hf-hub:...`), without a look-up."""
     return ':' in name or is_model(get_arch_name(name))
 
 
 def nearest_names(name: str, names: Sequence[str], count: int = 3) -> List[str]:
-    """Names that a misspelt one may have meant: first those that begin with it, the shortest first, then similar ones.
+    """Return the existing names that are most similar to a misspelt one.
 
-    A last part that no name has is left out: `vit_tiny_16` is looked for as `vit_tiny`.
+    Names that begin with the misspelt name come first, the shortest first, then similar names. If no name begins with
+    it, its last parts are removed until one does (`vit_tiny_16` is searched as `vit_tiny`); similar names then come
+    first.
 
     Args:
         name: Name that does not exist.
         names: Names that exist.
-        count: How many to return at most.
+        count: Maximum number of names to return.
     """
     similar = get_close_matches(name, names, n=count)
     start = name
@@ -57,61 +59,64 @@ def nearest_names(name: str, names: Sequence[str], count: int = 3) -> List[str]:
 
 
 def unknown_model(name: str, names: Optional[Sequence[str]] = None, listed_by: str = 'timm.list_models()') -> str:
-    """What is wrong, in one sentence, with a name that no model has, and what may have been meant.
+    """Return the message for an unknown model name, with suggestions.
 
     Args:
         name: Name that does not exist.
-        names: Names to choose from, of all models if None.
-        listed_by: Call that lists them.
+        names: Names to suggest from, those of all models if None.
+        listed_by: Call that lists these names, for the message.
     """
     near = nearest_names(name, list_models() if names is None else names)
-    hint = f'did you mean {", ".join(near)}?' if near else f'{listed_by} names those that exist.'
-    return f"'{name}' is no model of timm; {hint}"
+    hint = f'did you mean {", ".join(near)}?' if near else f'{listed_by} lists the available names.'
+    return f"timm has no model '{name}'; {hint}"
 
 
 def register_mim(name: str) -> Callable[[Type[nn.Module]], Type[nn.Module]]:
-    """Decorator that registers a masked image modeling method.
+    """Return a decorator that registers the class of a masked image modeling method.
 
-    The class takes `(backbone, img_size=None, **options)`, its static method `unsupported_reason` takes a model or a
-    model class and returns why the method cannot serve it, None if it can.
+    The class takes `(backbone, img_size=None, **options)`. Its method `unsupported_reason` takes a model or model class
+    and returns why the method does not support it, or None.
     """
     def register(method_cls: Type[nn.Module]) -> Type[nn.Module]:
         if name in _methods:
-            raise ValueError(f'There is a method {name} already, {_methods[name].__name__}.')
+            raise ValueError(f'The name {name} is already registered, for {_methods[name].__name__}.')
         _methods[name] = method_cls
         return method_cls
     return register
 
 
 def list_mims() -> List[str]:
-    """Names of the masked image modeling methods."""
+    """List the names of the masked image modeling methods."""
     return sorted(_methods)
 
 
 def get_mim(method: str) -> Type[nn.Module]:
-    """Get the class of a masked image modeling method.
+    """Return the class of a masked image modeling method.
 
     Raises:
-        ValueError: There is no method of that name.
+        ValueError: No method has that name.
     """
     if method not in _methods:
         near = nearest_names(method, list_mims(), 1)
         hint = f'did you mean {near[0]}?' if near else f'choose {", ".join(list_mims())}.'
-        raise ValueError(f"There is no method '{method}'; {hint}")
+        raise ValueError(f"timm.mim has no method '{method}'; {hint}")
     return _methods[method]
 
 
 def list_mim_models(method: str, filter: Union[str, List[str]] = '') -> List[str]:
-    """Names of the models that a method can serve, found without building any.
+    """List the models that a method supports, without building them.
 
-    Each of them can be created with the defaults of the method, and is blind to masked pixels: if those are replaced by
-    others, neither the prediction changes, nor any gradient that does not come from the target. The test suite checks
-    both for one model of each class and branch, and for every model with `--all-models`
-    (`tests/mim/test_blindness.py`). A method of your own is blind as far as it keeps to `MIMMethod.forward`.
+    Each of them can be created with the defaults of the method, and cannot see masked pixels: other values there change
+    neither the prediction nor any gradient that does not come from the target. The test suite checks both for one model
+    of each class and branch, and with `--all-models` for every model (`tests/mim/test_blindness.py`). Your own method
+    has this property if it does not override `MIMMethod.forward` and `blank`.
 
     Args:
         method: Name of a method.
         filter: Wildcard filter or filters for the names, as in `timm.list_models`.
+
+    Raises:
+        ValueError: No method has that name.
     """
     unsupported_reason = get_mim(method).unsupported_reason
     return [name for name in list_models(filter) if unsupported_reason(get_model_class(name)) is None]
@@ -126,15 +131,15 @@ def create_mim(
 ) -> nn.Module:
     """Create a masked image modeling method on a model.
 
-    A model that is given is changed in place, and belongs to the method from then on: its classifier is removed, and
-    parameters that the method does not train no longer require a gradient.
+    A backbone given as a module is changed in place: its classifier is removed, and parameters that the method does not
+    train no longer require a gradient. Pass `copy.deepcopy(model)` to keep the original unchanged.
 
     Args:
         method: Name of a method, see `list_mims`.
-        backbone: Model, or the name of a model to build without a classifier. Give `copy.deepcopy(model)` to keep
-            a model as it is.
-        img_size: Image size, one number or (height, width). If None that of the model, or where the method cannot work
-            with that, the nearest size that it can work with, see the attribute `img_size` of the method.
+        backbone: Model, or the name of a model to build without a classifier.
+        img_size: Image size, one number or (height, width). If None, the size of the model; if the method does not
+            support that size, the nearest one that it supports. The attribute `img_size` of the method holds the
+            result.
         model_kwargs: Arguments for `timm.create_model`, for a backbone given by name.
         **options: Options of the method.
 
@@ -142,9 +147,9 @@ def create_mim(
         The method, a module with `forward(images, mask=None, noise=None, generator=None)` and the model as `backbone`.
 
     Raises:
-        MIMUnsupportedError: The method cannot serve the model.
-        ImageSizeError: The model does not take images of that size.
-        ValueError: Unknown method, model or option, or a value that is not allowed.
+        MIMUnsupportedError: The method does not support the model.
+        ImageSizeError: The model does not accept images of that size.
+        ValueError: The method, model or an option is unknown, or a value is not allowed.
     """
     method_cls = get_mim(method)
     _check_options(method, method_cls, options)
@@ -165,13 +170,13 @@ def create_mim(
         for size in _sizes_nearby(model_input(models[0])[1]):
             try:
                 return create(size)
-            except (AssertionError, RuntimeError, ValueError):  # models refuse sizes in their own ways
+            except (AssertionError, RuntimeError, ValueError):  # models raise different errors for a wrong size
                 continue
         raise error
 
 
 def _sizes_nearby(img_size: Tuple[int, int]) -> List[Tuple[int, int]]:
-    """Image sizes that most models take, the nearest to a size first."""
+    """Return image sizes that most models accept, the nearest to a given size first."""
     sizes = {
         tuple(max((side + extra) // step, 1) * step for side in img_size)
         for step in (32, 64, 28, 14) for extra in (0, step - 1)}
@@ -182,7 +187,7 @@ def _check_options(method: str, method_cls: Type[nn.Module], options: Dict[str, 
     allowed = [name for name in inspect.signature(method_cls).parameters if name not in ('backbone', 'img_size')]
     unknown = [name for name in options if name not in allowed]
     if unknown:
-        raise ValueError(f'{method} has no option {", ".join(unknown)}, its options are {", ".join(allowed)}.')
+        raise ValueError(f'{method} has no option {", ".join(unknown)}; its options are {", ".join(allowed)}.')
 
 
 def _create_backbone(name: str, img_size: Optional[Any], model_kwargs: Dict[str, Any]) -> nn.Module:
@@ -195,30 +200,30 @@ def _create_backbone(name: str, img_size: Optional[Any], model_kwargs: Dict[str,
 
 
 def import_user_module(name: str) -> ModuleType:
-    """Import a module by name, or a file that need not be on the path; a file once only, as modules are.
+    """Import a user's module by name, or a .py file by path, so that it can register methods and models.
 
-    What it registers by `register_mim` or timm's `register_model` is there afterwards.
+    A file need not be on the Python path. Like a module, it runs only once per process.
 
     Args:
         name: Name of a module, or path of a file that ends in .py.
 
     Raises:
-        ImportError: There is no such module or file, or it does not run.
+        ImportError: The module or file does not exist, or raises an error when it runs.
     """
     try:
         return _import_file(Path(name).resolve()) if name.endswith('.py') else importlib.import_module(name)
-    except Exception as error:  # whatever a user's code raises
+    except Exception as error:  # a user's code may raise anything
         raise ImportError(f'{type(error).__name__}: {error}') from error
 
 
 def _import_file(path: Path) -> ModuleType:
-    # a name that no other module has, the file may be called timm.py
+    # a unique module name, since the file may be called timm.py
     module_name = f'{path.stem} ({path})'
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses, for one, look up the module of a class while it is made
+    sys.modules[module_name] = module  # dataclasses look up the module of a class while the class is created
     try:
         spec.loader.exec_module(module)
     except BaseException:

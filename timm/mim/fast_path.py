@@ -1,15 +1,16 @@
-"""Shortcuts with the Same Loss
+"""Faster computation of the same loss, for plain vision transformers and for the decoder.
 
-The methods are written down in the protocol's terms, which every model understands. Where a model is a plain vision
-transformer the same loss takes less work:
+The methods use the embed / stages protocol, which works for every model. For a plain vision transformer, and for
+`MaskedDecoder`, the functions here compute the same loss with less work:
 
-- Only the patches that are seen are embedded: a convolution whose kernel is its stride is a linear layer on patches.
-- Tokens stay in the order (prefix, visible, masked). Attention over all tokens has no order, positions tell the place.
-- What stands at a masked place is the same for all images: the first block projects it once, not once for each image.
-- Of the last block only the masked tokens are computed, the others serve as keys and values.
+- Embed visible patches only: a convolution whose kernel size equals its stride is a linear layer on patches.
+- Keep tokens in the order (prefix, visible, masked): self-attention does not depend on the order of its tokens.
+- In the first block, project each mask token (mask token plus position) once per batch: it is the same for all images.
+- In the last block, compute queries for masked tokens only; all tokens supply keys and values.
 
-Each is tested for equal loss and gradients. Dropout, where a model has any, falls on other elements than in the plain
-path. Hooks on modules that are passed by, such as `patch_embed`, are not called: set `lean = False` on the method then.
+Tests compare loss and gradients with the plain path. A model with dropout drops other elements than in the plain path.
+Forward hooks on modules that are bypassed, such as `patch_embed`, are not called; set `fast_path = False` on the method
+if you need them.
 
 Shape letters: B batch, C width, D pixels times channels of a patch, N patches of which K are visible and M masked, P
 prefix tokens.
@@ -31,7 +32,7 @@ __all__ = [
 
 
 def embeds_patches(backbone: nn.Module) -> bool:
-    """Whether a model is a plain vision transformer, that embeds every patch by itself and then adds its position."""
+    """Whether a model is a plain vision transformer, which embeds each patch separately and then adds its position."""
     return (
         type(backbone) is VisionTransformer
         and type(backbone.patch_embed) is PatchEmbed
@@ -56,7 +57,11 @@ def embed_patches(backbone: nn.Module, patches: torch.Tensor) -> torch.Tensor:
 
 
 def position_table(backbone: nn.Module, grid_size: Tuple[int, int]) -> Tuple[torch.Tensor, torch.Tensor]:
-    """What a model that `embeds_patches` adds to them: prefix tokens (1, P, C), and positions (N, C) of a grid (h, w).
+    """Return the prefix tokens (1, P, C), and the position embeddings (N, C) of a grid (h, w) of patches.
+
+    Args:
+        backbone: Model that `embeds_patches`.
+        grid_size: Grid (h, w) of the patches.
     """
     shape = (grid_size[0] * grid_size[1],) if backbone.patch_embed.flatten else grid_size
     added = backbone.embed_positions(backbone.patch_embed.proj.weight.new_zeros(1, *shape, backbone.embed_dim))
@@ -69,7 +74,7 @@ def embed_visible(
         visible: torch.Tensor,
         grid_size: Tuple[int, int],
 ) -> torch.Tensor:
-    """The input of `forward_stages` for some patches of images.
+    """Embed the visible patches of images, as the input of `forward_stages`.
 
     Args:
         backbone: Model that `embeds_patches`.
@@ -102,7 +107,7 @@ def encode_masked(
         masked: torch.Tensor,
         grid_size: Tuple[int, int],
 ) -> torch.Tensor:
-    """Features of masked patches, in whose place a model sees a mask token.
+    """Return the features of masked patches, which a mask token replaces in the input of the model.
 
     Args:
         backbone: Model that `embeds_patches`.
@@ -127,14 +132,14 @@ def decode_masked(
         visible: torch.Tensor,
         masked: torch.Tensor,
 ) -> torch.Tensor:
-    """What a `MaskedDecoder` makes of the masked patches.
+    """Return the output of a `MaskedDecoder` for the masked patches.
 
     Args:
         decoder: Decoder.
         tokens: Prefix tokens and visible patches of shape (B, P + K, C).
         visible: Indices of the visible patches of shape (B, K).
-        masked: Indices of the masked patches of shape (B, M), or (B * T, M) for T sets of each image in turn, each of
-            which is decoded by itself.
+        masked: Indices of the masked patches of shape (B, M), or (B * T, M) for T sets per image, all sets of an image
+            together. Each set is decoded separately.
 
     Returns:
         Tokens of the masked patches of shape (B, M, C) or (B * T, M, C).
@@ -154,17 +159,18 @@ def run_blocks(
         masked: torch.Tensor,
         grad_checkpointing: bool = False,
 ) -> torch.Tensor:
-    """Run blocks of which the masked tokens are wanted.
+    """Run transformer blocks and return the masked tokens only.
 
     Args:
         blocks: Blocks.
-        seen: Tokens of each image of shape (B, S, C).
-        unseen: What stands at a place that is masked, the same for all images, of shape (N, C).
-        masked: Indices of the masked places of shape (B, M), or (B * T, M) for T sets of each image in turn.
-        grad_checkpointing: Compute activations again in the backward pass.
+        seen: Prefix and visible tokens of each image of shape (B, S, C).
+        unseen: Mask token plus position embedding of each patch of shape (N, C), the same for all images.
+        masked: Indices of the masked patches of shape (B, M), or (B * T, M) for T sets per image, all sets of an image
+            together.
+        grad_checkpointing: Recompute activations in the backward pass.
 
     Returns:
-        Tokens of the masked places of shape (B, M, C) or (B * T, M, C).
+        Tokens of the masked patches of shape (B, M, C) or (B * T, M, C).
     """
     count = masked.shape[1]
     x = _join(seen, unseen, masked)
@@ -180,7 +186,9 @@ def run_blocks(
 
 
 def _join(seen: torch.Tensor, unseen: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-    """Tokens (B * T, S + M, C) of the tokens (B, S, C) of each image, and of those (N, C) that stand at masked places.
+    """Concatenate tokens (B, S, C) of each image, repeated T times, with mask tokens to (B * T, S + M, C).
+
+    The mask tokens are the rows `masked` (B * T, M) of `unseen` (N, C).
     """
     times = len(masked) // len(seen)
     if times > 1:
@@ -201,7 +209,7 @@ def _run_first(
         unseen: torch.Tensor,
         masked: torch.Tensor,
 ) -> torch.Tensor:
-    """A block on the joined tokens x, in which each token that is there more than once is projected once."""
+    """Run a block on the joined tokens x, but project tokens that occur several times in x only once."""
     def project(tokens: torch.Tensor) -> torch.Tensor:
         return block.attn.qkv(block.norm1(tokens))
 
@@ -210,7 +218,7 @@ def _run_first(
 
 
 def _run_last(block: nn.Module, x: torch.Tensor, count: int) -> torch.Tensor:
-    """A block in which the last `count` tokens alone ask, and all answer."""
+    """Run a block for the last `count` tokens only; all tokens supply keys and values."""
     qkv, normed = block.attn.qkv, block.norm1(x)
     sizes = [block.attn.attn_dim, 2 * block.attn.attn_dim]
     query_weight, key_value_weight = qkv.weight.split(sizes)
@@ -221,7 +229,7 @@ def _run_last(block: nn.Module, x: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _attend(attn: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Attention of queries (B, M, width) to keys and values (B, N, width)."""
+    """Compute the attention of queries (B, M, width) to keys and values (B, N, width)."""
     def heads(projected: torch.Tensor) -> torch.Tensor:  # (B, N, width) -> (B, heads, N, width of a head)
         return projected.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2)
 
@@ -235,12 +243,15 @@ def _attend(attn: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torc
 
 
 def _finish(block: nn.Module, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """What a block does with tokens x (B, M, C) after attention."""
+    """Compute the rest of a block for tokens x (B, M, C): add the attention output, then run the MLP."""
     x = x + block.drop_path1(block.ls1(attended))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
 def select_patches(patches: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Patches (B, K, D) at the places (B, K) of patches (B, N, D), as rows of one matrix, which is cheaper to index."""
+    """Return the patches (B, K, D) at indices `places` (B, K) of patches (B, N, D).
+
+    One `index_select` of the rows of a matrix (B * N, D) is cheaper than `gather`.
+    """
     first = torch.arange(len(patches), device=places.device).unsqueeze(1) * patches.shape[1]
     return patches.flatten(0, 1).index_select(0, (first + places).flatten()).unflatten(0, places.shape)

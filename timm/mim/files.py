@@ -1,4 +1,4 @@
-"""Write files that are complete or not there, and JSON that every reader takes."""
+"""Write files atomically, and write JSON that every parser accepts."""
 import errno
 import json
 import math
@@ -11,24 +11,26 @@ from safetensors import SafetensorError
 
 from .errors import one_line
 
-_PARTIAL = '.*.partial'  # what a file is called until it is complete
+__all__ = ['is_full', 'naming', 'remove_partial_files', 'to_json', 'write_complete']
+
+_PARTIAL = '.*.partial'  # name of a file until it is complete
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_complete(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file beside its place, to the disk, and move it there.
+    """Write a file atomically: write a temporary file in the same folder, flush it to the disk, and rename it.
 
     Args:
-        path: File to write; what is there stays until the new one is complete.
-        write: Function that writes to the path that it is given.
+        path: File to write. An existing file stays until the new one is complete.
+        write: Function that writes the file to the path that it gets.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     partial = path.with_name(_PARTIAL.replace('*', path.name))
     try:
         write(partial)
-        os.chmod(partial, 0o666 & ~_file_mode_mask())  # safetensors lets nobody else read
+        os.chmod(partial, 0o666 & ~_file_mode_mask())  # safetensors makes files that only their owner can read
         descriptor = os.open(partial, os.O_RDWR)
         try:
             os.fsync(descriptor)
@@ -37,13 +39,13 @@ def write_complete(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(partial, path)
     except BaseException as e:
         partial.unlink(missing_ok=True)
-        if isinstance(e, (OSError, SafetensorError)):  # safetensors has an error of its own for a full disk
+        if isinstance(e, (OSError, SafetensorError)):  # safetensors raises its own error when the disk is full
             raise _cannot_be_written(path, e) from e
         raise
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what a program that was killed left of the files that it was writing, in a folder and those in it."""
+    """Remove the temporary files that a killed process left in a folder and its direct subfolders."""
     for pattern in (_PARTIAL, f'*/{_PARTIAL}'):
         for path in folder.glob(pattern):
             path.unlink()
@@ -51,10 +53,10 @@ def remove_partial_files(folder: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the file that is written, which the system does not where a disk is full.
+    """Add the path of the file to an OSError; the system's message for a full disk does not name it.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     try:
         yield
@@ -63,15 +65,15 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether a file cannot be written for want of space."""
+    """Whether an error means that the disk, the quota or the maximum file size is exhausted."""
     return error.errno in _FULL
 
 
 def to_json(values: Any, **options: Any) -> str:
-    """Return values as JSON. Numbers that are not finite, for which JSON has no word, are null.
+    """Return values as JSON. NaN and infinite numbers, which JSON cannot express, become null.
 
     Args:
-        values: What `json.dumps` takes.
+        values: Values that `json.dumps` accepts.
         **options: Options of `json.dumps`.
     """
     return json.dumps(_finite(values), allow_nan=False, **options)
@@ -90,6 +92,6 @@ def _cannot_be_written(path: Path, error: Exception) -> OSError:
 
 
 def _file_mode_mask() -> int:
-    mask = os.umask(0)  # which can only be read by setting it
+    mask = os.umask(0)  # the only way to read the mask is to set it
     os.umask(mask)
     return mask

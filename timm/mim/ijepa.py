@@ -1,7 +1,6 @@
-"""I-JEPA
+"""I-JEPA: predict the features of target blocks from a context block.
 
-Predicts features of blocks of an image from the rest of it, features that a moving average of the encoder makes of the
-whole image.
+The target features are those that a moving average of the encoder computes from the whole image.
 
 Paper: `Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture`
     - https://arxiv.org/abs/2301.08243
@@ -9,8 +8,8 @@ Paper: `Self-Supervised Learning from Images with a Joint-Embedding Predictive A
 The formulas are those of facebookresearch/ijepa, `src/train.py`, `src/models/vision_transformer.py` (predictor) and
 `src/masks/multiblock.py` (masks).
 
-Shape letters: B batch, h x w patches, N = h * w, of them K in the context, T target blocks of M patches each, C width
-of the encoder, D width of the predictor.
+Shape letters: B batch, h x w grid of patches, N = h * w patches, K patches in the context, T target blocks of M patches
+each, C width of the encoder, D width of the predictor.
 """
 import math
 from contextlib import nullcontext
@@ -44,41 +43,41 @@ _SAMPLERS = dict(unbiased=MultiBlockSampler, official=OfficialMultiBlockSampler)
 class IJEPA(EMATeacherMethod):
     """I-JEPA on any model that can drop tokens.
 
-    `backbone` is the context encoder. The target encoder is its moving average, which follows by
-    `method.update_target(step / num_steps)` after each step of the optimizer.
+    `backbone` is the context encoder. The target encoder is its moving average; call
+    `method.update_target(step / num_steps)` after each optimizer step to update it.
 
-    The encoders keep their prefix tokens (class, register, distillation) to themselves: the predictor sees the patches
-    only, as in the reference, whose encoder has none. A loss that rises is normal, since targets gain in variety; what
-    should not fall is `target_std` and `target_rank` in the `logs` of the output.
+    The predictor gets patch tokens only, no prefix tokens (class, register, distillation) of the encoder; the encoder
+    of the reference has none. The loss may rise during training, because the targets become more diverse. Watch
+    `target_std` and `target_rank` in the `logs` of the output: a fall of either means that the features collapse.
 
-    A mask is the context (B, K) and the targets (B, T, M), indices of patches, see `MultiBlockMasks`. Prediction and
-    target are features of the target blocks of shape (B, T, M, C), the mask of the output is True where a patch is not
-    part of the context.
+    A mask consists of indices of patches: the context (B, K) and the targets (B, T, M), see `MultiBlockMasks`.
+    Prediction and target are features of the target blocks of shape (B, T, M, C). In the mask of the output, True means
+    that a patch is not part of the context.
 
     Args:
         backbone: Model to train.
-        img_size: Image size, one number or (height, width), that of the model if None.
+        img_size: Image size, one number or (height, width). The size of the model if None.
         predictor_dim: Width of the predictor.
-        predictor_depth: Number of blocks of the predictor, 6 for a ViT-B, 12 for larger ones in the paper.
-        predictor_heads: Number of attention heads of the predictor. If None as many as the model's first block has
-            (12 where it does not tell), or fewer where they do not divide the width.
+        predictor_depth: Number of blocks of the predictor; the paper uses 6 for ViT-B, 12 for larger models.
+        predictor_heads: Number of attention heads of the predictor. If None, the number of the model's first block (12
+            if it has no `num_heads`), reduced until it divides the width.
         predictor_pos_embed: Position embedding of the predictor, 'sincos' or 'learn'.
         sampler: Sampler of the masks, 'unbiased' or 'official', see `timm.mim.multi_block`.
         num_targets: Number of target blocks.
-        target_scale: Smallest and largest area of a target block in images.
-        target_aspect: Smallest and largest height of a target block in widths.
-        context_scale: Smallest and largest area of the context block in images.
+        target_scale: Smallest and largest area of a target block, as a share of the image.
+        target_aspect: Smallest and largest aspect ratio (height divided by width) of a target block.
+        context_scale: Smallest and largest area of the context block, as a share of the image.
         momentum: Momentum of the target encoder at the beginning and at the end of training.
 
     Raises:
-        MIMUnsupportedError: The model has no protocol, cannot drop tokens, or drops patches by itself.
-        ValueError: A value that is not allowed, or an image size that the model does not take.
+        MIMUnsupportedError: The model does not implement the protocol, cannot drop tokens, or has patch dropout.
+        ValueError: A value is not allowed, or the model does not accept the image size.
     """
     protocol = ('keep_tokens', 'features_to_map')
     mask_grid = 'keep_grid'
     works = (
-        'list_mim_models(\'ijepa\') names the models that work, vit_base_patch16_224 for example, and SimMIM needs no '
-        'model that drops tokens')
+        'list_mim_models(\'ijepa\') lists the models that work, vit_base_patch16_224 for example; SimMIM also works '
+        'with models that cannot drop tokens')
     reconstructs_pixels = False
     losses_compare = False
 
@@ -121,7 +120,8 @@ class IJEPA(EMATeacherMethod):
         features = dry_run(backbone, self.in_chans, self.img_size)
         if features.stride != self.patch_stride:
             raise MIMUnsupportedError(
-                f'{type(backbone).__name__} gives features of stride {features.stride}, not of its patches.')
+                f'{type(backbone).__name__} returns features of stride {features.stride}; I-JEPA needs the stride of '
+                f'its patches, {self.patch_stride}.')
         remove_unused(backbone, sorted({*tokens.unused, *features.unused}))
 
         self.add_target_encoder(momentum)
@@ -135,7 +135,7 @@ class IJEPA(EMATeacherMethod):
         """Predict the features of the target blocks from those of the context.
 
         Args:
-            images: Images of shape (B, C, H, W) whose pixels outside of the context are 0.
+            images: Images of shape (B, C, H, W) whose pixels outside the context are 0.
             mask: Context and targets.
 
         Returns:
@@ -151,7 +151,7 @@ class IJEPA(EMATeacherMethod):
         return predict(context[:, self.num_prefix_tokens:], mask).float()
 
     def make_target(self, images: torch.Tensor, mask: MultiBlockMasks) -> torch.Tensor:
-        """Compute the features (B, T, M, C) that the target encoder makes of whole images, in the target blocks."""
+        """Compute the features (B, T, M, C) of the target blocks with the target encoder, which gets whole images."""
         target = gather_patches(self.encode_target(images), mask.targets.flatten(1))  # (B, T * M, C)
         return target.unflatten(1, mask.targets.shape[1:])
 
@@ -161,23 +161,23 @@ class IJEPA(EMATeacherMethod):
         return MIMOutput(loss, prediction, target, self.hidden_patches(mask), _variety(target))
 
     def make_mask(self, noise: torch.Tensor, img_size: Optional[Tuple[int, int]] = None) -> MultiBlockMasks:
-        """Make context and target blocks of noise, which decides sizes and places of the blocks.
+        """Make context and target blocks; the noise determines their sizes and positions.
 
         Args:
             noise: Noise of the shape that `noise_shape` returns.
-            img_size: Not used, the method takes images of one size.
+            img_size: Ignored, since the method accepts one image size only.
         """
         return self.sampler(noise)
 
     def given_mask(self, mask: Tuple[torch.Tensor, torch.Tensor], images: torch.Tensor) -> MultiBlockMasks:
-        """Check a caller's masks, context (B, K) and targets (B, T, M), but for the values of the indices.
+        """Check dtype, shape and device of a caller's context (B, K) and targets (B, T, M).
 
-        Those are on the device, and reading them would wait for it.
+        The values of the indices are not checked, since reading them would wait for the device.
         """
         return self._check_masks(mask, images)
 
     def hidden_patches(self, mask: MultiBlockMasks) -> torch.Tensor:
-        """Patches (B, h, w) bool that are not part of the context: the context encoder must not see their pixels."""
+        """Return the patches (B, h, w) bool outside the context, whose pixels the context encoder must not see."""
         unseen = torch.ones(len(mask.context), self.num_patches, dtype=torch.bool, device=mask.context.device)
         return unseen.scatter(1, mask.context, False).unflatten(1, self.grid_size)
 
@@ -187,12 +187,12 @@ class IJEPA(EMATeacherMethod):
         return self.target_encoder
 
     def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
-        """The loss of predicting the same features everywhere, the mean of the targets."""
+        """Return the loss of a constant prediction, the mean of all target features."""
         mean = output.target.mean(dim=(0, 1, 2), keepdim=True)
         return dict(loss_of_constant=F.smooth_l1_loss(mean.expand_as(output.target), output.target))
 
     def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
-        """The context, which the encoder sees, and the target blocks, whose features are predicted."""
+        """Return views of the images, of the context that the encoder sees, and of each target block."""
         masks = self.make_mask(noise)
         views = [View('original', images), View('context', images, self.pixel_mask(self.hidden_patches(masks)))]
         for number, block in enumerate(self.target_mask(masks.targets).unbind(1), start=1):
@@ -200,12 +200,12 @@ class IJEPA(EMATeacherMethod):
         return views
 
     def target_mask(self, targets: torch.Tensor) -> torch.Tensor:
-        """The patches of target blocks (B, T, M), as masks (B, T, h, w) bool."""
+        """Return masks (B, T, h, w) bool of target blocks given as indices (B, T, M)."""
         mask = torch.zeros(*targets.shape[:2], self.num_patches, dtype=torch.bool, device=targets.device)
         return mask.scatter(2, targets, True).unflatten(2, self.grid_size)
 
     def noise_shape(self, batch_size: int) -> Tuple[int, int]:
-        """Shape (B, values per sample) of the noise that makes the masks of a batch."""
+        """Return the shape (B, values per sample) of the noise for the masks of a batch."""
         return batch_size, self.sampler.noise_size
 
     @torch.jit.ignore
@@ -220,7 +220,7 @@ class IJEPA(EMATeacherMethod):
         self.predictor.set_grad_checkpointing(enable)
 
     def _predict(self, context: torch.Tensor, masks: MultiBlockMasks) -> torch.Tensor:
-        """Predict the features (B, T, M, C) of each target block by itself, from the context (B, K, C)."""
+        """Predict the features (B, T, M, C) of each target block separately from the context (B, K, C)."""
         batch_size, num_targets, length = masks.targets.shape
         tokens = scatter_patches(self.predictor_embed(context), masks.context, self.num_patches)
 
@@ -233,13 +233,13 @@ class IJEPA(EMATeacherMethod):
         return self.predictor_proj(decoded[:, -length:]).unflatten(0, (batch_size, num_targets))
 
     def _predict_masked(self, context: torch.Tensor, masks: MultiBlockMasks) -> torch.Tensor:
-        """What `_predict` makes of the context (B, K, C), by less work."""
+        """Compute the same result as `_predict` from the context (B, K, C), with less work."""
         targets = masks.targets.flatten(0, 1)  # (B * T, M)
         decoded = decode_masked(self.predictor, self.predictor_embed(context), masks.context, targets)
         return self.predictor_proj(decoded).unflatten(0, masks.targets.shape[:2])
 
     def _check_masks(self, masks: Tuple[torch.Tensor, torch.Tensor], images: torch.Tensor) -> MultiBlockMasks:
-        """Check a caller's masks, but for the values of the indices, which are on the device."""
+        """Check dtype, shape and device of a caller's masks."""
         masks = MultiBlockMasks(*masks)
         for name, indices, ndim in (('context', masks.context, 2), ('targets', masks.targets, 3)):
             if indices.dtype != torch.int64 or indices.ndim != ndim or len(indices) != len(images):
@@ -248,11 +248,11 @@ class IJEPA(EMATeacherMethod):
                     f'{name} of the mask must be int64 of shape {shape} with B = {len(images)}, got {indices.dtype} of '
                     f'shape {tuple(indices.shape)}.')
             if indices.device != images.device:
-                raise ValueError(f'mask must be on {images.device} as the images are, it is on {indices.device}.')
+                raise ValueError(f'mask must be on the device of the images, {images.device}, got {indices.device}.')
         return masks
 
     def _init_predictor(self) -> None:
-        """Initialise the predictor as the reference does, the output of each block weighted down with its depth."""
+        """Initialise the predictor as the reference does; divide the output weights of block number i by sqrt(2 i)."""
         for module in (self.predictor_embed, self.predictor_proj, *self.predictor.modules()):
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=.02)
@@ -265,20 +265,21 @@ class IJEPA(EMATeacherMethod):
 
 
 def _num_heads(backbone: nn.Module, width: int) -> int:
-    """Number of attention heads of the first block, 12 where no block tells, or the next lower that divides a width."""
+    """Return the number of attention heads of the first block (12 if unknown), reduced until it divides a width."""
     numbers = (getattr(module, 'num_heads', None) for module in backbone.modules())
     num_heads = next((number for number in numbers if isinstance(number, int)), 12)
     return next(heads for heads in range(num_heads, 0, -1) if width % heads == 0)
 
 
 def _variety(features: torch.Tensor) -> Dict[str, torch.Tensor]:
-    """How much target features differ, without a decomposition for which the host would have to wait.
+    """Measure how diverse the target features are, to detect collapse.
 
-    `target_std` is the standard deviation over all tokens, averaged over channels; features that are all the same have
-    0. `target_rank` is the effective number of dimensions that they vary in, the squared sum of the eigenvalues of
-    their covariance by the sum of the squares; it is 1 if they vary along a line.
+    `target_std` is the standard deviation over all tokens, averaged over channels; it is 0 if all features are equal.
+    `target_rank` is the effective number of dimensions in which features vary: the squared sum of the eigenvalues of
+    their covariance, divided by the sum of the squared eigenvalues; it is 1 if they vary along a line. Traces suffice to
+    compute it; an eigenvalue decomposition would make the host wait for the device.
     """
-    # autocast does not know the meta device
+    # autocast does not support the meta device
     with nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):
         tokens = features.flatten(0, -2)
         centered = tokens - tokens.mean(dim=0)

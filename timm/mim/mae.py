@@ -1,14 +1,12 @@
-"""MAE
-
-Encodes the visible patches of an image only, and predicts the pixels of the masked ones with a small transformer.
+"""MAE: encode the visible patches only, and predict the pixels of the masked patches with a small transformer.
 
 Paper: `Masked Autoencoders Are Scalable Vision Learners`
     - https://arxiv.org/abs/2111.06377
 
 The formulas are those of facebookresearch/mae, `models_mae.py`.
 
-Shape letters: B batch, C image channels, H x W pixels, h x w patches, N = h * w, of them K visible and M masked,
-P prefix tokens, D pixels times channels of a patch.
+Shape letters: B batch, C image channels, H x W pixels, h x w grid of patches, N = h * w patches, K visible patches, M
+masked patches, P prefix tokens, D pixels times channels of a patch.
 """
 from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
@@ -32,7 +30,7 @@ __all__ = ['MAE']
 
 
 class MAEMask(NamedTuple):
-    """Mask of a batch of images, with as many masked patches in each sample.
+    """Mask of a batch of images, with the same number of masked patches in each sample.
 
     Attributes:
         patches: Masked patches of shape (B, h, w) bool, True is masked.
@@ -48,37 +46,37 @@ class MAEMask(NamedTuple):
 class MAE(MIMMethod):
     """Masked autoencoder on any model that can drop tokens.
 
-    A mask is bool of shape (B, h, w) or (B, h * w), True is masked, with as many masked patches in each sample.
-    Prediction and target are the masked patches, see `predict`.
+    A mask is bool of shape (B, h, w) or (B, h * w), True is masked, with the same number of masked patches in each
+    sample. Prediction and target are the masked patches, see `predict`.
 
-    Prefix tokens (class, register, distillation) pass through the decoder in front of the patches, with a position of
-    zeros, and no pixels are predicted of them: so does the class token in the reference. What a mask decides on is a
-    patch, in Hiera a mask unit of 8 x 8 patches.
+    Prefix tokens (class, register, distillation) go through the decoder in front of the patches, with a position
+    embedding of zeros, like the class token in the reference; no pixels are predicted for them. A mask covers patches,
+    or, in Hiera, mask units of 8 x 8 patches.
 
-    The encoder starts with the weights and positions that it has: the reference's fixed sine-cosine positions and its
-    Xavier initialisation of the encoder are a matter of the model.
+    The encoder keeps its own initial weights and position embedding. To start like the reference, give the model fixed
+    sine-cosine positions and a Xavier initialisation before you pass it.
 
     Args:
         backbone: Model to train.
-        img_size: Image size, one number or (height, width), that of the model if None.
-        mask_ratio: Share of patches that is masked, rounded up to whole patches.
-        norm_pix: Predict the pixels of each patch normalised by its own mean and variance.
+        img_size: Image size, one number or (height, width). The size of the model if None.
+        mask_ratio: Share of patches to mask, rounded up to whole patches.
+        norm_pix: Predict the pixels of each patch normalised by the patch's own mean and variance.
         decoder_dim: Width of the decoder.
         decoder_depth: Number of blocks of the decoder.
         decoder_heads: Number of attention heads of the decoder.
         decoder_pos_embed: Position embedding of the decoder, 'sincos' or 'learn'.
-        masking: Mask patches at 'random', or in blocks as BEiT does ('block').
-        reference_count: Count patches in floats as the reference does, see `visible_count`.
+        masking: 'random' masks single patches, 'block' masks rectangular blocks as BEiT does.
+        reference_count: Compute the number of visible patches in floats as the reference does, see `visible_count`.
 
     Raises:
-        MIMUnsupportedError: The model has no protocol, cannot drop tokens, or drops patches by itself.
-        ValueError: A value that is not allowed, or an image size that the model does not take.
+        MIMUnsupportedError: The model does not implement the protocol, cannot drop tokens, or has patch dropout.
+        ValueError: A value is not allowed, or the model does not accept the image size.
     """
     protocol = ('keep_tokens',)
     mask_grid = 'keep_grid'
     works = (
-        'list_mim_models(\'mae\') names the models that work, vit_base_patch16_224 for example, and SimMIM needs no '
-        'model that drops tokens')
+        'list_mim_models(\'mae\') lists the models that work, vit_base_patch16_224 for example; SimMIM also works '
+        'with models that cannot drop tokens')
 
     def __init__(
             self,
@@ -139,22 +137,23 @@ class MAE(MIMMethod):
         return self.decoder_pred(decoded).float()
 
     def make_target(self, images: torch.Tensor, mask: 'MAEMask') -> torch.Tensor:
-        """Cut out the masked patches of images, in the shape of the prediction, normalised with `norm_pix`."""
+        """Return the masked patches of images in the shape of the prediction; normalise each if `norm_pix` is set."""
         target = select_patches(patchify(images, self.patch_stride), mask.masked).float()
         return normalize_patches(target) if self.norm_pix else target
 
     def compare(self, prediction: torch.Tensor, target: torch.Tensor, mask: 'MAEMask') -> MIMOutput:
         """Compute the mean squared error."""
-        # as many patches are masked in each sample: the mean over them is the reference's sum over the mask by its sum
+        # each sample has the same number of masked patches, so this equals the reference's sum over all masked patches
+        # divided by their number
         loss = F.mse_loss(prediction, target, reduction='none').mean(dim=-1).mean()
         return MIMOutput(loss, prediction, target, mask.patches)
 
     def make_mask(self, noise: torch.Tensor, img_size: Optional[Tuple[int, int]] = None) -> torch.Tensor:
-        """Make the masked patches (B, h, w) bool of noise: the patches of smallest noise stay visible.
+        """Make a mask (B, h, w) bool from noise. If masking is 'random', patches with the smallest noise are visible.
 
         Args:
             noise: Noise of the shape that `noise_shape` returns.
-            img_size: Not used, the method takes images of one size.
+            img_size: Ignored, since the method accepts one image size only.
         """
         if self.masking == 'block':
             mask = block_mask(noise, self.grid_size, self.num_patches - self.num_visible)
@@ -163,43 +162,47 @@ class MAE(MIMMethod):
         return mask.unflatten(1, self.grid_size)
 
     def drawn_mask(self, noise: torch.Tensor, img_size: Tuple[int, int]) -> 'MAEMask':
-        """Make a mask of noise."""
+        """Make a mask from noise."""
         return self._split(self.make_mask(noise), self.num_visible)
 
     def given_mask(self, mask: torch.Tensor, images: torch.Tensor) -> 'MAEMask':
-        """Check a caller's mask, bool of shape (B, h, w) or (B, h * w).
+        """Check a caller's mask, bool of shape (B, h, w) or (B, h * w), and find the indices of its patches.
 
-        As many patches must be masked in each sample. How many is read from the device.
+        The host reads the number of masked patches from the device, which it has to wait for.
+
+        Raises:
+            ValueError: Shape, dtype or device are wrong, the number of masked patches differs between samples, or no
+                patch or every patch is masked.
         """
         mask = self._split(self._check_mask(mask, images))
         if mask.masked.shape[1] == 0:
-            raise ValueError('mask masks no patch, there is nothing to predict.')
+            raise ValueError('mask must mask at least one patch, got none.')
         return mask
 
     def hidden_patches(self, mask: 'MAEMask') -> torch.Tensor:
-        """Patches (B, h, w) bool whose pixels the model must not see."""
+        """Return the patches (B, h, w) bool whose pixels the model must not see."""
         return mask.patches
 
     def reconstruct(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Predict all patches of images from the visible ones, the raw prediction.
+        """Predict all patches of images from the visible ones, without any correction.
 
-        With `norm_pix` each patch is predicted without its brightness and contrast: this is no picture, and there is
-        no mean and variance to make one of without looking at what was masked.
+        With `norm_pix` each predicted patch lacks its brightness and contrast, so the result is not a picture. The
+        missing mean and variance cannot be restored without looking at the masked pixels.
 
         Args:
             images: Normalised images of shape (B, C, H, W).
-            mask: Masked patches, bool of shape (B, h, w) or (B, h * w), True is masked. As many in each sample.
+            mask: Masked patches, bool of shape (B, h, w) or (B, h * w), True is masked. The same number per sample.
 
         Returns:
-            Prediction of shape (B, C, H, W) float32, with `norm_pix` normalised patch by patch.
+            Prediction of shape (B, C, H, W) float32; each patch is normalised if `norm_pix` is set.
         """
         return unpatchify(self._predict_all(images, mask), self.patch_stride, self.grid_size)
 
     def reconstruct_with_target_statistics(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Predict all patches and give each the true mean and variance of its pixels, for pictures alone.
+        """Predict all patches and give each the true mean and variance of its pixels. Use this for pictures only.
 
-        Masked patches leak into this: brightness and contrast of every patch are right whatever was predicted. Never
-        measure a method with it, and say so on a picture.
+        Masked pixels leak into the result: brightness and contrast of every patch are correct whatever the model
+        predicts. Never measure a method with it, and label such pictures.
 
         Args:
             images: Normalised images of shape (B, C, H, W).
@@ -215,12 +218,13 @@ class MAE(MIMMethod):
         return unpatchify(patches, self.patch_stride, self.grid_size)
 
     def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
-        """The loss of predicting zeros: with `norm_pix` the mean of each patch, (D - 1) / D for D values."""
+        """Return the loss of predicting zeros. With `norm_pix`, zero is the mean of each patch, and the loss is about
+        (D - 1) / D for patches of D values.
+        """
         return {'loss_of_patch_mean' if self.norm_pix else 'loss_of_zeros': output.target.square().mean()}
 
     def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
-        """What there is to see of a step. With `norm_pix`, predictions are no pictures, and labelled as what they are.
-        """
+        """Return views of a step. With `norm_pix`, add the normalised prediction, and one with the true statistics."""
         views = super().views(images, noise)
         if self.norm_pix:
             mask = self.make_mask(noise)
@@ -233,7 +237,7 @@ class MAE(MIMMethod):
         return views
 
     def noise_shape(self, batch_size: int) -> Tuple[int, int]:
-        """Shape (B, N), and more values for blocks, of the noise that makes the masks of a batch."""
+        """Return the shape of the noise for the masks of a batch: (B, N), or more values per sample with 'block'."""
         return batch_size, block_noise_size(self.grid_size) if self.masking == 'block' else self.num_patches
 
     @torch.jit.ignore
@@ -253,7 +257,7 @@ class MAE(MIMMethod):
         return self.decoder_pred(self._decode(self.blank(images, mask), mask)).float()
 
     def _encode(self, images: torch.Tensor, mask: 'MAEMask') -> torch.Tensor:
-        """Encode the visible patches, (B, P + K, width of the decoder)."""
+        """Encode the visible patches as tokens (B, P + K, decoder width)."""
         if self.fast_path and embeds_patches(self.backbone):
             patches = patchify(images, self.patch_stride)
             features = self.backbone.forward_stages(
@@ -263,7 +267,7 @@ class MAE(MIMMethod):
         return self.decoder_embed(features)
 
     def _decode(self, images: torch.Tensor, mask: 'MAEMask') -> torch.Tensor:
-        """Encode the visible patches, decode all of them, (B, N, width of the decoder)."""
+        """Encode the visible patches, then decode all patches to tokens (B, N, decoder width)."""
         tokens = scatter_patches(self._encode(images, mask), mask.visible, self.num_patches, self.num_prefix_tokens)
         return self.decoder(tokens, mask=mask.patches.flatten(1))[:, self.num_prefix_tokens:]
 
@@ -272,10 +276,10 @@ class MAE(MIMMethod):
         return MAEMask(mask, *split_mask(mask.flatten(1), num_visible))
 
     def _count_visible(self, mask: torch.Tensor) -> int:
-        """Number of visible patches of a caller's mask, which the host has to know."""
+        """Return the number of visible patches of a caller's mask; this waits for the device."""
         counts = (~mask).flatten(1).sum(dim=1).tolist()
         if len(set(counts)) > 1 or not counts or counts[0] == 0:
             raise ValueError(
-                f'mask must leave as many patches visible in each sample, at least one, got '
+                f'mask must leave the same number of patches visible in each sample, at least one, got '
                 f'{", ".join(str(count) for count in sorted(set(counts)))}.')
         return counts[0]

@@ -4,11 +4,11 @@ Masks are made for a whole batch at once, on the device of their noise: there is
 host never waits for the device. A mask covers a grid of units; a unit is one or more whole patches. Prefix tokens
 (class, register, distillation) are not part of the grid.
 
-`keyed_noise` depends only on (seed, step, position of the sample in the global batch). One process or many, a new run
-or a resumed one, CPU or CUDA draw the same numbers for the same sample. Its generator is SplitMix64, a counter sent
-through a 64-bit mixing function (Steele, Lea and Flood, `Fast Splittable Pseudorandom Number Generators`, OOPSLA 2014),
-in integer tensor operations. Each sample has its own stream; the seed of that stream is an output of the stream that
-seed and step select.
+`keyed_noise` depends only on (seed, step, position of the sample in the global batch). A sample thus gets the same
+noise whatever the number of processes, in new and in resumed runs, on CPU and on CUDA. The generator is SplitMix64,
+which applies a 64-bit mixing function to a counter (Steele, Lea and Flood, `Fast Splittable Pseudorandom Number
+Generators`, OOPSLA 2014), in integer tensor operations. Each sample has its own stream; the seed of that stream is an
+output of the stream that seed and step select.
 """
 
 import itertools
@@ -30,17 +30,17 @@ _MULTIPLIERS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _NOISE_BITS = 24  # all values k / 2 ** 24 are exact in float32
 
 _PAPER_UNIT = 32  # side of a mask unit of SimMIM in pixels
-_MAX_BLOCKS = 16  # more than are ever needed but for masks of nearly everything
-_MIN_BLOCK = 16 / 196  # area of the smallest block in grids, 16 patches of 14 x 14 in BEiT
-_BLOCK_ASPECT = 0.3  # smallest height of a block in widths, the largest is its inverse
+_MAX_BLOCKS = 16  # blocks drawn per sample; enough unless nearly all patches are masked
+_MIN_BLOCK = 16 / 196  # area of the smallest block divided by that of the grid: 16 of 14 x 14 patches in BEiT
+_BLOCK_ASPECT = 0.3  # smallest aspect ratio (height divided by width) of a block; the largest is its inverse
 
 
 def keyed_noise(seed: int, step: int, positions: torch.Tensor, size: int) -> torch.Tensor:
-    """Draw uniform noise in [0, 1) that depends on nothing but its arguments.
+    """Return uniform noise in [0, 1) that depends only on the arguments.
 
     Args:
         seed: Seed of the run.
-        step: Number of the step, counted over the whole run.
+        step: Number of the step within the whole run.
         positions: Positions (B,) int64 of the samples in the global batch of that step, on the device of the noise.
         size: Number of values per sample.
 
@@ -64,7 +64,7 @@ def _stream_value(
         key: Union[int, torch.Tensor],
         counter: Union[int, torch.Tensor],
 ) -> Union[int, torch.Tensor]:
-    """Value number `counter` of the SplitMix64 stream seeded with `key`."""
+    """Return value number `counter` of the SplitMix64 stream with seed `key`."""
     word = _wrap(_wrap(counter + 1) * _signed(_INCREMENT) + key)
     word = _wrap((word ^ _shift_right(word, 30)) * _signed(_MULTIPLIERS[0]))
     word = _wrap((word ^ _shift_right(word, 27)) * _signed(_MULTIPLIERS[1]))
@@ -72,24 +72,24 @@ def _stream_value(
 
 
 def _shift_right(word: Union[int, torch.Tensor], bits: int) -> Union[int, torch.Tensor]:
-    # the shift of a signed integer repeats the sign bit, an unsigned word gets zeros
+    # a right shift of a signed integer repeats the sign bit; mask it, as for an unsigned word
     return (word >> bits) & (_WORD >> bits)
 
 
 def _wrap(word: Union[int, torch.Tensor]) -> Union[int, torch.Tensor]:
-    # tensors wrap by themselves, Python's integers grow
+    # int64 tensors overflow silently; Python integers grow and need wrapping
     return _signed(word) if isinstance(word, int) else word
 
 
 def _signed(word: int) -> int:
-    """The signed integer with the same 64 bits."""
+    """Return the signed integer with the same 64 bits."""
     return (word + (1 << 63) & _WORD) - (1 << 63)
 
 
 def masked_count(num_units: int, ratio: float) -> int:
-    """Number of units to mask, `num_units * ratio` rounded up.
+    """Return the number of units to mask: `num_units * ratio`, rounded up.
 
-    The ratio counts as the decimal number that it is written as, since 0.55 * 100 as floats is a little above 55.
+    The ratio is read as a decimal number, because in floats 0.55 * 100 is slightly more than 55.
 
     Args:
         num_units: Number of units of a sample.
@@ -101,7 +101,7 @@ def masked_count(num_units: int, ratio: float) -> int:
     count = _rounded_up(num_units, ratio)
     if count == num_units:
         raise ValueError(
-            f'mask_ratio {ratio} masks all {num_units} units of the image, take a smaller ratio or smaller units.')
+            f'mask_ratio {ratio} masks all {num_units} units of the image: use a smaller ratio or smaller units.')
     return count
 
 
@@ -109,16 +109,17 @@ def _rounded_up(num_units: int, ratio: float) -> int:
     if not isinstance(ratio, Real) or not 0 < ratio < 1:
         raise ValueError(f'mask_ratio must be a number between 0 and 1, both excluded, got {ratio!r}.')
     share = Fraction(str(ratio))
-    return -(-num_units * share.numerator // share.denominator)  # integers alone: torch.compile may have symbols here
+    return -(-num_units * share.numerator // share.denominator)  # integer arithmetic: num_units may be symbolic
 
 
 def visible_count(num_patches: int, mask_ratio: float, reference_count: bool = False) -> int:
-    """Number of patches that stay visible, `num_patches * (1 - mask_ratio)` rounded down.
+    """Return the number of visible patches: `num_patches * (1 - mask_ratio)`, rounded down.
 
     Args:
         num_patches: Number of patches of a sample.
-        mask_ratio: Share of patches to mask, in (0, 1), as the decimal number that it is written as.
-        reference_count: Compute in floats as facebookresearch/mae does, at times one patch fewer: 9 of 100 for 0.9.
+        mask_ratio: Share of patches to mask, in (0, 1), read as a decimal number.
+        reference_count: Compute in floats as facebookresearch/mae does. The result may be one patch fewer: 9 of 100
+            for a ratio of 0.9.
 
     Raises:
         ValueError: The ratio is not in (0, 1), or masks all patches.
@@ -132,11 +133,11 @@ def visible_count(num_patches: int, mask_ratio: float, reference_count: bool = F
 
 
 def split_mask(mask: torch.Tensor, num_visible: int) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the visible and of the masked patches, each in row-major order.
+    """Return the indices of the visible and of the masked patches, each in row-major order.
 
     Args:
-        mask: Mask of shape (B, N) bool, True is masked, with as many visible patches in each sample.
-        num_visible: Number of visible patches K, known beforehand so that nothing waits for the device.
+        mask: Mask of shape (B, N) bool, True is masked, with the same number of visible patches in each sample.
+        num_visible: Number of visible patches K. It is an argument so that the host need not wait for the device.
 
     Returns:
         Indices of shapes (B, K) and (B, N - K).
@@ -151,11 +152,11 @@ def scatter_patches(
         num_patches: int,
         num_prefix_tokens: int = 0,
 ) -> torch.Tensor:
-    """Put patch tokens at their places among all patches, zeros elsewhere, after all of the prefix tokens.
+    """Scatter patch tokens to their positions in the full grid, with zeros elsewhere; prefix tokens stay in front.
 
     Args:
         tokens: Tokens of shape (B, P + K, C).
-        places: Patch indices of shape (B, K) int64, each at most once in a sample.
+        places: Patch indices of shape (B, K) int64, without duplicates in a sample.
         num_patches: Number of patches N.
         num_prefix_tokens: Number of prefix tokens P.
 
@@ -170,7 +171,7 @@ def scatter_patches(
 
 
 def random_mask(noise: torch.Tensor, count: int) -> torch.Tensor:
-    """Mask the `count` units of smallest noise in each sample, exactly that many.
+    """Mask exactly `count` units in each sample, those with the smallest noise.
 
     Args:
         noise: Noise of shape (B, N).
@@ -179,22 +180,22 @@ def random_mask(noise: torch.Tensor, count: int) -> torch.Tensor:
     Returns:
         Mask of shape (B, N) bool, True is masked.
     """
-    # a stable sort makes equal noise the same choice on every device
+    # a stable sort resolves ties in the same way on every device
     masked = noise.argsort(dim=1, stable=True)[:, :count]
     return torch.zeros_like(noise, dtype=torch.bool).scatter(1, masked, True)
 
 
 def block_noise_size(grid_size: Tuple[int, int]) -> int:
-    """Number of values of noise per sample that `block_mask` takes."""
+    """Return the number of noise values per sample that `block_mask` needs."""
     return 4 * _MAX_BLOCKS + grid_size[0] * grid_size[1]
 
 
 def block_mask(noise: torch.Tensor, grid_size: Tuple[int, int], count: int) -> torch.Tensor:
-    """Mask rectangular blocks, one after the other until `count` units are masked, exactly that many.
+    """Mask rectangular blocks one after the other until exactly `count` units are masked.
 
-    The blocks are those of `BEiT: BERT Pre-Training of Image Transformers` (https://arxiv.org/abs/2106.08254), of at
-    least 16 patches in 14 x 14 and of heights of 0.3 to 3.3 widths, uniform in area, in the logarithm of the aspect and
-    in place. The block that would exceed the count is shrunk about its centre.
+    The blocks are those of `BEiT: BERT Pre-Training of Image Transformers` (https://arxiv.org/abs/2106.08254): at least
+    16 of 14 x 14 patches, an aspect ratio (height divided by width) of 0.3 to 3.3, uniform in area, logarithm of the
+    aspect ratio, and position. The block that would exceed the count shrinks towards its centre.
 
     Args:
         noise: Uniform noise in [0, 1) of shape (B, block_noise_size).
@@ -209,7 +210,7 @@ def block_mask(noise: torch.Tensor, grid_size: Tuple[int, int], count: int) -> t
     smallest = min(num_units * _MIN_BLOCK, count)
     area = smallest + draws[..., 0] * (count - smallest)
     aspect = torch.exp((2 * draws[..., 1] - 1) * -math.log(_BLOCK_ASPECT))
-    # how far a unit is from the centre of a block, 1 where the block ends, per axis and then per unit
+    # distance of a unit from the centre of a block, 1 at its edge; first per axis, then per unit
     distances = []
     for axis, side in enumerate((torch.sqrt(area * aspect), torch.sqrt(area / aspect))):
         cells = grid_size[axis]
@@ -220,7 +221,7 @@ def block_mask(noise: torch.Tensor, grid_size: Tuple[int, int], count: int) -> t
         distances.append(2 * offset / side.unsqueeze(-1))  # (B, blocks, cells)
     rows, columns = distances
     distance = torch.maximum(rows.unsqueeze(-1), columns.unsqueeze(-2)).flatten(2)  # (B, blocks, N)
-    # units by the first block that covers them and from its centre outwards, at last those that no block covers
+    # order of the units: by the first block that covers them, from its centre outwards; uncovered units come last
     number = torch.arange(_MAX_BLOCKS, device=noise.device).view(1, -1, 1)
     covered = torch.where(distance < 1, number + distance, float(_MAX_BLOCKS)).amin(dim=1)
     return random_mask(covered + 1e-3 * noise[:, 4 * _MAX_BLOCKS:], count)
@@ -231,7 +232,7 @@ def unit_grid(
         mask_unit: Tuple[int, int],
         patch_stride: Tuple[int, int],
 ) -> Tuple[int, int]:
-    """Grid (H, W) of the mask units of an image.
+    """Return the grid (H, W) of the mask units of an image.
 
     Args:
         img_size: Image (height, width) in pixels.
@@ -239,7 +240,7 @@ def unit_grid(
         patch_stride: Stride (height, width) of the patch embedding in pixels.
 
     Raises:
-        ValueError: A unit is not made of whole patches, or the image not of whole units.
+        ValueError: The unit is not a multiple of the patch stride, or does not divide the image size.
     """
     for axis, size, unit, stride in zip(('height', 'width'), img_size, mask_unit, patch_stride):
         if unit % stride or size % unit:
@@ -256,14 +257,15 @@ def default_mask_unit(
         cell: Tuple[int, int],
         mask_ratio: float,
 ) -> Tuple[int, int]:
-    """Find the mask unit nearest to the 32 x 32 pixels of SimMIM that fits images of a size.
+    """Find the mask unit that fits an image size and is nearest to the 32 x 32 pixels of SimMIM.
 
-    A unit fits if it is made of whole patches, tiles the image, and is so small that `mask_ratio` leaves one of them
-    visible. Units of whole cells of the feature map come first, since a smaller one leaves a part of a cell visible.
+    A unit fits if it consists of whole patches, divides the image size, and is so small that `mask_ratio` leaves at
+    least one unit visible. Units that consist of whole cells of the feature map are preferred, since a smaller unit can
+    leave a part of a cell visible.
 
     Args:
         img_size: Image (height, width) in pixels.
-        patch_stride: Stride (height, width) of the patch embedding in pixels, which divides the image.
+        patch_stride: Stride (height, width) of the patch embedding in pixels; it must divide the image size.
         cell: Stride (height, width) of the feature map in pixels.
         mask_ratio: Share of units to mask, in (0, 1).
 
@@ -282,7 +284,7 @@ def default_mask_unit(
         num_units = math.prod(unit_grid(img_size, unit, patch_stride))
         if num_units > 1 and _rounded_up(num_units, mask_ratio) < num_units:
             return unit
-    masked_count(math.prod(unit_grid(img_size, patch_stride, patch_stride)), mask_ratio)  # raises, and says why
+    masked_count(math.prod(unit_grid(img_size, patch_stride, patch_stride)), mask_ratio)  # raises the exact reason
     raise ValueError(f'mask_ratio {mask_ratio} fits no mask unit in an image of {img_size[0]} x {img_size[1]} pixels.')
 
 
@@ -291,11 +293,11 @@ def _unit_sizes(size: int, stride: int) -> List[int]:
 
 
 def upsample_mask(mask: torch.Tensor, scale: Tuple[int, int]) -> torch.Tensor:
-    """Repeat every cell of a mask, from units to patches or from patches to pixels.
+    """Enlarge a mask by repeating each cell: from units to patches, or from patches to pixels.
 
     Args:
         mask: Mask of shape (B, h, w).
-        scale: Repeats (height, width) of a cell.
+        scale: Number of repeats (down, across) of each cell.
 
     Returns:
         Mask of shape (B, h * scale[0], w * scale[1]).

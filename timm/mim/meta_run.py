@@ -1,12 +1,12 @@
-"""Learn what a method needs to know about a model by running a copy of it on the meta device.
+"""Find the feature shapes and the unused parameters of a model by running a copy of it on the meta device.
 
-The copy computes no values, holds no weights, draws no random numbers, and leaves the model unchanged. It tells the
-shapes of features, and which parameters the result depends on.
+The copy has no weights, computes no values and draws no random numbers; the model itself stays unchanged.
 
-Parameters are read off the graph that autograd records. A parameter that the graph reaches may still have a gradient of
-exactly zero, if everything that it contributes to is cut away before the end. In CaiT, for example, the class token
-joins the patches after the last block, and a feature map consists of the patches alone. The walk therefore follows a
-slice through operations that treat each token separately, up to the `torch.cat` that joined what was cut away.
+Unused parameters are found in the autograd graph of the result. A parameter that the graph contains may still have a
+gradient of exactly zero, if a slice later removes everything that depends on it. In CaiT, for example, the class token
+is concatenated with the patches after the last block, and the feature map contains the patches only. The graph search
+therefore follows a slice back through operations that treat each token separately, to the `torch.cat` that concatenated
+the removed tokens.
 """
 
 import copy
@@ -20,8 +20,8 @@ from .errors import ImageSizeError, MIMUnsupportedError, first_line
 
 __all__ = ['FeatureMap', 'VisibleTokens', 'dry_run', 'dry_run_visible', 'unreached']
 
-# backward nodes of operations whose output at one place of an axis depends on their input at that place alone, for
-# inputs of the output's shape; the layer norms normalise the last axis
+# backward nodes of operations whose output at an index of an axis depends only on their input at the same index, for
+# inputs that have the shape of the output; for layer norms this excludes the last axis, which they normalise
 _ELEMENTWISE = (
     'AddBackward0', 'CloneBackward0', 'ContiguousBackward0', 'MulBackward0', 'NativeLayerNormBackward0',
     'FusedRmsNormBackward0', 'ToCopyBackward0',
@@ -29,19 +29,19 @@ _ELEMENTWISE = (
 
 
 class _Range(NamedTuple):
-    """The part of the result of a node that is used: places `start` to `stop` of an axis."""
+    """The used part of a node's result: indices `start` to `stop` (exclusive) of an axis."""
     axis: int
     start: int
     stop: int
 
 
 def unreached(result: torch.Tensor, parameters: Dict[str, nn.Parameter]) -> List[str]:
-    """Names of the parameters that a tensor does not depend on.
+    """Return the names of the parameters that a tensor does not depend on.
 
-    Where the graph does not tell, a parameter counts as one that it does depend on.
+    If the graph is inconclusive, the tensor counts as dependent on the parameter.
 
     Args:
-        result: Tensor, with its graph.
+        result: Tensor with its autograd graph.
         parameters: Parameters by name.
     """
     reached, seen, nodes = set(), set(), [(result.grad_fn, None)]
@@ -50,13 +50,13 @@ def unreached(result: torch.Tensor, parameters: Dict[str, nn.Parameter]) -> List
         if node is None or (node, used) in seen or (node, None) in seen:
             continue
         seen.add((node, used))
-        reached.add(id(getattr(node, 'variable', None)))  # where gradients of a parameter are accumulated
+        reached.add(id(getattr(node, 'variable', None)))  # AccumulateGrad nodes hold their parameter
         nodes += _inputs(node, used)
     return [name for name, parameter in parameters.items() if id(parameter) not in reached]
 
 
 def _inputs(node: Any, used: Optional[_Range]) -> Iterator[Tuple[Any, Optional[_Range]]]:
-    """The nodes whose results a node takes, each with the part of it that is used, None for all."""
+    """Yield the input nodes of a node, each with the used part of its result (None for all of it)."""
     name = node.name()
     if name == 'SliceBackward0' and used is None:
         yield from ((following, _cut(node)) for following, _ in node.next_functions)
@@ -73,7 +73,7 @@ def _inputs(node: Any, used: Optional[_Range]) -> Iterator[Tuple[Any, Optional[_
 
 
 def _cut(node: Any) -> Optional[_Range]:
-    """The part of its input that a slice takes, None if it takes all of it."""
+    """Return the part of its input that a slice selects, or None for all of it."""
     sizes = getattr(node, '_saved_self_sym_sizes', None)
     if sizes is None:
         return None
@@ -85,12 +85,12 @@ def _cut(node: Any) -> Optional[_Range]:
 
 
 def _joined(node: Any, used: _Range) -> Iterator[Tuple[Any, Optional[_Range]]]:
-    """The inputs of a `torch.cat` of which some part is used."""
+    """Yield the inputs of a `torch.cat` that overlap the used part of its output."""
     shapes = [None if following is None else _shape(following, number) for following, number in node.next_functions]
     known = all(shape is not None for shape in shapes)
     axis = _signed(node._saved_dim) % len(shapes[0]) if known else None
     if axis != used.axis:
-        # joined along another axis, or of a tensor without a graph, whose size is not known
+        # concatenated along another axis, or with a tensor that has no graph and thus no known size
         yield from ((following, None) for following, _ in node.next_functions)
         return
     first = 0
@@ -102,24 +102,24 @@ def _joined(node: Any, used: _Range) -> Iterator[Tuple[Any, Optional[_Range]]]:
 
 
 def _shape(node: Any, number: int) -> Optional[Sequence[int]]:
-    """Shape of a result of a node, None where this version of torch does not tell."""
+    """Return the shape of result number `number` of a node, or None if this version of torch does not record it."""
     if hasattr(node, 'variable'):
         return tuple(node.variable.shape)
-    metadata = getattr(node, '_input_metadata', None)  # of the gradient that comes in
+    metadata = getattr(node, '_input_metadata', None)  # of the node's incoming gradients
     return tuple(int(size) for size in metadata[number].shape) if metadata else None
 
 
 def _signed(value: Any) -> int:
-    """An integer that the graph may hold as unsigned."""
+    """Return a signed integer that the graph may hold as unsigned."""
     value = int(value)
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
 class FeatureMap(NamedTuple):
-    """The feature map of a model, as a dry run found it.
+    """Properties of the feature map of a model, see `dry_run`.
 
     Attributes:
-        channels: Width of the feature map.
+        channels: Number of channels of the feature map.
         stride: Stride (height, width) of the feature map in pixels.
         unused: Names of the trainable parameters that the feature map does not depend on.
     """
@@ -129,7 +129,7 @@ class FeatureMap(NamedTuple):
 
 
 class VisibleTokens(NamedTuple):
-    """What a model makes of the visible patches of an image, as a dry run found it.
+    """Properties of the tokens that a model returns for visible patches, see `dry_run_visible`.
 
     Attributes:
         channels: Width of the tokens.
@@ -140,7 +140,7 @@ class VisibleTokens(NamedTuple):
 
 
 def dry_run(backbone: nn.Module, in_chans: int, img_size: Tuple[int, int]) -> FeatureMap:
-    """Find the feature map of a model for images of a size, without running the model.
+    """Find the properties of a model's feature map for an image size, without running the model.
 
     Args:
         backbone: Model with the embed / stages protocol.
@@ -149,7 +149,7 @@ def dry_run(backbone: nn.Module, in_chans: int, img_size: Tuple[int, int]) -> Fe
 
     Raises:
         MIMUnsupportedError: The model has no feature map.
-        ImageSizeError: The model does not take images of that size, or pads them.
+        ImageSizeError: The model does not accept images of that size, or pads them.
     """
     features, unused = _run_on_meta(backbone, in_chans, img_size, feature_map, 'gives no feature map')
     _, channels, *map_size = features.shape
@@ -162,7 +162,7 @@ def dry_run_visible(
         img_size: Tuple[int, int],
         num_visible: int,
 ) -> VisibleTokens:
-    """Find what a model makes of some of the patches of an image, without running the model.
+    """Find the properties of a model's output for visible patches, without running the model.
 
     Args:
         backbone: Model with the embed / stages protocol.
@@ -171,8 +171,8 @@ def dry_run_visible(
         num_visible: Number of visible patches.
 
     Raises:
-        MIMUnsupportedError: The model cannot drop tokens, or does not give a token per patch.
-        ImageSizeError: The model does not take images of that size.
+        MIMUnsupportedError: The model cannot drop tokens, or does not return one token per patch.
+        ImageSizeError: The model does not accept images of that size.
     """
     def visible_tokens(replica: nn.Module, images: torch.Tensor) -> torch.Tensor:
         keep = torch.zeros(len(images), num_visible, dtype=torch.int64, device=images.device)
@@ -181,8 +181,8 @@ def dry_run_visible(
     tokens, unused = _run_on_meta(backbone, in_chans, img_size, visible_tokens, 'cannot drop tokens')
     if tokens.ndim != 3 or tokens.shape[1] != num_prefix_tokens(backbone) + num_visible:
         raise MIMUnsupportedError(
-            f'{model_name(backbone)} does not give a token for each visible patch: of {num_visible} and '
-            f'{num_prefix_tokens(backbone)} prefix tokens it makes a tensor of shape {tuple(tokens.shape)}.')
+            f'{model_name(backbone)} does not return one token per visible patch: for {num_visible} patches and '
+            f'{num_prefix_tokens(backbone)} prefix tokens it returns a tensor of shape {tuple(tokens.shape)}.')
     return VisibleTokens(tokens.shape[2], unused)
 
 
@@ -197,14 +197,14 @@ def _run_on_meta(
     """Run a function of a model and images on the meta device.
 
     Args:
-        backbone: Model, of which a replica is run.
+        backbone: Model; a copy of it runs.
         in_chans: Number of image channels.
         img_size: Image (height, width) in pixels.
-        run: Function of the replica and of images.
-        refusal: What it means if the model refuses.
+        run: Function of the copy and the images.
+        refusal: Error message if the model raises `NotImplementedError`.
 
     Returns:
-        What the function returned, and the names of the trainable parameters that it does not depend on.
+        The result of the function, and the names of the trainable parameters that it does not depend on.
     """
     replica = _meta_replica(backbone)
     parameters = {name: parameter for name, parameter in replica.named_parameters() if parameter.requires_grad}
@@ -217,16 +217,16 @@ def _run_on_meta(
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ImageSizeError(
             f'{model_name(backbone)} does not take images of {img_size[0]} x {img_size[1]} pixels with {in_chans} '
-            f'channels: {first_line(error)} Build it for them (img_size=, in_chans=), or for any size where it has '
-            f'that option (dynamic_img_size=True).') from error
+            f'channels: {first_line(error)} Build the model for such images (img_size=, in_chans=), or, if it has the '
+            f'option, for any image size (dynamic_img_size=True).') from error
     return features, unreached(features, parameters)
 
 
 def _meta_replica(backbone: nn.Module) -> nn.Module:
-    """Copy a model in eval mode to the meta device, without copying its weights in between."""
+    """Return a copy of a model on the meta device in eval mode, without a temporary copy of its weights."""
     memo = {}
     for module in backbone.modules():
-        # plain tensor attributes too, ConViT for one keeps a cache in one
+        # plain tensor attributes too: ConViT, for example, has a cache in one
         tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False), *vars(module).values())
         for value in tensors:
             if isinstance(value, torch.Tensor):
@@ -238,7 +238,7 @@ def _meta_replica(backbone: nn.Module) -> nn.Module:
         replica.set_grad_checkpointing(False)
     for module in replica.modules():
         if getattr(module, '_fast_norm', False):
-            module._fast_norm = False  # it asks for autocast of the device, which the meta device does not have
+            module._fast_norm = False  # fast norms query the autocast state, which the meta device does not have
     return replica
 
 
@@ -248,15 +248,15 @@ def _feature_stride(
         grid: Tuple[int, int],
         map_size: Tuple[int, int],
 ) -> Tuple[int, int]:
-    """Stride (height, width) of the feature map in pixels."""
+    """Return the stride (height, width) of the feature map in pixels."""
     stride = []
     for size, patches, cells in zip(img_size, grid, map_size):
-        # stages halve the grid and pad an odd one: the power of two is what they reduce by, padded or not
+        # stages halve the grid, after padding it to an even size: the reduction is a power of two
         reduction = 1
         while reduction * cells < patches:
             reduction *= 2
         if -(-patches // reduction) != cells and patches % cells == 0:
-            reduction = patches // cells  # no halving gives that map, it was pooled to a size of its own
+            reduction = patches // cells  # not the result of halving: the model pools to a fixed size
         stride.append(reduction * size // patches)
     check_divides(backbone, img_size, map_size, stride)
     return tuple(stride)

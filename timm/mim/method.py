@@ -1,7 +1,7 @@
-"""What Masked Image Modeling Methods Have in Common
+"""Base class of masked image modeling methods.
 
-A method predicts what it cannot see. That is decided here for all methods: `MIMMethod.forward` sets masked pixels to 0
-before a method's `predict` gets the images.
+`MIMMethod.forward` sets masked pixels to 0 before it calls a method's `predict`, so that no method can see the pixels
+that it has to predict.
 
 Shape letters: B batch, C image channels, H x W pixels, h x w patches, N = h * w.
 """
@@ -20,30 +20,38 @@ __all__ = ['MIMMethod']
 
 
 class MIMMethod(nn.Module):
-    """Base of the methods: a model as `backbone`, images that it takes, masks over the grid of its patches.
+    """Base class of the methods: it holds a model as `backbone`, checks images and masks, and blanks masked pixels.
 
-    The model stays a plain timm model and is changed in two ways. Its classifier is removed, so that its `state_dict`
-    is that of `timm.create_model(name, num_classes=0)`. Parameters that serve only the classifier but are left in such
-    a model (`fc_norm` of average pooling, `attn_pool`) stay in the `state_dict` with the values that they have, and do
-    not require a gradient: every parameter that does gets one in each step, as DistributedDataParallel expects.
+    The model stays a plain timm model, with two changes. Its classifier is removed, so that its `state_dict` is that of
+    `timm.create_model(name, num_classes=0)`. Parameters that only the classifier used (`fc_norm` of average pooling,
+    `attn_pool`) stay in the `state_dict` unchanged but are frozen: DistributedDataParallel expects every parameter that
+    requires a gradient to get one in each step.
 
-    A subclass states what it needs of a model in `protocol`, makes its own modules once its options were checked, and
-    implements `noise_shape`, `make_mask`, `predict`, `make_target` and `compare`. `forward` calls them. The images that
-    `predict` gets have 0 in the place of masked pixels. Dropping or replacing tokens would not be enough: where a stem
-    overlaps or is deep, the tokens of visible patches hold pixels of masked neighbours.
+    A subclass lists the protocol methods that it needs in `protocol`, creates its own modules after it has checked its
+    options, and implements `noise_shape`, `make_mask`, `predict`, `make_target` and `compare`, which `forward` calls.
+    `predict` gets images whose masked pixels are 0. Dropping or replacing tokens would not suffice: if a stem overlaps
+    or is deep, the tokens of visible patches contain pixels of masked neighbours.
+
+    Args:
+        backbone: Model to train. It is changed in place.
+        img_size: Image size, one number or (height, width). The size of the model if None.
+
+    Raises:
+        MIMUnsupportedError: The model does not implement the methods in `protocol`, or has patch dropout.
+        ValueError: The model does not accept the image size.
 
     Attributes:
         in_chans: Number of image channels.
         img_size: Image (height, width) in pixels.
-        patch_stride: Size (height, width) in pixels of what a mask decides on, a patch.
-        reconstructs_pixels: `reconstruct` gives pixels that compare with those of the images.
-        losses_compare: A lower held-out loss is a better model. It is not where targets change with the model.
-        fast_path: Take the shortcuts of `timm.mim.lean`, which leave the loss as it is.
-        takes_any_size: Images may have another size than `img_size`, if the model takes it.
+        patch_stride: Size (height, width) in pixels of the patches that a mask selects.
+        reconstructs_pixels: `reconstruct` returns pixels that can be compared with those of the images.
+        losses_compare: A lower held-out loss means a better model. False if the targets change with the model.
+        fast_path: Use the faster computation of `timm.mim.fast_path`, which gives the same loss.
+        takes_any_size: Accept images of other sizes than `img_size`, if the model does.
     """
-    protocol = ('map_tokens', 'features_to_map', 'patch_grid')  # methods that a model must not refuse
-    mask_grid = 'patch_grid'  # method of a model that tells the grid of what a mask decides on
-    works = 'timm.mim.list_mim_models names the models that work'
+    protocol = ('map_tokens', 'features_to_map', 'patch_grid')  # protocol methods that the model has to support
+    mask_grid = 'patch_grid'  # protocol method that returns the grid of a mask
+    works = 'timm.mim.list_mim_models lists the models that work'
     reconstructs_pixels = True
     losses_compare = True
     fast_path = True
@@ -51,7 +59,7 @@ class MIMMethod(nn.Module):
 
     @classmethod
     def unsupported_reason(cls, model: Union[nn.Module, Type[nn.Module]]) -> Optional[str]:
-        """Why the method cannot serve a model, or model class, None if it can."""
+        """Return why the method does not support a model or model class, or None if it does."""
         return unsupported_reason(model, cls.protocol)
 
     def __init__(self, backbone: nn.Module, img_size: Optional[Any] = None) -> None:
@@ -59,7 +67,7 @@ class MIMMethod(nn.Module):
         reason = self.unsupported_reason(backbone)
         if reason:
             raise MIMUnsupportedError(
-                f'{type(self).__name__} cannot serve {model_name(backbone)}: {reason}; {self.works}.')
+                f'{type(self).__name__} does not support {model_name(backbone)}: {reason}; {self.works}.')
         refuse_patch_drop(backbone)
         self.in_chans, model_size = model_input(backbone)
         self.img_size = model_size if img_size is None else to_pair(img_size, 'img_size')
@@ -73,21 +81,22 @@ class MIMMethod(nn.Module):
             noise: Optional[torch.Tensor] = None,
             generator: Optional[torch.Generator] = None,
     ) -> MIMOutput:
-        """Mask images, predict what is masked without seeing it, and compare the prediction with the target.
+        """Mask images, predict the target from the visible patches, and compute the loss.
 
-        Without a mask, one is made of noise. Without noise, noise is drawn from the generator.
+        Give a mask, or noise to make one from, or a generator to draw the noise with, or none of them.
 
         Args:
             images: Normalised images of shape (B, C, H, W).
-            mask: Mask, in the form that the method takes: see its `given_mask`.
-            noise: Noise to make a mask of, of the shape that `noise_shape` returns.
+            mask: Mask in the form that the method's `given_mask` describes.
+            noise: Noise to make a mask from, of the shape that `noise_shape` returns.
             generator: Generator to draw noise with, on the device of the images. The default generator if None.
 
         Returns:
-            The result. The class of the method says what its prediction and target are.
+            Loss, prediction, target and mask. The docstring of the method's class describes prediction and target.
 
         Raises:
-            ValueError: An argument of wrong shape or type, or images of a size that the method does not take.
+            ValueError: An argument has the wrong shape or type, the method does not accept the image size, or a mask is
+                given together with noise or a generator.
         """
         img_size = self._check_images(images)
         self._check_one_source(mask, noise, generator)
@@ -100,11 +109,11 @@ class MIMMethod(nn.Module):
         return self.compare(prediction, self.make_target(images, mask), mask)
 
     def noise_shape(self, batch_size: int) -> Tuple[int, int]:
-        """Shape (B, values per sample) of the uniform noise in [0, 1) that the masks of a batch are made of."""
+        """Return the shape (B, values per sample) of the uniform noise in [0, 1) for the masks of a batch."""
         raise NotImplementedError
 
     def make_mask(self, noise: torch.Tensor, img_size: Optional[Tuple[int, int]] = None) -> Any:
-        """Make the mask of a batch of noise, as `forward` does.
+        """Make the masks of a batch from noise, as `forward` does.
 
         Args:
             noise: Noise of the shape that `noise_shape` returns.
@@ -116,20 +125,20 @@ class MIMMethod(nn.Module):
         raise NotImplementedError
 
     def predict(self, images: torch.Tensor, mask: Any) -> torch.Tensor:
-        """Predict what is masked.
+        """Predict the target from images whose masked pixels are blank.
 
         Args:
             images: Images of shape (B, C, H, W) whose masked pixels are 0.
-            mask: What `drawn_mask` or `given_mask` returned.
+            mask: Result of `drawn_mask` or `given_mask`.
         """
         raise NotImplementedError
 
     def make_target(self, images: torch.Tensor, mask: Any) -> torch.Tensor:
-        """Compute what the prediction is compared with.
+        """Compute the target that the prediction is compared with.
 
         Args:
-            images: Images of shape (B, C, H, W), nothing of which is hidden.
-            mask: What `drawn_mask` or `given_mask` returned.
+            images: Complete images of shape (B, C, H, W).
+            mask: Result of `drawn_mask` or `given_mask`.
         """
         raise NotImplementedError
 
@@ -137,16 +146,17 @@ class MIMMethod(nn.Module):
         """Compute the loss of a prediction.
 
         Args:
-            prediction: What `predict` returned.
-            target: What `make_target` returned.
-            mask: What `drawn_mask` or `given_mask` returned.
+            prediction: Result of `predict`.
+            target: Result of `make_target`.
+            mask: Result of `drawn_mask` or `given_mask`.
         """
         raise NotImplementedError
 
     def drawn_mask(self, noise: torch.Tensor, img_size: Tuple[int, int]) -> Any:
-        """Mask that `predict`, `make_target` and `compare` get where the caller of `forward` brings none.
+        """Make the mask for `predict`, `make_target` and `compare` when the caller of `forward` gives none.
 
-        A subclass that needs more than the mask itself overrides this method, `given_mask` and `hidden_patches`.
+        A subclass that needs more than the mask itself, such as indices, overrides this method, `given_mask` and
+        `hidden_patches`.
 
         Args:
             noise: Noise of the shape that `noise_shape` returns.
@@ -155,44 +165,45 @@ class MIMMethod(nn.Module):
         return self.make_mask(noise, img_size)
 
     def given_mask(self, mask: Any, images: torch.Tensor) -> Any:
-        """Mask that `predict`, `make_target` and `compare` get where the caller of `forward` brings one.
+        """Check the mask of a caller of `forward`, and return it in the form that `predict` and `compare` take.
 
         Args:
             mask: Masked patches of shape (B, h, w) or (B, h * w) bool, True is masked.
             images: Images of shape (B, C, H, W).
 
         Raises:
-            ValueError: A mask of wrong shape, type or device.
+            ValueError: The mask has the wrong shape, dtype or device.
         """
         return self._check_mask(mask, images)
 
     def hidden_patches(self, mask: Any) -> torch.Tensor:
-        """Patches (B, h, w) bool whose pixels the model must not see.
+        """Return the patches (B, h, w) bool whose pixels the model must not see.
 
         Args:
-            mask: What `drawn_mask` or `given_mask` returned.
+            mask: Result of `drawn_mask` or `given_mask`.
         """
         return mask
 
     def blank(self, images: torch.Tensor, mask: Any) -> torch.Tensor:
-        """Set masked pixels to 0, the mean of normalised images.
-
-        What was there leaves no trace, not even if it was infinite or NaN.
+        """Set masked pixels to 0, the mean of normalised images. This also removes infinite values and NaN.
 
         Args:
             images: Images of shape (B, C, H, W).
-            mask: What `drawn_mask` or `given_mask` returned.
+            mask: Result of `drawn_mask` or `given_mask`.
         """
         return images.masked_fill(self.pixel_mask(self.hidden_patches(mask)), 0.)
 
     def reconstruct(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Predict whole images from what is visible, for methods that can.
+        """Predict whole images from their visible patches.
 
         Args:
             images: Normalised images of shape (B, C, H, W).
             mask: Masked patches of shape (B, h, w) or (B, h * w) bool, True is masked.
+
+        Raises:
+            NotImplementedError: The method does not predict whole images.
         """
-        raise NotImplementedError(f'{type(self).__name__} has no prediction of whole images.')
+        raise NotImplementedError(f'{type(self).__name__} does not predict whole images.')
 
     @property
     def encoder(self) -> nn.Module:
@@ -200,26 +211,26 @@ class MIMMethod(nn.Module):
         return self.backbone
 
     def apply_to_encoder(self, function: Callable, *args: Any) -> Any:
-        """Call a function with the encoder; where weights are sharded over processes, they are gathered for it.
+        """Call a function with the encoder. Weights that are sharded over processes are gathered for the call.
 
         Args:
-            function: Function of the encoder, and of what follows.
-            *args: What follows.
+            function: Function that takes the encoder and `args`.
+            *args: Further arguments of the function.
         """
         return function(self.encoder, *args)
 
     def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
-        """The loss of predictions that know nothing of the image, by name, to compare that of the method with."""
+        """Return losses of predictions that ignore the image, by name, as a baseline for the method's loss."""
         return {}
 
     def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
-        """What there is to see of a step: columns of a picture.
+        """Return views of a step, the columns of a picture for `timm.mim.visualize.save_views`.
 
-        The prediction at visible places, which was never trained, is not shown.
+        Visible patches show the image, since the loss does not train the prediction there.
 
         Args:
             images: Normalised images of shape (B, C, H, W).
-            noise: Noise to make masks of, as `noise_shape` says.
+            noise: Noise to make masks from, of the shape that `noise_shape` returns.
         """
         mask = self.make_mask(noise, (images.shape[-2], images.shape[-1]))
         hole = self.pixel_mask(mask)
@@ -230,7 +241,7 @@ class MIMMethod(nn.Module):
         return views
 
     def pixel_mask(self, mask: torch.Tensor) -> torch.Tensor:
-        """The pixels (B, 1, H, W) bool under a mask (B, h, w) of patches."""
+        """Return the pixels (B, 1, H, W) bool under a mask (B, h, w) of patches."""
         return upsample_mask(mask, self.patch_stride).unsqueeze(1)
 
     @staticmethod
@@ -240,16 +251,16 @@ class MIMMethod(nn.Module):
             noise: Optional[torch.Tensor],
             generator: Optional[torch.Generator],
     ) -> torch.Tensor:
-        """Draw noise where none is given, check it where some is.
+        """Check the given noise, or draw noise if None.
 
         Args:
-            shape: What `noise_shape` says.
-            images: Images that the masks are for.
-            noise: Noise that the caller of `forward` gave.
-            generator: Generator that the caller of `forward` gave.
+            shape: Result of `noise_shape`.
+            images: Images to mask; noise is drawn on their device.
+            noise: Noise from the caller of `forward`.
+            generator: Generator from the caller of `forward`.
 
         Raises:
-            ValueError: The noise has another shape, or is on another device than the images.
+            ValueError: The noise has the wrong shape, or is not on the device of the images.
         """
         if noise is None:
             return torch.rand(shape, generator=generator, device=images.device)
@@ -259,7 +270,7 @@ class MIMMethod(nn.Module):
         return noise
 
     def set_image_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Say what images are normalised with, for a method that has to know."""
+        """Set the mean and standard deviation that images are normalised with. Only a teacher needs them."""
 
     @torch.jit.ignore
     def no_weight_decay(self) -> Set[str]:
@@ -269,7 +280,10 @@ class MIMMethod(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
-        """Groups of parameters for layer decay: those of the model, with what belongs to the method on top."""
+        """Return the parameter groups for layer-wise learning rate decay: those of the model.
+
+        The parameters of the method itself match none of these patterns, and thus go into the last group.
+        """
         def below_backbone(pattern: str) -> str:
             return 'backbone\\.(?:' + re.sub(r'(^|[|(])\^', r'\1', pattern) + ')'
 
@@ -289,7 +303,7 @@ class MIMMethod(nn.Module):
         return img_size[0] // self.patch_stride[0], img_size[1] // self.patch_stride[1]
 
     def _check_images(self, images: torch.Tensor) -> Tuple[int, int]:
-        """Check type and size of images, return their size (height, width)."""
+        """Check dtype and shape of images, and return their size (height, width)."""
         if images.ndim != 4 or images.shape[1] != self.in_chans or not images.is_floating_point():
             raise ValueError(
                 f'images must be normalised floats of shape (B, {self.in_chans}, H, W), got {images.dtype} of shape '
@@ -302,14 +316,14 @@ class MIMMethod(nn.Module):
         return img_size
 
     def _check_mask(self, mask: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """Check a caller's mask, give it the shape (B, h, w)."""
+        """Check a caller's mask, and return it in the shape (B, h, w)."""
         shape = (images.shape[0], *self._patch_grid(images.shape[-2:]))
         if mask.dtype != torch.bool or mask.shape not in (shape, (shape[0], shape[1] * shape[2])):
             raise ValueError(
                 f'mask must be bool of shape {shape} or ({shape[0]}, {shape[1] * shape[2]}), got {mask.dtype} of shape '
                 f'{tuple(mask.shape)}.')
         if mask.device != images.device:
-            raise ValueError(f'mask must be on {images.device} as the images are, it is on {mask.device}.')
+            raise ValueError(f'mask must be on the device of the images, {images.device}, got {mask.device}.')
         return mask.reshape(shape)
 
     @staticmethod
@@ -325,4 +339,4 @@ class MIMMethod(nn.Module):
             generator: Optional[torch.Generator],
     ) -> None:
         if mask is not None and (noise is not None or generator is not None):
-            raise ValueError('Give a mask, or the noise or generator to make one, not both.')
+            raise ValueError('Give either a mask, or the noise or generator to make one with.')

@@ -26,39 +26,39 @@ __all__ = [
     'official_multi_block_masks',
 ]
 
-_SIMULATED = 4096  # samples to find the length of the context with
-_SCALES = 16  # sizes of a context block
+_SIMULATED = 4096  # samples drawn to find the length of the context
+_SCALES = 16  # number of context block sizes
 Pair = Tuple[float, float]
 
-_NOISE_STEPS = 1 << 24  # values that noise in float32 can have
+_NOISE_STEPS = 1 << 24  # number of values that float32 noise can have
 
 
 class MultiBlockMasks(NamedTuple):
-    """Patches of a batch by index, int64.
+    """Context and targets of a batch, as int64 indices of patches.
 
     Attributes:
-        context: Patches that are seen, (B, K).
-        targets: Patches whose features are predicted, by block, (B, T, M).
+        context: Patches that the context encoder sees, of shape (B, K).
+        targets: Patches of each target block, whose features are predicted, of shape (B, T, M).
     """
     context: torch.Tensor
     targets: torch.Tensor
 
 
 class MultiBlockSampler(nn.Module):
-    """Makes multi-block masks of noise, all of one length. See the head of the module.
+    """Make unbiased multi-block masks of fixed lengths from noise, see the module docstring.
 
     Args:
         grid_size: Grid (H, W) of the patches.
         num_targets: Number of target blocks T.
-        target_scale: Smallest and largest area of a target block in grids.
-        target_aspect: Smallest and largest height of a target block in widths.
-        context_scale: Smallest and largest area of the context block in grids.
+        target_scale: Smallest and largest area of a target block, as a share of the grid.
+        target_aspect: Smallest and largest aspect ratio (height divided by width) of a target block.
+        context_scale: Smallest and largest area of the context block, as a share of the grid.
 
     Raises:
-        ValueError: A range that is none, or a grid so small that targets may leave no context.
+        ValueError: A range is not valid, or the grid is so small that targets may leave no context.
 
     Attributes:
-        noise_size: Number of values of noise per sample.
+        noise_size: Number of noise values per sample.
         context_length: Number of context patches.
         target_length: Number of patches of a target block.
     """
@@ -78,7 +78,7 @@ class MultiBlockSampler(nn.Module):
         self.num_targets = num_targets
         target_sizes = _target_sizes(grid_size, target_scale, target_aspect)
         self.target_length = min(height * width for height, width in target_sizes)
-        # a table each, of which every size is as likely as the others
+        # tables of block sizes, each row equally likely
         tables = dict(target_sizes=target_sizes, context_sizes=_context_sizes(grid_size, context_scale))
         for name, sizes in tables.items():
             self.register_buffer(name, torch.tensor(sizes, device='cpu'), persistent=False)
@@ -100,15 +100,15 @@ class MultiBlockSampler(nn.Module):
         targets, context = blocks[:, :-1], blocks[:, -1:]
         covered = targets.any(dim=1, keepdim=True)
         targets = _smallest(order + ~targets, self.target_length)
-        # The whole numbers are ranks. A patch of the context block comes first. Where the context is too short, in one
-        # sample of a hundred, other patches outside of the target blocks follow, then surplus patches of those blocks.
-        # Targets come last: `context_length` is so small that none is taken.
+        # The integers are ranks: first, patches of the context block outside the target blocks; they suffice in 99 of
+        # 100 samples. Then follow other patches outside the target blocks, then surplus patches of target blocks.
+        # Targets come last, and `context_length` is small enough to exclude them.
         is_target = torch.zeros_like(covered).scatter(2, targets.flatten(1).unsqueeze(1), True)
         context = _smallest(order + ~context + 2 * covered + 2 * is_target, self.context_length)
         return MultiBlockMasks(context.squeeze(1), targets)
 
     def _blocks(self, noise: torch.Tensor) -> torch.Tensor:
-        """The patches (B, T + 1, N) bool of the target blocks and the context block."""
+        """Return the patches (B, T + 1, N) bool of the target blocks and the context block."""
         draws = noise[:, :3 * (self.num_targets + 1)].unflatten(1, (self.num_targets + 1, 3))  # (B, T + 1, 3)
         sizes = torch.cat([
             _draw(draws[:, :-1, 0], self.target_sizes),
@@ -117,7 +117,7 @@ class MultiBlockSampler(nn.Module):
         inside = []
         for axis, cells in enumerate(self.grid_size):
             extent = sizes[..., axis]
-            places = cells - extent + 1  # the last one included
+            places = cells - extent + 1  # number of possible positions, up to the last row or column
             first = torch.minimum((draws[..., 1 + axis] * places).long(), places - 1)
             cell = torch.arange(cells, device=noise.device)
             first, extent = first.unsqueeze(-1), extent.unsqueeze(-1)
@@ -126,9 +126,9 @@ class MultiBlockSampler(nn.Module):
         return (rows.unsqueeze(-1) & columns.unsqueeze(-2)).flatten(2)
 
     def _short_context(self) -> int:
-        """Length that 99 of 100 contexts have at least, found on a few thousand.
+        """Return the context length that 99 of 100 random contexts reach, estimated from a few thousand samples.
 
-        It is never more than what disjoint targets leave.
+        It is at most the number of patches that disjoint targets leave.
         """
         num_patches = self.grid_size[0] * self.grid_size[1]
         left = num_patches - self.num_targets * self.target_length
@@ -137,7 +137,7 @@ class MultiBlockSampler(nn.Module):
             raise ValueError(
                 f'A grid of {self.grid_size[0]} x {self.grid_size[1]} patches is too small for {self.num_targets} '
                 f'target blocks of {self.target_length} patches, which may leave no context: '
-                f'take at most {num_fitting} (num_targets={num_fitting}), larger images or smaller patches.')
+                f'use at most {num_fitting} (num_targets={num_fitting}), larger images or smaller patches.')
         generator = torch.Generator('cpu').manual_seed(0)
         blocks = self._blocks(torch.rand(_SIMULATED, self.noise_size, generator=generator, device='cpu'))
         lengths = (blocks[:, -1] & ~blocks[:, :-1].any(dim=1)).sum(dim=1)
@@ -148,7 +148,7 @@ def check_ranges(num_targets: int, target_scale: Pair, target_aspect: Pair, cont
     """Check the options of a sampler, see `MultiBlockSampler`.
 
     Raises:
-        ValueError: A range that is none, or no target.
+        ValueError: A range is not valid, or the number of targets is not positive.
     """
     if not isinstance(num_targets, int) or num_targets < 1:
         raise ValueError(f'num_targets must be a positive number of blocks, got {num_targets!r}.')
@@ -163,7 +163,10 @@ def check_ranges(num_targets: int, target_scale: Pair, target_aspect: Pair, cont
 
 
 def _target_sizes(grid_size: Tuple[int, int], scale: Pair, aspect: Pair) -> List[Tuple[int, int]]:
-    """All sizes (height, width) of the area and aspect wanted, in a grid too small for any the nearest by area."""
+    """Return all block sizes (height, width) within the ranges of area and aspect ratio.
+
+    If no size is within the range of area, return those whose area is nearest to it.
+    """
     num_patches = grid_size[0] * grid_size[1]
     sizes = [
         (height, width) for height in range(1, grid_size[0] + 1) for width in range(1, grid_size[1] + 1)
@@ -178,34 +181,38 @@ def _target_sizes(grid_size: Tuple[int, int], scale: Pair, aspect: Pair) -> List
 
 
 def _context_sizes(grid_size: Tuple[int, int], scale: Pair) -> List[Tuple[int, int]]:
-    """Sizes (height, width) of areas evenly spread over a range, repeated where rounding makes them equal."""
+    """Return sizes (height, width) whose areas are evenly spaced over a range, with duplicates due to rounding."""
     areas = [scale[0] + (scale[1] - scale[0]) * i / (_SCALES - 1) for i in range(_SCALES)]
     return [tuple(max(round(cells * math.sqrt(area)), 1) for cells in grid_size) for area in areas]
 
 
 def _draw(noise: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Rows of a table that uniform noise decides on."""
+    """Return rows of a table, selected by uniform noise."""
     return table[(noise * len(table)).long().clamp(max=len(table) - 1)]
 
 
 def _smallest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices of the smallest scores along the last axis, in ascending order."""
-    # a stable sort makes equal scores the same choice on every device
+    """Return the indices of the smallest scores along the last axis, in ascending order."""
+    # a stable sort resolves ties in the same way on every device
     return scores.argsort(dim=-1, stable=True)[..., :count].sort(dim=-1).values
 
 
 class OfficialMultiBlockSampler(nn.Module):
-    """Makes the masks of the reference, on the host and seeded by the noise of the first sample.
+    """Make the masks of the reference on the host; the noise of the first sample is the seed.
 
     Args:
         grid_size: Grid (H, W) of the patches.
         num_targets: Number of target blocks.
-        target_scale: Smallest and largest area of a target block in grids.
-        target_aspect: Smallest and largest height of a target block in widths.
-        context_scale: Smallest and largest area of the context block in grids.
+        target_scale: Smallest and largest area of a target block, as a share of the grid.
+        target_aspect: Smallest and largest aspect ratio (height divided by width) of a target block.
+        context_scale: Smallest and largest area of the context block, as a share of the grid.
+
+    Raises:
+        ValueError: A range is not valid, or the blocks are too small for the reference, see
+            `official_multi_block_masks`.
 
     Attributes:
-        noise_size: Number of values of noise per sample.
+        noise_size: Number of noise values per sample.
     """
     noise_size = 2
 
@@ -229,12 +236,12 @@ class OfficialMultiBlockSampler(nn.Module):
         )
         official_multi_block_masks(grid_size, 1, 0, torch.Generator('cpu').manual_seed(0), **self.options)
 
-    @torch.compiler.disable  # lists and a generator; what follows is compiled for each length of masks
+    @torch.compiler.disable  # lists and a generator do not compile; the code after it recompiles per mask length
     def forward(self, noise: torch.Tensor) -> MultiBlockMasks:
         """Make masks.
 
         Args:
-            noise: Uniform noise in [0, 1) of shape (B, 2), the first row makes the seeds of all sizes and places.
+            noise: Uniform noise in [0, 1) of shape (B, 2). The first row is the seed of all sizes and positions.
         """
         step, seed = (int(value * _NOISE_STEPS) for value in noise[0].tolist())
         generator = torch.Generator('cpu').manual_seed(seed)
@@ -253,21 +260,21 @@ def official_multi_block_masks(
         context_scale: Pair = (0.85, 1.0),
         min_keep: int = 10,
 ) -> MultiBlockMasks:
-    """The masks of facebookresearch/ijepa, `src/masks/multiblock.py`, to the last index.
+    """Make exactly the masks of facebookresearch/ijepa, `src/masks/multiblock.py`.
 
     Args:
         grid_size: Grid (H, W) of the patches.
         batch_size: Number of samples.
-        step: Number of the batch, the seed of the sizes of its blocks.
-        generator: Generator of the places, on the CPU, the default one if None as in the reference.
+        step: Number of the batch, which is the seed of its block sizes.
+        generator: CPU generator of the block positions. If None, the default generator, as in the reference.
         num_targets: Number of target blocks.
-        target_scale: Smallest and largest area of a target block in grids.
-        target_aspect: Smallest and largest height of a target block in widths.
-        context_scale: Smallest and largest area of the context block in grids.
-        min_keep: Blocks of so few patches, or fewer, are drawn again.
+        target_scale: Smallest and largest area of a target block, as a share of the grid.
+        target_aspect: Smallest and largest aspect ratio (height divided by width) of a target block.
+        context_scale: Smallest and largest area of the context block, as a share of the grid.
+        min_keep: Contexts of `min_keep` or fewer patches are drawn again.
 
     Raises:
-        ValueError: Blocks so small that the reference would draw them again for ever.
+        ValueError: A block has `min_keep` or fewer patches; the reference would draw it again for ever.
     """
     sizes_generator = torch.Generator('cpu').manual_seed(step)
     target_size = _official_size(grid_size, target_scale, target_aspect, sizes_generator)
@@ -275,8 +282,8 @@ def official_multi_block_masks(
     for name, size in (('target', target_size), ('context', context_size)):
         if math.prod(size) <= min_keep:
             raise ValueError(
-                f'The official sampler wants blocks of more than {min_keep} patches, a {name} block in a grid of '
-                f'{grid_size[0]} x {grid_size[1]} has {size[0]} x {size[1]}: take more patches or the default sampler.')
+                f'The official sampler needs blocks of more than {min_keep} patches, a {name} block in a grid of '
+                f'{grid_size[0]} x {grid_size[1]} has {size[0]} x {size[1]}: use more patches or the default sampler.')
 
     targets, contexts = [], []
     for _ in range(batch_size):
@@ -296,7 +303,7 @@ def _official_size(
         aspect: Pair,
         generator: torch.Generator,
 ) -> Tuple[int, int]:
-    """Size (height, width) of a block, one draw decides on its scale and its aspect."""
+    """Draw the size (height, width) of a block; a single random number sets both its area and its aspect ratio."""
     draw = torch.rand(1, generator=generator, device='cpu').item()
     area = int(grid_size[0] * grid_size[1] * (scale[0] + draw * (scale[1] - scale[0])))
     ratio = aspect[0] + draw * (aspect[1] - aspect[0])
@@ -309,7 +316,7 @@ def _official_block(
         size: Tuple[int, int],
         generator: Optional[torch.Generator],
 ) -> torch.Tensor:
-    """The patches (H, W) bool of a block at a random place, never one in the last row or column."""
+    """Draw a block at a random position, as a mask (H, W) bool; it never covers the last row or column."""
     top, left = (
         int(torch.randint(0, cells - extent, (1,), generator=generator, device='cpu'))
         for cells, extent in zip(grid_size, size))
@@ -325,7 +332,11 @@ def _official_context(
         min_keep: int,
         generator: Optional[torch.Generator],
 ) -> torch.Tensor:
-    """Indices of a block without targets. Every 20 tries one target more, from the last, may lie in it."""
+    """Draw a context block and return the indices of its patches outside the targets.
+
+    It is drawn again until more than `min_keep` patches remain. After every 20 tries, one more target, starting with
+    the last, is no longer removed from it.
+    """
     tries = 0
     while True:
         context = _official_block(grid_size, size, generator)
