@@ -1,53 +1,65 @@
+"""Masked image modeling (MIM): pre-training methods that work on any model with the embed / stages protocol."""
 from .backbone import (
-    encode_visible as encode_visible,
-    encode_with_mask_token as encode_with_mask_token,
-    remove_unused as remove_unused,
+    encode_visible,
+    encode_with_mask_token,
+    remove_unused,
 )
 from .decoder import (
-    MaskedDecoder as MaskedDecoder,
-    PixelDecoder as PixelDecoder,
-    sincos_position_embedding as sincos_position_embedding,
+    MaskedDecoder,
+    PixelDecoder,
+    sincos_position_embedding,
 )
 from .factory import (
-    create_mim as create_mim,
-    get_mim as get_mim,
-    list_mim_models as list_mim_models,
-    list_mims as list_mims,
-    register_mim as register_mim,
+    create_mim,
+    get_mim,
+    list_mim_models,
+    list_mims,
+    register_mim,
 )
 from .targets import (
-    hog_target as hog_target,
-    masked_l1_loss as masked_l1_loss,
-    masked_loss as masked_loss,
-    normalize_patches as normalize_patches,
-    normalized_pixel_target as normalized_pixel_target,
-    patchify as patchify,
-    pixel_target as pixel_target,
-    unpatchify as unpatchify,
+    hog_target,
+    masked_l1_loss,
+    masked_loss,
+    normalize_patches,
+    normalized_pixel_target,
+    patchify,
+    pixel_target,
+    unpatchify,
 )
-from .ijepa import IJEPA as IJEPA
-from .mae import MAE as MAE
+from .ijepa import IJEPA
+from .mae import MAE
 from .masking import (
-    block_mask as block_mask,
-    block_noise_size as block_noise_size,
-    default_mask_unit as default_mask_unit,
-    keyed_noise as keyed_noise,
-    masked_count as masked_count,
-    random_mask as random_mask,
-    scatter_patches as scatter_patches,
-    split_mask as split_mask,
-    unit_grid as unit_grid,
-    upsample_mask as upsample_mask,
-    visible_count as visible_count,
+    block_mask,
+    block_noise_size,
+    default_mask_unit,
+    keyed_noise,
+    masked_count,
+    random_mask,
+    scatter_patches,
+    split_mask,
+    unit_grid,
+    upsample_mask,
+    visible_count,
 )
-from .meta_run import FeatureMap as FeatureMap, dry_run as dry_run
-from .method import MIMMethod as MIMMethod
+from .meta_run import FeatureMap, dry_run
+from .method import MIMMethod
 from .multi_block import (
-    MultiBlockMasks as MultiBlockMasks,
-    MultiBlockSampler as MultiBlockSampler,
-    official_multi_block_masks as official_multi_block_masks,
+    MultiBlockMasks,
+    MultiBlockSampler,
+    official_multi_block_masks,
 )
-from .output import MIMOutput as MIMOutput, View as View
-from .errors import ImageSizeError as ImageSizeError, MIMUnsupportedError as MIMUnsupportedError
-from .simmim import SimMIM as SimMIM
-from .teacher import EMATeacherMethod as EMATeacherMethod, TeacherTarget as TeacherTarget
+from .output import MIMOutput, View
+from .errors import ImageSizeError, MIMUnsupportedError
+from .simmim import SimMIM
+from .teacher import EMATeacherMethod, TeacherTarget
+
+__all__ = [
+    'block_mask', 'block_noise_size', 'create_mim', 'default_mask_unit', 'dry_run', 'EMATeacherMethod',
+    'encode_visible', 'encode_with_mask_token', 'FeatureMap', 'get_mim', 'hog_target', 'IJEPA', 'ImageSizeError',
+    'keyed_noise', 'list_mim_models', 'list_mims', 'MAE', 'masked_count', 'masked_l1_loss', 'masked_loss',
+    'MaskedDecoder', 'MIMMethod', 'MIMOutput', 'MIMUnsupportedError', 'MultiBlockMasks', 'MultiBlockSampler',
+    'normalize_patches', 'normalized_pixel_target', 'official_multi_block_masks', 'patchify', 'pixel_target',
+    'PixelDecoder', 'random_mask', 'register_mim', 'remove_unused', 'scatter_patches', 'SimMIM',
+    'sincos_position_embedding', 'split_mask', 'TeacherTarget', 'unit_grid', 'unpatchify', 'upsample_mask', 'View',
+    'visible_count',
+]

@@ -1,4 +1,4 @@
-"""What a masked image modeling method returns."""
+"""Return types of masked image modeling methods."""
 from typing import Dict, NamedTuple, Optional
 
 import torch
@@ -7,15 +7,15 @@ __all__ = ['MIMOutput', 'View']
 
 
 class MIMOutput(NamedTuple):
-    """Result of a step, B images of C channels and H x W pixels with a grid of h x w patches.
+    """Result of a forward pass for B images of C channels and H x W pixels, with a grid of h x w patches.
 
     Attributes:
         loss: Scalar, float32.
-        prediction: What the method predicts, float32. SimMIM pixels (B, C, H, W), MAE the masked patches (B, M, D),
-            I-JEPA the features of its target blocks (B, blocks, M, D).
-        target: What the prediction is compared with, of the same shape.
+        prediction: Prediction, float32. SimMIM predicts pixels (B, C, H, W), MAE the masked patches (B, M, D), I-JEPA
+            the features of its target blocks (B, blocks, M, D).
+        target: Target of the prediction, of the same shape.
         mask: Masked patches (B, h, w) bool, True is masked.
-        logs: Scalars on the device that are worth a look besides the loss, by name.
+        logs: Further scalars to monitor, by name, on the device.
     """
     loss: torch.Tensor
     prediction: torch.Tensor
@@ -25,12 +25,12 @@ class MIMOutput(NamedTuple):
 
 
 class View(NamedTuple):
-    """One column of a picture of what a method does.
+    """One column of a picture of inputs and predictions.
 
     Attributes:
-        label: What is shown.
-        images: Images (B, C, H, W), normalised as the method takes them.
-        hole: Pixels (B, 1, H, W) bool that are not shown, True is hidden.
+        label: Heading of the column.
+        images: Images (B, C, H, W), normalised like the input of the method.
+        hole: Pixels (B, 1, H, W) bool to hide, True is hidden.
     """
     label: str
     images: torch.Tensor

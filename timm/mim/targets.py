@@ -1,8 +1,8 @@
 """Targets of masked image modeling, and the loss between prediction and target.
 
-A target is a function of normalised images (B, C, H, W) that returns a map (B, D, h, w) in float32, whose cells of
-H / h x W / w pixels tile the image. `pixel_target` has D = C and cells of one pixel, `hog_target` has histograms of
-cells of 8 x 8 pixels, `TeacherTarget` has the features of a model.
+A target is a function of normalised images (B, C, H, W) that returns a map (B, D, h, w) in float32. Each cell of the
+map stands for H / h x W / w pixels. `pixel_target` returns the pixels themselves, `hog_target` histograms of cells of
+8 x 8 pixels, `TeacherTarget` the features of a model.
 
 `hog_target` computes histograms of oriented gradients as in `Masked Feature Prediction for Self-Supervised Visual
 Pre-Training` (MaskFeat, https://arxiv.org/abs/2112.09133), after `Histograms of Oriented Gradients for Human Detection`
@@ -24,27 +24,27 @@ __all__ = [
 
 
 def pixel_target(images: torch.Tensor) -> torch.Tensor:
-    """The pixels of the normalised images themselves, in float32."""
+    """Return the normalised images in float32."""
     return images.float()
 
 
 def normalized_pixel_target(images: torch.Tensor, patch_size: Tuple[int, int]) -> torch.Tensor:
-    """The pixels, each patch normalised by its own mean and variance, in float32.
+    """Return images in which each patch is normalised by its own mean and variance, in float32.
 
     Args:
         images: Images of shape (B, C, H, W).
-        patch_size: Patch (height, width) that divides the image.
+        patch_size: Patch (height, width) in pixels, which must divide the image size.
     """
     grid_size = images.shape[-2] // patch_size[0], images.shape[-1] // patch_size[1]
     return unpatchify(normalize_patches(patchify(images, patch_size)), patch_size, grid_size)
 
 
 def patchify(images: torch.Tensor, patch_size: Tuple[int, int]) -> torch.Tensor:
-    """Cut images into patches, row-major, each flattened in the order (row, column, channel).
+    """Cut images into patches in row-major order, each flattened in the order (row, column, channel).
 
     Args:
         images: Images of shape (B, C, H, W).
-        patch_size: Patch (height, width) that divides the image.
+        patch_size: Patch (height, width) in pixels, which must divide the image size.
 
     Returns:
         Patches of shape (B, N, height * width * C).
@@ -57,7 +57,7 @@ def patchify(images: torch.Tensor, patch_size: Tuple[int, int]) -> torch.Tensor:
 
 
 def unpatchify(patches: torch.Tensor, patch_size: Tuple[int, int], grid_size: Tuple[int, int]) -> torch.Tensor:
-    """Put patches together to images, the inverse of `patchify`.
+    """Assemble images from patches, the inverse of `patchify`.
 
     Args:
         patches: Patches of shape (B, N, height * width * C).
@@ -86,7 +86,7 @@ def normalize_patches(patches: torch.Tensor) -> torch.Tensor:
 
 
 def patch_statistics(patches: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation (B, N, 1) that `normalize_patches` uses."""
+    """Return the mean and standard deviation (B, N, 1) that `normalize_patches` uses."""
     variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True)
     return mean, (variance + 1e-6).sqrt()
 
@@ -97,17 +97,17 @@ def masked_loss(
         mask: torch.Tensor,
         distance: Callable[..., torch.Tensor] = F.l1_loss,
 ) -> torch.Tensor:
-    """Mean distance over what is masked, in float32 whatever the inputs are.
+    """Compute the mean distance over the masked cells of a batch, in float32 for inputs of any dtype.
 
-    The mean is over the masked cells of the batch, as in `SimMIM.forward` of microsoft/SimMIM (models/simmim.py), where
-    a cell is a pixel; its small constant in the denominator makes the loss of an empty mask zero. A larger cell counts
-    by the share of its pixels that is masked.
+    The formula is that of `SimMIM.forward` of microsoft/SimMIM (models/simmim.py), where a cell is a pixel. A small
+    constant in the denominator makes the loss of an empty mask 0. The weight of a larger cell is the share of its
+    pixels that is masked.
 
     Args:
         prediction: Prediction of shape (B, D, h, w).
         target: Target of shape (B, D, h, w).
-        mask: Masked pixels of shape (B, 1, H, W), True or 1 is masked, H and W multiples of h and w.
-        distance: Loss of two tensors with `reduction`, such as `torch.nn.functional.mse_loss`.
+        mask: Masked pixels of shape (B, 1, H, W), True or 1 is masked; H and W are multiples of h and w.
+        distance: Loss function with an argument `reduction`, such as `torch.nn.functional.mse_loss`.
 
     Returns:
         Scalar loss.
@@ -119,7 +119,7 @@ def masked_loss(
 
 
 def masked_l1_loss(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean absolute error over the masked pixels, see `masked_loss`."""
+    """Compute the mean absolute error over the masked pixels, see `masked_loss`."""
     return masked_loss(prediction, target, mask, F.l1_loss)
 
 
@@ -129,37 +129,37 @@ def hog_target(
         cell_size: int = 8,
         gaussian_window: Optional[int] = 16,
 ) -> torch.Tensor:
-    """Histograms of oriented gradients of images, in float32 and without gradient.
+    """Compute histograms of oriented gradients (HOG) of images, in float32 and detached from the autograd graph.
 
-    The formulas are those of `HOGLayerC` of facebookresearch/SlowFast (slowfast/models/operators.py): Sobel gradients
-    over an image continued by reflection; a pixel counts with its magnitude for one of the orientations, which share
-    180 degrees and are measured from the vertical; the histogram of each cell and channel has length 1, there are no
-    blocks of cells. The brightness of an image and the contrast of a cell make no difference, nor does normalisation of
-    the images by a mean and standard deviation per channel.
+    The formulas are those of `HOGLayerC` of facebookresearch/SlowFast (slowfast/models/operators.py). Sobel filters
+    with reflection padding give the gradient of each pixel. Each pixel adds its gradient magnitude to one of N equal
+    orientation bins, which cover 180 degrees from the vertical. The histogram of each cell and channel is scaled to
+    length 1, without normalisation over blocks of cells. The result does not depend on the brightness of an image, the
+    contrast of a cell, or a normalisation of the images by a mean and standard deviation per channel.
 
     Args:
         images: Images of shape (B, C, H, W).
         orientations: Number of orientations N.
         cell_size: Side of a cell in pixels.
-        gaussian_window: Side in pixels of the windows, side by side over the image, in which pixels of the middle count
-            for more than those at the border, with a standard deviation of half the side. None to count all alike.
+        gaussian_window: Side in pixels of the Gaussian windows that tile the image and weight the pixels; their
+            standard deviation is half the side. None for equal weights.
 
     Returns:
         Histograms of shape (B, C * N, h, w), the orientations of the first channel first.
 
     Raises:
-        ValueError: The images are not made of whole cells.
+        ValueError: The image size is not a multiple of the cell size.
     """
     batch_size, channels, *img_size = images.shape
     if any(side % cell_size for side in img_size):
         raise ValueError(
-            f'HOG needs images of whole cells of {cell_size} pixels, got {img_size[0]} x {img_size[1]} pixels.')
+            f'HOG needs images whose sides are multiples of {cell_size} pixels, got {img_size[0]} x {img_size[1]}.')
     horizontal, vertical = _sobel(images.detach().float())  # (B, C, H, W)
-    # hypot has no kernel for lower precision and no autocast, both are float32 here
+    # hypot has no half-precision kernel and ignores autocast; both inputs are float32 here
     magnitude = torch.hypot(horizontal, vertical)
     if gaussian_window is not None:
         magnitude = magnitude * _window(gaussian_window, img_size, images.device)
-    turns = torch.atan2(horizontal, vertical) / math.pi  # in half turns, opposite directions are one
+    turns = torch.atan2(horizontal, vertical) / math.pi  # in half turns, since opposite directions share a bin
     orientation = (turns * orientations).floor().long().remainder(orientations)
 
     votes = magnitude.new_zeros(batch_size, channels, orientations, *img_size)
@@ -169,7 +169,7 @@ def hog_target(
 
 
 def _sobel(images: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Horizontal and vertical gradient, by sums: a convolution would run in low precision under autocast."""
+    """Return horizontal and vertical gradients, by sums, since autocast would run a convolution in low precision."""
     x = F.pad(images, (1, 1, 1, 1), mode='reflect')
     rows = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]
     columns = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
@@ -177,7 +177,7 @@ def _sobel(images: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
 
 
 def _window(side: int, img_size: Tuple[int, int], device: torch.device) -> torch.Tensor:
-    """Weights (H, W) of the pixels, Gaussian windows side by side."""
+    """Return the weights (H, W) of the pixels: Gaussian windows that tile the image."""
     weights = []
     for length in img_size:
         offset = torch.arange(length, device=device).remainder(side) - (side - 1) / 2

@@ -1,7 +1,7 @@
-"""Targets that a method predicts, by name, and the teachers whose features are such targets.
+"""Create targets by name, and teachers, which are models whose features are the target.
 
-`TeacherTarget` is a trained model that stays fixed. `EMATeacherMethod` keeps an exponential moving average of the model
-that is trained.
+`TeacherTarget` is a trained model that stays fixed. `EMATeacherMethod` maintains an exponential moving average of the
+trained model.
 """
 
 import copy
@@ -28,27 +28,28 @@ _IMAGENET_MEAN_STD = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def normalize_features(features: torch.Tensor) -> torch.Tensor:
-    """Normalise features (..., C) to mean 0 and variance 1, in float32, by a layer norm without weights."""
+    """Normalise features (..., C) to mean 0 and variance 1 by a layer norm without weights, in float32."""
     return F.layer_norm(features.float(), features.shape[-1:])
 
 
 class TeacherTarget(nn.Module):
-    """Features of a model that is not trained, as a target: maps images (B, C, H, W) to features (B, D, h, w).
+    """Target that maps images (B, C, H, W) to the features (B, D, h, w) of a fixed teacher model.
 
-    Each feature is normalised by a layer norm without weights, as the targets of I-JEPA are. The teacher is in eval
-    mode always and gets no gradient. It moves with the method from device to device, and is in neither its parameters
-    nor its `state_dict`: a checkpoint does not hold it, who goes on with a run brings it again.
+    Each feature is normalised by a layer norm without weights, as in I-JEPA. The teacher stays in eval mode and gets no
+    gradient. It moves to the method's device with the method, but is not part of the method's parameters or
+    `state_dict`: checkpoints do not contain it, and a resumed run has to create it again.
 
     Args:
-        teacher: Any model with the embed / stages protocol and a feature map. It is changed: its parameters no
+        teacher: Any model with the embed / stages protocol and a feature map. It is changed in place: its parameters no
             longer require a gradient.
-        mean: Mean, by channel, that the images were normalised with. The teacher gets them with its own.
-        std: Standard deviation likewise.
-        img_size: Image (height, width) in pixels, to which images are resized for the teacher. With 14 pixels to a
-            patch of the teacher and 16 to one of the student, 196 for images of 224. None for the size they have.
+        mean: Mean per channel that the images are normalised with. They are normalised again with the teacher's own
+            mean and standard deviation.
+        std: Standard deviation per channel that the images are normalised with.
+        img_size: Image (height, width) in pixels, to which images are resized for the teacher; None to keep their size.
+            For images of 224 pixels, a teacher with patches of 14 pixels and a student with patches of 16 need 196.
 
     Raises:
-        MIMUnsupportedError: The teacher has no protocol or no feature map.
+        MIMUnsupportedError: The teacher does not implement the protocol, or has no feature map.
     """
 
     def __init__(
@@ -62,14 +63,14 @@ class TeacherTarget(nn.Module):
         reason = unsupported_reason(teacher, ('features_to_map',))
         if reason:
             raise MIMUnsupportedError(f'{model_name(teacher)} cannot be a teacher: {reason}.')
-        # not a submodule: those are trained and saved
+        # not registered as a submodule, whose parameters would be trained and saved
         self.__dict__['teacher'] = teacher.requires_grad_(False).eval()
         self.in_chans, _ = model_input(teacher)
         self.img_size = None if img_size is None else to_pair(img_size, 'img_size')
         self.set_image_statistics(mean, std)
 
     def set_image_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Say what the images were normalised with."""
+        """Set the mean and standard deviation per channel that the images are normalised with."""
         config = getattr(self.teacher, 'pretrained_cfg', None) or {}
         own_mean, own_std = (
             _per_channel(config.get(name) or default, self.in_chans)
@@ -89,10 +90,10 @@ class TeacherTarget(nn.Module):
         return normalize_features(features.movedim(1, -1)).movedim(-1, 1)
 
     def check(self, in_chans: int, img_size: Tuple[int, int]) -> None:
-        """Check that the teacher takes images of a number of channels and a size.
+        """Check that the teacher accepts a number of channels and an image size.
 
         Raises:
-            ValueError: It does not.
+            ValueError: The teacher does not accept them.
         """
         if in_chans != self.in_chans:
             raise ValueError(
@@ -105,22 +106,22 @@ class TeacherTarget(nn.Module):
 
 
 class EMATeacherMethod(MIMMethod):
-    """Base of methods whose targets are features that a moving average of the model makes of the whole image.
+    """Base class of methods whose targets are features of a moving average of the model for the whole image.
 
-    The target encoder starts as a copy of the model and belongs to the method; it is in eval mode always, gets no
-    gradient, and follows by `update_target`, to be called after each step of the optimizer:
+    The target encoder starts as a copy of the model. It is a submodule of the method, stays in eval mode and gets no
+    gradient. Call `update_target` after each optimizer step:
 
         output = method(images)
         output.loss.backward()
         optimizer.step()
         method.update_target(step / num_steps)
 
-    Parameters alone are averaged. Buffers, such as tables of rotary embeddings, are constants of these models and stay
-    as they were copied.
+    Only parameters are averaged. Buffers, such as tables of rotary embeddings, are constants in these models and keep
+    their initial values.
     """
 
     def add_target_encoder(self, momentum: Tuple[float, float]) -> None:
-        """Make the target encoder, a copy of the model as it is now.
+        """Create the target encoder as a copy of the current model.
 
         Args:
             momentum: Momentum of the average at the beginning and at the end of training.
@@ -131,15 +132,21 @@ class EMATeacherMethod(MIMMethod):
 
     @torch.no_grad()
     def encode_target(self, images: torch.Tensor) -> torch.Tensor:
-        """Features (B, N, C) of the patches of whole images, each normalised by a layer norm without weights."""
+        """Return the target encoder's patch features (B, N, C) of whole images, normalised by a layer norm without
+        weights.
+        """
         return normalize_features(feature_map(self.target_encoder, images).flatten(2).transpose(1, 2))
 
     @torch.no_grad()
     def update_target(self, progress: float) -> None:
-        """Move the target encoder towards the encoder, after a step of the optimizer.
+        """Update the moving average; call this after each optimizer step.
 
         Args:
-            progress: Share of the training that is done, the number of the step from 0 by that of all steps.
+            progress: Share of the training that is done: the number of the step, from 0, divided by the number of all
+                steps.
+
+        Raises:
+            ValueError: `progress` is not between 0 and 1.
         """
         if not 0 <= progress <= 1:
             raise ValueError(f'progress must be a number from 0 to 1, got {progress}.')
@@ -149,23 +156,23 @@ class EMATeacherMethod(MIMMethod):
         torch._foreach_add_(targets, sources, alpha=1. - momentum)
 
     def train(self, mode: bool = True) -> 'EMATeacherMethod':
-        """Set the training mode of all but the target encoder, which has no dropout and no stochastic depth."""
+        """Set the training mode; the target encoder stays in eval mode, without dropout and stochastic depth."""
         super().train(mode)
         self.target_encoder.eval()
         return self
 
 
 def check_momentum(momentum: Tuple[float, float]) -> None:
-    """Check the momentum of a moving average, see `EMATeacherMethod`."""
+    """Check that the momentum of a moving average is a pair of numbers from 0 to 1."""
     valid = isinstance(momentum, (tuple, list)) and len(momentum) == 2
     if not valid or not all(0 <= value <= 1 for value in momentum):
         raise ValueError(
-            f'momentum must be a pair (at the beginning, at the end) of numbers up to 1, got {momentum!r}.')
+            f'momentum must be a pair (at the beginning, at the end) of numbers from 0 to 1, got {momentum!r}.')
 
 
 def _per_channel(values: Sequence[float], channels: int) -> Tuple[float, ...]:
     values = tuple(values)
-    # statistics of RGB images, for others
+    # adapt statistics of RGB images to another number of channels
     return values if len(values) == channels else tuple(adapt_to_chs(sum(values) / len(values), channels))
 
 
@@ -176,19 +183,19 @@ def create_target(
         img_size: Tuple[int, int],
         patch_size: Tuple[int, int],
 ) -> Target:
-    """Get a target by its name.
+    """Create a target by name.
 
     Args:
-        target: 'pixels', 'normalized_pixels' (by their patches), 'hog', or the name of a model whose pretrained
-            features are the target; or a target itself, which is returned.
-        backbone: Model that is trained, whose normalisation the images have.
+        target: 'pixels', 'normalized_pixels' (normalised patch by patch), 'hog', or the name of a model whose
+            pretrained features are the target. A function is returned unchanged.
+        backbone: Model to train. Images are assumed to be normalised as its config says.
         in_chans: Number of image channels.
         img_size: Image (height, width) in pixels.
-        patch_size: Patch (height, width) in pixels to normalise.
+        patch_size: Patch (height, width) in pixels for 'normalized_pixels'.
 
     Raises:
-        MIMUnsupportedError: The model gives no feature map.
-        ValueError: There is no such target.
+        MIMUnsupportedError: The named model has no feature map.
+        ValueError: The target is unknown.
     """
     plain = dict(
         pixels=pixel_target,
@@ -212,17 +219,17 @@ def target_shape(
         device: torch.device,
         stride: Tuple[int, int],
 ) -> Tuple[int, Tuple[int, int]]:
-    """Number of channels of a target, and how many of its cells, down and across, a feature predicts.
+    """Return the number of channels of a target, and how many of its cells (down, across) each feature predicts.
 
     Args:
         target: Target.
         in_chans: Number of image channels.
         img_size: Image (height, width) in pixels.
         device: Device of the method.
-        stride: Stride (height, width) in pixels of the feature map that the target is predicted from.
+        stride: Stride (height, width) in pixels of the feature map that predicts the target.
 
     Raises:
-        ValueError: The cells of the target do not tile those of the feature map.
+        ValueError: A cell of the feature map does not consist of whole cells of the target.
     """
     if isinstance(target, TeacherTarget):
         target.check(in_chans, img_size)
@@ -231,9 +238,9 @@ def target_shape(
     map_size = tuple(size // step for size, step in zip(img_size, stride))
     if any(size % grid or grid % cells for size, grid, cells in zip(img_size, grid_size, map_size)):
         raise ValueError(
-            f'The target has {grid_size[0]} x {grid_size[1]} cells, which do not tile the {map_size[0]} x '
-            f'{map_size[1]} features that the model has of {img_size[0]} x {img_size[1]} pixels; a teacher can be '
-            f'given images of another size, TeacherTarget(..., img_size=).')
+            f'The target has {grid_size[0]} x {grid_size[1]} cells, which is not a multiple of the {map_size[0]} x '
+            f'{map_size[1]} features of the model for images of {img_size[0]} x {img_size[1]} pixels; for a teacher, '
+            f'set another image size, TeacherTarget(..., img_size=).')
     return channels, (grid_size[0] // map_size[0], grid_size[1] // map_size[1])
 
 

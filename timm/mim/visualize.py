@@ -1,4 +1,4 @@
-"""Pictures of what a method sees and predicts."""
+"""Write pictures of the inputs and predictions of a method."""
 from pathlib import Path
 from typing import Sequence, Union
 
@@ -7,18 +7,21 @@ from PIL import Image, ImageDraw
 
 from .output import View
 
+__all__ = ['CAPTION_HEIGHT', 'save_panel', 'save_views', 'to_pil']
+
 _GAP = 8
 CAPTION_HEIGHT = _LABEL_HEIGHT = 18
 _HIDDEN = (128, 128, 128)
 
 
 def to_pil(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """Turn a normalised image into an RGB picture.
+    """Convert a normalised image to an RGB picture.
 
-    One channel becomes grey, a fourth (alpha) is left out, and of any other number the first channel is shown.
+    An image with four channels loses the fourth (alpha). For any other number than three or four, the picture shows the
+    first channel in grey.
 
     Args:
-        image: Normalised image [C, H, W].
+        image: Normalised image of shape (C, H, W).
         mean: Mean per channel that the image was normalised with.
         std: Standard deviation per channel that the image was normalised with.
     """
@@ -37,14 +40,14 @@ def save_panel(
         caption: str = '',
         min_width: int = 192,
 ) -> None:
-    """Write pictures side by side, one row per image, with a label over each column.
+    """Write a table of pictures, one row per image, with a label above each column.
 
     Args:
         path: File to write.
-        rows: Pictures of equal size, as many in every row as there are labels.
+        rows: Pictures of equal size, one per label in each row.
         labels: One label per column.
         caption: Line above the labels.
-        min_width: Small pictures are enlarged by a whole factor until they are this wide.
+        min_width: Pictures narrower than this, in pixels, are enlarged by the smallest sufficient integer factor.
     """
     width, height = rows[0][0].size
     factor = max(1, -(-min_width // width))
@@ -74,11 +77,11 @@ def save_views(
         std: Sequence[float],
         caption: str = '',
 ) -> None:
-    """Write what a method has to show, a column per view and a row per image.
+    """Write the views of a method as a picture, with a column per view and a row per image.
 
     Args:
         path: File to write.
-        views: What `MIMMethod.views` returned.
+        views: Result of `MIMMethod.views`.
         mean: Mean per channel that the images were normalised with.
         std: Standard deviation per channel that the images were normalised with.
         caption: Line above the labels.
