@@ -1,10 +1,11 @@
 """Extract hidden states and attention maps of a model for masked images.
 
-timm's own functions, `forward_intermediates` and `AttentionExtract`, run while a forward hook on the patch embedding
-replaces masked patches by the mask token.
+Where a mask token stands for masked patches, timm's own functions, `forward_intermediates` and `AttentionExtract`, run
+while a forward hook on the patch embedding inserts the token. Where only visible patches are encoded, forward hooks on
+the blocks collect their outputs.
 """
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Tuple
 
 import torch
 import torch.nn as nn
@@ -12,10 +13,12 @@ import torch.nn as nn
 from timm.models import EmbedStagesMixin
 from timm.utils import AttentionExtract
 
-from .backbone import model_name
+from .backbone import encode_visible, model_name
 from .errors import MIMUnsupportedError
 
-__all__ = ['attention_maps', 'masked_intermediates']
+__all__ = [
+    'VisibleIntermediates', 'attention_maps', 'masked_intermediates', 'visible_attention_maps', 'visible_intermediates',
+]
 
 InsertMaskToken = Callable[[torch.Tensor], torch.Tensor]
 
@@ -51,14 +54,84 @@ def attention_maps(backbone: nn.Module, images: torch.Tensor, insert: InsertMask
     Raises:
         MIMUnsupportedError: The model has no attention maps, or overrides `embed_patches`.
     """
+    with _masking(backbone, insert):
+        return _extract_attention(backbone, lambda: backbone(images), images.device)
+
+
+class VisibleIntermediates(NamedTuple):
+    """Hidden states of a model that encodes the visible patches of images only.
+
+    Attributes:
+        features: What `forward_stages` returns: prefix tokens and visible patches of shape (B, P + K, C).
+        hidden_states: Output of each block, usually of the shape of `features`.
+        visible: Indices of the visible patches of shape (B, K), in the order of the tokens.
+    """
+    features: torch.Tensor
+    hidden_states: Tuple[torch.Tensor, ...]
+    visible: torch.Tensor
+
+
+def visible_intermediates(backbone: nn.Module, images: torch.Tensor, visible: torch.Tensor) -> VisibleIntermediates:
+    """Encode the visible patches of images, and return the output of each block.
+
+    Args:
+        backbone: Model that can drop tokens.
+        images: Images of shape (B, C, H, W) whose masked pixels are blank, see `MIMMethod.blank`.
+        visible: Indices of the visible patches of shape (B, K).
+
+    Raises:
+        MIMUnsupportedError: The model has no `blocks`.
+    """
+    if not isinstance(getattr(backbone, 'blocks', None), (nn.ModuleList, nn.Sequential)):
+        raise MIMUnsupportedError(f'{model_name(backbone)} has no list of blocks whose outputs are hidden states.')
+    states: Dict[int, torch.Tensor] = {}  # by number, since gradient checkpointing runs a block twice
+
+    def keep(number: int, output: Any) -> None:
+        states[number] = output[-1] if isinstance(output, tuple) else output  # blocks of TNT return pixels and patches
+
+    handles = [
+        block.register_forward_hook(lambda module, args, output, number=number: keep(number, output))
+        for number, block in enumerate(backbone.blocks)]
+    try:
+        features = encode_visible(backbone, images, visible)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return VisibleIntermediates(features, tuple(states[number] for number in sorted(states)), visible)
+
+
+def visible_attention_maps(
+        backbone: nn.Module,
+        images: torch.Tensor,
+        visible: torch.Tensor,
+) -> Dict[str, torch.Tensor]:
+    """Compute the attention maps of a model that encodes the visible patches of images only, in eval mode.
+
+    Args:
+        backbone: Model that can drop tokens.
+        images: Images of shape (B, C, H, W) whose masked pixels are blank, see `MIMMethod.blank`.
+        visible: Indices of the visible patches of shape (B, K).
+
+    Returns:
+        Maps after the softmax of shape (B, heads, P + K, P + K), by the names of the modules.
+
+    Raises:
+        MIMUnsupportedError: The model has no attention maps.
+    """
+    return _extract_attention(backbone, lambda: encode_visible(backbone, images, visible), images.device)
+
+
+def _extract_attention(backbone: nn.Module, encode: Callable[[], Any], device: torch.device) -> Dict[str, torch.Tensor]:
+    """Collect the attention maps that a forward pass of a model makes, in eval mode."""
     training = backbone.training
-    with _masking(backbone, insert), _without_fused_attention(backbone):
+    with _without_fused_attention(backbone):
         try:
             extract = AttentionExtract(backbone, method='hook')
         except RuntimeError as error:
             raise MIMUnsupportedError(f'{model_name(backbone)} has no attention maps: {error}') from error
         try:
-            return dict(extract(images))
+            encode()
+            return dict(extract.hooks.get_output(device=device))
         finally:
             for handle in extract.hooks._handles:
                 handle.remove()

@@ -25,6 +25,7 @@ from timm.models._embed_stages import gather_patches
 from .backbone import encode_visible, num_prefix_tokens, remove_unused
 from .decoder import MaskedDecoder
 from .errors import MIMUnsupportedError
+from .extraction import VisibleIntermediates, visible_attention_maps, visible_intermediates
 from .factory import register_mim
 from .fast_path import decode_masked, embed_visible, embeds_patches
 from .masking import scatter_patches
@@ -180,6 +181,39 @@ class IJEPA(EMATeacherMethod):
         """Return the patches (B, h, w) bool outside the context, whose pixels the context encoder must not see."""
         unseen = torch.ones(len(mask.context), self.num_patches, dtype=torch.bool, device=mask.context.device)
         return unseen.scatter(1, mask.context, False).unflatten(1, self.grid_size)
+
+    def forward_intermediates(
+            self,
+            images: torch.Tensor,
+            mask: Tuple[torch.Tensor, torch.Tensor],
+    ) -> VisibleIntermediates:
+        """Return the hidden states of the context encoder, which encodes the patches of the context only.
+
+        Args:
+            images: Normalised images of shape (B, C, H, W).
+            mask: Indices of the context of shape (B, K), and of the targets of shape (B, T, M), which are ignored.
+
+        Raises:
+            MIMUnsupportedError: The model has no list of blocks.
+        """
+        mask = self.given_mask(mask, images)
+        return visible_intermediates(self.backbone, self.blank(images, mask), mask.context)
+
+    def attention_maps(self, images: torch.Tensor, mask: Tuple[torch.Tensor, torch.Tensor]) -> Dict[str, torch.Tensor]:
+        """Return the attention maps of the context encoder, among prefix tokens and context patches, in eval mode.
+
+        Args:
+            images: Normalised images of shape (B, C, H, W).
+            mask: As for `forward_intermediates`, whose `visible` names the patches of queries and keys.
+
+        Returns:
+            Maps after the softmax of shape (B, heads, P + K, P + K), by the names of the modules.
+
+        Raises:
+            MIMUnsupportedError: The model has no attention maps.
+        """
+        mask = self.given_mask(mask, images)
+        return visible_attention_maps(self.backbone, self.blank(images, mask), mask.context)
 
     @property
     def encoder(self) -> nn.Module:

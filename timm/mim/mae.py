@@ -18,6 +18,7 @@ from timm.models._embed_stages import gather_patches
 
 from .backbone import encode_visible, num_prefix_tokens, remove_unused
 from .decoder import MaskedDecoder, init_xavier
+from .extraction import VisibleIntermediates, visible_attention_maps, visible_intermediates
 from .factory import register_mim
 from .fast_path import decode_masked, embed_visible, embeds_patches, select_patches
 from .masking import block_mask, block_noise_size, random_mask, scatter_patches, split_mask, visible_count
@@ -216,6 +217,35 @@ class MAE(MIMMethod):
             mean, std = patch_statistics(patchify(images, self.patch_stride))
             patches = patches * std + mean
         return unpatchify(patches, self.patch_stride, self.grid_size)
+
+    def forward_intermediates(self, images: torch.Tensor, mask: torch.Tensor) -> VisibleIntermediates:
+        """Return the hidden states of the model, which encodes the visible patches only.
+
+        Args:
+            images: Normalised images of shape (B, C, H, W).
+            mask: Masked patches of shape (B, h, w) or (B, h * w) bool, True is masked, the same number in each sample.
+
+        Raises:
+            MIMUnsupportedError: The model has no list of blocks.
+        """
+        mask = self.given_mask(mask, images)
+        return visible_intermediates(self.backbone, self.blank(images, mask), mask.visible)
+
+    def attention_maps(self, images: torch.Tensor, mask: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """Return the attention maps of the model among prefix tokens and visible patches, in eval mode.
+
+        Args:
+            images: Normalised images of shape (B, C, H, W).
+            mask: As for `forward_intermediates`, whose `visible` names the patches of queries and keys.
+
+        Returns:
+            Maps after the softmax of shape (B, heads, P + K, P + K), by the names of the modules.
+
+        Raises:
+            MIMUnsupportedError: The model has no attention maps.
+        """
+        mask = self.given_mask(mask, images)
+        return visible_attention_maps(self.backbone, self.blank(images, mask), mask.visible)
 
     def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
         """Return the loss of predicting zeros. With `norm_pix`, zero is the mean of each patch, and the loss is about
