@@ -32,7 +32,7 @@ from .masking import scatter_patches
 from .meta_run import dry_run, dry_run_visible
 from .multi_block import MultiBlockMasks, MultiBlockSampler, OfficialMultiBlockSampler
 from .output import MIMOutput, View
-from .targets import patchify
+from .targets import full_precision, patchify
 from .teacher import EMATeacherMethod, check_momentum
 
 __all__ = ['IJEPA']
@@ -149,7 +149,7 @@ class IJEPA(EMATeacherMethod):
         else:
             context = encode_visible(self.backbone, images, mask.context)
         predict = self._predict_masked if self.fast_path else self._predict
-        return predict(context[:, self.num_prefix_tokens:], mask).float()
+        return full_precision(predict(context[:, self.num_prefix_tokens:], mask))
 
     def make_target(self, images: torch.Tensor, mask: MultiBlockMasks) -> torch.Tensor:
         """Compute the features (B, T, M, C) of the target blocks with the target encoder, which gets whole images."""

@@ -25,7 +25,7 @@ from .masking import block_mask, block_noise_size, random_mask, scatter_patches,
 from .meta_run import dry_run_visible
 from .method import MIMMethod
 from .output import MIMOutput, View
-from .targets import normalize_patches, patch_statistics, patchify, unpatchify
+from .targets import full_precision, normalize_patches, patch_statistics, patchify, unpatchify
 
 __all__ = ['MAE']
 
@@ -135,11 +135,11 @@ class MAE(MIMMethod):
             decoded = decode_masked(self.decoder, self._encode(images, mask), mask.visible, mask.masked)
         else:
             decoded = gather_patches(self._decode(images, mask), mask.masked)
-        return self.decoder_pred(decoded).float()
+        return full_precision(self.decoder_pred(decoded))
 
     def make_target(self, images: torch.Tensor, mask: 'MAEMask') -> torch.Tensor:
         """Return the masked patches of images in the shape of the prediction; normalise each if `norm_pix` is set."""
-        target = select_patches(patchify(images, self.patch_stride), mask.masked).float()
+        target = full_precision(select_patches(patchify(images, self.patch_stride), mask.masked))
         return normalize_patches(target) if self.norm_pix else target
 
     def compare(self, prediction: torch.Tensor, target: torch.Tensor, mask: 'MAEMask') -> MIMOutput:
@@ -284,7 +284,7 @@ class MAE(MIMMethod):
     def _predict_all(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         self._check_images(images)
         mask = self._split(self._check_mask(mask, images))
-        return self.decoder_pred(self._decode(self.blank(images, mask), mask)).float()
+        return full_precision(self.decoder_pred(self._decode(self.blank(images, mask), mask)))
 
     def _encode(self, images: torch.Tensor, mask: 'MAEMask') -> torch.Tensor:
         """Encode the visible patches as tokens (B, P + K, decoder width)."""

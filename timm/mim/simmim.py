@@ -37,7 +37,7 @@ from .masking import (
 from .meta_run import dry_run
 from .method import MIMMethod
 from .output import MIMOutput
-from .targets import masked_loss, patchify
+from .targets import full_precision, masked_loss, patchify
 from .teacher import Target, TeacherTarget, create_target, target_shape
 
 __all__ = ['SimMIM']
@@ -140,13 +140,13 @@ class SimMIM(MIMMethod):
             column, channel).
         """
         if mask.masked is None:
-            return self.decoder(self._encode(images, mask.patches)).float()
+            return full_precision(self.decoder(self._encode(images, mask.patches)))
         if embeds_patches(self.backbone):
             patches, grid = patchify(images, self.patch_stride), tuple(mask.patches.shape[1:])
             features = encode_masked(self.backbone, patches, self.mask_token, mask.visible, mask.masked, grid)
         else:
             features = select_patches(self._encode(images, mask.patches).flatten(2).transpose(1, 2), mask.masked)
-        return self.decoder.forward_tokens(features).float()
+        return full_precision(self.decoder.forward_tokens(features))
 
     def make_target(self, images: torch.Tensor, mask: 'SimMIMMask') -> torch.Tensor:
         """Compute the target, in the shape of the prediction."""

@@ -18,14 +18,19 @@ import torch
 import torch.nn.functional as F
 
 __all__ = [
-    'hog_target', 'masked_l1_loss', 'masked_loss', 'normalize_patches', 'normalized_pixel_target',
+    'full_precision', 'hog_target', 'masked_l1_loss', 'masked_loss', 'normalize_patches', 'normalized_pixel_target',
     'patch_statistics', 'patchify', 'pixel_target', 'unpatchify',
 ]
 
 
+def full_precision(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float32, in which losses are computed, or in float64 if it is float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def pixel_target(images: torch.Tensor) -> torch.Tensor:
     """Return the normalised images in float32."""
-    return images.float()
+    return full_precision(images)
 
 
 def normalized_pixel_target(images: torch.Tensor, patch_size: Tuple[int, int]) -> torch.Tensor:
@@ -82,12 +87,12 @@ def normalize_patches(patches: torch.Tensor) -> torch.Tensor:
         patches: Patches of shape (B, N, D).
     """
     mean, std = patch_statistics(patches)
-    return (patches.float() - mean) / std
+    return (full_precision(patches) - mean) / std
 
 
 def patch_statistics(patches: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
     """Return the mean and standard deviation (B, N, 1) that `normalize_patches` uses."""
-    variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True)
+    variance, mean = torch.var_mean(full_precision(patches), dim=-1, keepdim=True)
     return mean, (variance + 1e-6).sqrt()
 
 
@@ -114,7 +119,7 @@ def masked_loss(
     """
     cell = mask.shape[-2] // target.shape[-2], mask.shape[-1] // target.shape[-1]
     weight = F.avg_pool2d(mask.float(), cell)  # (B, 1, h, w)
-    error = distance(prediction.float(), target.float(), reduction='none')  # (B, D, h, w)
+    error = distance(full_precision(prediction), full_precision(target), reduction='none')  # (B, D, h, w)
     return (error * weight).sum() / (weight.sum() + 1e-5) / target.shape[1]
 
 

@@ -19,7 +19,7 @@ from .backbone import feature_map, model_input, model_name, to_pair, unsupported
 from .errors import MIMUnsupportedError
 from .meta_run import dry_run
 from .method import MIMMethod
-from .targets import hog_target, normalized_pixel_target, pixel_target
+from .targets import full_precision, hog_target, normalized_pixel_target, pixel_target
 
 __all__ = ['EMATeacherMethod', 'Target', 'TeacherTarget', 'create_target', 'normalize_features', 'target_shape']
 
@@ -29,7 +29,7 @@ _IMAGENET_MEAN_STD = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 def normalize_features(features: torch.Tensor) -> torch.Tensor:
     """Normalise features (..., C) to mean 0 and variance 1 by a layer norm without weights, in float32."""
-    return F.layer_norm(features.float(), features.shape[-1:])
+    return F.layer_norm(full_precision(features), features.shape[-1:])
 
 
 class TeacherTarget(nn.Module):
@@ -229,12 +229,18 @@ def target_shape(
         stride: Stride (height, width) in pixels of the feature map that predicts the target.
 
     Raises:
-        ValueError: A cell of the feature map does not consist of whole cells of the target.
+        ValueError: The target is no map of shape (B, D, h, w), or a cell of the feature map does not consist of whole
+            cells of the target.
     """
     if isinstance(target, TeacherTarget):
         target.check(in_chans, img_size)
     with torch.no_grad():
-        _, channels, *grid_size = target(torch.zeros(1, in_chans, *img_size, device=device)).shape
+        shape = target(torch.zeros(1, in_chans, *img_size, device=device)).shape
+    if len(shape) != 4 or shape[0] != 1:
+        raise ValueError(
+            f'target must return a map of shape (B, D, h, w), for an image of shape {(1, in_chans, *img_size)} it '
+            f'returned {tuple(shape)}.')
+    _, channels, *grid_size = shape
     map_size = tuple(size // step for size, step in zip(img_size, stride))
     if any(size % grid or grid % cells for size, grid, cells in zip(img_size, grid_size, map_size)):
         raise ValueError(

@@ -13,7 +13,9 @@ import torch
 
 from ._meta_copy import meta_copy
 
-__all__ = ['EmbedStagesMixin', 'gather_patches', 'map_grid', 'nlc_to_map', 'refuse_patch_grid', 'refused']
+__all__ = [
+    'EmbedStagesMixin', 'check_keep', 'gather_patches', 'map_grid', 'nlc_to_map', 'refuse_patch_grid', 'refused',
+]
 
 
 def refused(method: Callable) -> Callable:
@@ -167,6 +169,7 @@ class EmbedStagesMixin:
 
         Raises:
             NotImplementedError: The stages need the whole grid of tokens.
+            ValueError: The indices have another dtype or shape.
         """
         raise NotImplementedError(
             f'{type(self).__name__} cannot drop tokens: its stages need the whole grid. Replace them with map_tokens.')
@@ -227,6 +230,23 @@ def map_grid(
     return fn(tokens.flatten(1, 2)).reshape(tokens.shape)
 
 
+def check_keep(keep: torch.Tensor, batch_size: int) -> None:
+    """Check the indices that `keep_tokens` gets, as far as the host can without waiting for the device.
+
+    Args:
+        keep: Patch indices of shape (B, K) int64.
+        batch_size: Number of samples B.
+
+    Raises:
+        ValueError: The indices have another dtype or shape.
+    """
+    if keep.dtype != torch.int64 or keep.ndim != 2 or keep.shape[0] != batch_size:
+        hint = ' Make indices of a boolean mask with K True per sample: mask.nonzero()[:, 1].reshape(len(mask), -1).'
+        raise ValueError(
+            f'keep must be int64 patch indices of shape (B, K) with B = {batch_size}, got {keep.dtype} of shape '
+            f'{tuple(keep.shape)}.' + (hint if keep.dtype == torch.bool else ''))
+
+
 def gather_patches(tokens: torch.Tensor, keep: torch.Tensor, num_prefix_tokens: int = 0) -> torch.Tensor:
     """Gather patch tokens by index, after all of the prefix tokens.
 
@@ -237,7 +257,11 @@ def gather_patches(tokens: torch.Tensor, keep: torch.Tensor, num_prefix_tokens: 
 
     Returns:
         Tokens of shape (B, P + K, C).
+
+    Raises:
+        ValueError: The indices have another dtype or shape.
     """
+    check_keep(keep, len(tokens))
     prefix, patches = tokens[:, :num_prefix_tokens], tokens[:, num_prefix_tokens:]
     patches = patches.gather(1, keep.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
     return torch.cat([prefix, patches], dim=1) if num_prefix_tokens else patches

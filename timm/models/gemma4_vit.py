@@ -2,7 +2,7 @@
 # Read the result in build/timm/models/gemma4_vit.py.
 from typing import NamedTuple
 
-from ._embed_stages import EmbedStagesMixin, gather_patches, nlc_to_map
+from ._embed_stages import EmbedStagesMixin, check_keep, gather_patches, nlc_to_map
 
 
 class PositionTokens(NamedTuple):
@@ -125,6 +125,7 @@ class Gemma4VitEncoder(EmbedStagesMixin, nn.Module):
     def keep_tokens(self, embedded: PositionTokens, keep: torch.Tensor) -> PositionTokens:
         """Keep the patch tokens at indices (B, K), with their positions."""
         tokens, position_ids, padding_positions = embedded
+        check_keep(keep, len(tokens))
         if padding_positions is not None:
             padding_positions = padding_positions.gather(1, keep)
         return PositionTokens(gather_patches(tokens, keep), gather_patches(position_ids, keep), padding_positions)

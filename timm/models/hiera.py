@@ -2,7 +2,7 @@
 # Read the result in build/timm/models/hiera.py.
 from typing import NamedTuple
 
-from ._embed_stages import EmbedStagesMixin
+from ._embed_stages import EmbedStagesMixin, check_keep
 from ._meta_copy import map_size
 
 
@@ -79,6 +79,7 @@ class Hiera(EmbedStagesMixin, nn.Module):
         """Keep the mask units at indices (B, K), of tokens (B, N, C) of all units."""
         x, _ = embedded
         batch_size, num_tokens, channels = x.shape
+        check_keep(keep, batch_size)
         x = x.reshape(batch_size, self.mu_size, num_tokens // self.mu_size, channels)  # a unit's tokens are spread
         x = x.gather(2, keep[:, None, :, None].expand(-1, self.mu_size, -1, channels))
         return UnrolledTokens(x.flatten(1, 2), None)

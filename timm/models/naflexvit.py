@@ -2,7 +2,7 @@
 # Read the result in build/timm/models/naflexvit.py.
 from typing import NamedTuple
 
-from ._embed_stages import EmbedStagesMixin, gather_patches, nlc_to_map
+from ._embed_stages import EmbedStagesMixin, check_keep, gather_patches, nlc_to_map
 
 
 class NaFlexEmbeds(nn.Module):
@@ -210,6 +210,7 @@ class NaFlexVit(EmbedStagesMixin, nn.Module):
     def keep_tokens(self, embedded: NaFlexTokens, keep: torch.Tensor) -> NaFlexTokens:
         """Keep all prefix tokens and the patch tokens at indices (B, K), with all that belongs to them."""
         x, patch_valid, rope_embeds, attn_mask, keep_indices, naflex_mode = embedded
+        check_keep(keep, len(x))
         if rope_embeds is not None and self.rope_is_mixed:
             # one per block, of all patches as long as those of a patch dropout are not taken from it
             indices = keep if keep_indices is None else keep_indices.gather(1, keep)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from timm.layers import apply_keep_indices_nlc
-from ._embed_stages import EmbedStagesMixin, gather_patches, nlc_to_map, refused
+from ._embed_stages import EmbedStagesMixin, check_keep, gather_patches, nlc_to_map, refused
 
 
 class RopeGridTokens(NamedTuple):
@@ -19,6 +19,7 @@ class RopeGridTokens(NamedTuple):
 def keep_rope_grid_tokens(embedded: RopeGridTokens, keep: torch.Tensor) -> RopeGridTokens:
     """Keep the patch tokens at indices (B, K), with their rotary embedding."""
     tokens, rope, _ = embedded
+    check_keep(keep, len(tokens))
     batched = rope.ndim == 4
     rope = apply_keep_indices_nlc(tokens, rope, keep, pos_embed_has_batch=batched)
     return RopeGridTokens(gather_patches(tokens, keep), rope if batched else rope.unsqueeze(1), None)
