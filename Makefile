@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: pretrain demo test test-all benchmark cuda upstream-tests lint diff clean
+.PHONY: pretrain demo test test-all benchmark cuda upstream-tests docs lint diff clean
 
 # The main job on handwritten digits that ship inside scikit-learn: MAE, from nothing to pictures and a probe.
 pretrain: $(INSTALLED)
@@ -39,6 +39,11 @@ cuda: $(INSTALLED)
 upstream-tests: $(INSTALLED)
 	$(BIN)/python -m patchset build
 	$(BIN)/python tests/upstream/run.py $(ARGS)
+
+# The documentation as a site: build/site/index.html.
+docs: $(INSTALLED)
+	$(BIN)/python -m patchset build
+	$(BIN)/python docs/site.py
 
 # Style, then undefined names: an overlay is a fragment, so names are checked where it was woven in.
 lint: $(INSTALLED)
