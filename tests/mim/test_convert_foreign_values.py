@@ -135,7 +135,7 @@ class TestTensors:
         (facebook_mae, {'patch_embed.proj.weight': torch.zeros(48, 3, 0, 8)}, r'weight \(48 x 3 x 0 x 8, not 4 dim'),
         (facebook_mae, {'blocks.0.mlp.fc1.weight': torch.tensor(1.)}, r'blocks.0.mlp.fc1.weight \(scalar, not 2 dim'),
         (facebook_mae, {'mask_token': torch.zeros(())}, r'mask_token \(scalar, not 3 dimensions'),
-        (facebook_mae, {'blocks.99999.norm1.weight': torch.zeros(48)}, 'above the number of tensors: blocks.99999.norm'),
+        (facebook_mae, {'blocks.99999.norm1.weight': torch.zeros(48)}, 'above the number of tensors: blocks.99999'),
         (facebook_mae, {'norm.weight': torch.ones(48, dtype=torch.int64)},
          r'of another type: norm.weight \(int64, not float32\)'),
         (facebook_mae, {'norm.weight': torch.full((48,), float('nan'))}, 'with infinite numbers or NaN: norm.weight'),
