@@ -14,7 +14,7 @@ def message_of(call, error=ValueError):
     return message
 
 
-UNPADDED = 'has no grid of patches that divides an image, convolutions of its stem do not pad'
+UNPADDED = 'has no grid of patches that divides an image: convolutions of its stem do not pad'
 UNPADDED_MODELS = {
     'inception_v3': 'InceptionV3', 'inception_v4': 'InceptionV4', 'inception_resnet_v2': 'InceptionResnetV2',
     'legacy_xception': 'Xception', 'nasnetalarge': 'NASNetALarge', 'pnasnet5large': 'PNASNet5Large'}

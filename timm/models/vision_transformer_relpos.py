@@ -7,7 +7,7 @@ class VisionTransformerRelPos(EmbedStagesMixin, nn.Module):
 
     @moved_from('forward_features', after='x = self.patch_embed(x)', through='if self.cls_token is not None: ...')
     def embed_positions(self, x: torch.Tensor) -> torch.Tensor:
-        """Add the class token, if any, to patch tokens (B, N, C). Positions are a bias of the attention."""
+        """Add the class token, if any, to patch tokens (B, N, C). Positions enter as an attention bias."""
         ...
         return x
 
