@@ -19,7 +19,7 @@ class ConVit(EmbedStagesMixin, nn.Module):
     @torch.jit.ignore
     @refused
     def keep_tokens(self, embedded: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """Not possible with gated positional attention."""
+        """Raise NotImplementedError, since gated positional attention needs the whole grid."""
         raise NotImplementedError(
             'ConVit cannot drop tokens: its gated positional attention is that of the whole grid. '
             'Replace them with map_tokens.')
