@@ -88,7 +88,7 @@ class TestOurFormats:
                        tmp_path / 'd.pth', 'facebook-mae')
 
         save_file(method.state_dict(), tmp_path / 'e.safetensors')
-        assert_refuses('or name the model, --model NAME', tmp_path / 'e.safetensors', tmp_path / 'f.safetensors',
+        assert_refuses('or name the model with --model NAME', tmp_path / 'e.safetensors', tmp_path / 'f.safetensors',
                        'encoder')
         torch.save(dict(state_dict={}), tmp_path / 'e.pth')
         for name in ('a.safetensors', 'e.pth'):
@@ -157,7 +157,7 @@ class TestRefusals:
         assert_refuses(r'names of an unknown format \(conv1, ...\); known formats are facebook-mae, ', facebook_file,
                        tmp_path / 'b.safetensors')
         torch.save(dict(conv1=torch.zeros(1), epoch=1), facebook_file)
-        assert_refuses('values that are no tensors: epoch', facebook_file, tmp_path / 'b.safetensors')
+        assert_refuses('values that are not tensors: epoch', facebook_file, tmp_path / 'b.safetensors')
 
     def test_number_of_heads_is_not_guessed(self, facebook_file, tmp_path):
         dest = tmp_path / 'b.safetensors'

@@ -145,8 +145,8 @@ class TestTensors:
          'quantized, sparse or nested: norm.weight'),
         (facebook_mae, {'norm.weight': torch.empty(48, device='meta')}, 'without data: norm.weight'),
         (facebook_mae, {'norm.weight': torch.zeros(1).expand(1 << 40)}, 'larger than their memory: norm.weight'),
-        (facebook_mae, {'norm.weight': None}, 'values that are no tensors: norm.weight'),
-        (facebook_mae, {'module.norm.weight': torch.ones(48)}, 'two tensors of the name norm.weight, one of'),
+        (facebook_mae, {'norm.weight': None}, 'values that are not tensors: norm.weight'),
+        (facebook_mae, {'module.norm.weight': torch.ones(48)}, 'two tensors with the name norm.weight, one of'),
         (facebook_mae, {'odd\nname': torch.ones(48)}, r'unknown: odd\?name'),
     ], ids=lambda value: getattr(value, '__name__', None))
     def test_refused_by_name(self, build, change, message, tmp_path):
@@ -160,7 +160,7 @@ class TestTensors:
         (dict(state_dict=5), 'state_dict is of type int'),
         (dict(state_dict={}, task_state=[1]), 'task_state is not a dictionary with the tensors of the method'),
         (dict(state_dict={'a': torch.ones(1)}, task_state=dict(method={'backbone.a': torch.ones(1)})),
-         'two tensors of the name backbone.a'),
+         'two tensors with the name backbone.a'),
     ], ids=['encoder', 'predictor', 'state_dict', 'task_state', 'method'])
     def test_parts_that_are_no_tensors(self, content, message, tmp_path):
         torch.save(content, tmp_path / 'a.pth')
