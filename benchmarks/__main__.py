@@ -1,4 +1,4 @@
-"""Run the benchmarks, write table, numbers and plot to benchmarks/results. For a GPU: python -m benchmarks.gpu."""
+"""Run the benchmarks and write tables, numbers and a plot. For a GPU: python -m benchmarks.gpu."""
 import argparse
 import importlib
 import inspect
@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Iterator, List, Tuple
 
-os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler that measures memory reports on itself
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # silence the profiler that measures memory
 
 import torch  # noqa: E402
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def write(rows: List[dict], args: argparse.Namespace) -> None:
-    """Write what there is so far, so that nothing is lost if a later section takes too long."""
+    """Write the results so far, so that they survive if a later section takes too long."""
     from .plot import plot
     from .report import describe_machine, to_markdown
     machine = describe_machine(torch.device(args.device))
@@ -49,7 +49,7 @@ def write(rows: List[dict], args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> Iterator[Tuple[List[dict], List[str]]]:
-    """Run the sections. After each of them, rows of the tables so far, and names of sections that failed."""
+    """Run the sections. After each, yield all rows so far, and the names of the sections that failed."""
     device = torch.device(args.device)
     if device.type == 'cuda':
         torch.set_float32_matmul_precision('high')
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> Iterator[Tuple[List[dict], List[str]]]:
         options = dict(compiled=not args.no_compile) if takes_compiled else {}
         try:
             rows += module.run(args.rounds, device, **options)
-        except Exception:  # the other sections are worth having
+        except Exception:  # continue with the other sections
             traceback.print_exc()
             failed.append(name)
         torch._dynamo.reset()

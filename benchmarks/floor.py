@@ -1,4 +1,4 @@
-"""Our training steps against the sum of their own products."""
+"""Compare our training steps with the time of their matrix products and attentions alone."""
 from typing import List
 
 import torch
@@ -12,7 +12,7 @@ from .training import TrainingStep
 
 
 def training_step(method: str, model: str, batch: int, precision: str, device: torch.device, **options) -> TrainingStep:
-    """Our training step of a method on a model."""
+    """Return our training step of a method on a model."""
     torch.manual_seed(0)
     module = create_mim(method, create_model(model, drop_path_rate=0., **options)).to(device)
     noise = torch.rand(module.noise_shape(batch), device=device)

@@ -1,4 +1,4 @@
-"""Weights of timm's models for Hugging Face's."""
+"""Copy weights from timm's models to Hugging Face's."""
 from typing import Dict
 
 import torch
@@ -46,12 +46,12 @@ SIMMIM_SWIN = {
 
 
 def copy_weights(ours: torch.nn.Module, theirs: torch.nn.Module, names: Dict[str, str]) -> None:
-    """Give one of their models the weights of ours.
+    """Copy the weights of a method to a model of transformers.
 
     Args:
         ours: Method of `timm.mim`.
         theirs: Model of transformers, changed in place.
-        names: Our part of a name for each of theirs.
+        names: Mapping from parts of their names to parts of our names.
     """
     tensors = ours.state_dict()
     with torch.no_grad():
@@ -63,14 +63,14 @@ def copy_weights(ours: torch.nn.Module, theirs: torch.nn.Module, names: Dict[str
 def _our_name(name: str, names: Dict[str, str]) -> str:
     for theirs, ours in names.items():
         name = name.replace(theirs, ours)
-    if 'downsample' in name:  # theirs ends a stage, ours begins the next
+    if 'downsample' in name:  # at the end of a stage in transformers, at the start of the next stage in timm
         prefix, layers, number, *rest = name.split('.')
         name = '.'.join([prefix, layers, str(int(number) + 1), *rest])
     return name
 
 
 def _find(tensors: Dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    for part in range(3):  # theirs are apart, ours one after the other in one tensor
+    for part in range(3):  # separate tensors in transformers, concatenated in timm
         if f'.attn.{part}.qkv' in name:
             return tensors[name.replace(f'.attn.{part}.qkv', '.attn.qkv')].chunk(3)[part]
     return tensors[name]

@@ -1,4 +1,4 @@
-"""I-JEPA: ours, and the algorithm of the authors' code on lightly's predictor."""
+"""Compare an I-JEPA training step of ours with the algorithm of the authors' code, which uses lightly's predictor."""
 import copy
 from typing import Dict, List
 
@@ -29,7 +29,9 @@ class Ours(nn.Module):
 
 
 class Reference(nn.Module):
-    """The algorithm of facebookresearch/ijepa: embed all and drop, the context once per target, a loop of averages."""
+    """The algorithm of facebookresearch/ijepa: embed all patches and drop some, predict each target from its own copy
+    of the context, and average parameters in a loop.
+    """
 
     def __init__(self, method: nn.Module):
         super().__init__()

@@ -1,17 +1,17 @@
-"""Do masked pixels reach the prediction of SimMIM? Two measurements, neither of which needs a download.
+"""Measure whether masked pixels reach the prediction of SimMIM, in two ways. Neither needs a download.
 
     python -m benchmarks.leak ratio                 # one model of each family
     python -m benchmarks.leak ratio vit_tiny_patch16_224 pvt_v2_b0
     python -m benchmarks.leak squares               # train on images that cannot be predicted
 
 `ratio` prints R for models with random weights: the mean change of the prediction when only the masked pixels of an
-image are replaced, divided by the mean change when all pixels are replaced. R is 0 for a model that is blind to
-masked pixels.
+image are replaced, divided by the mean change when all pixels are replaced. R is 0 for a blind model, which is a model
+that cannot see masked pixels.
 
 `squares` trains SimMIM on images of constant squares of 32 x 32 pixels, whose colours are independent draws from a
-standard normal distribution. Visible squares tell nothing about masked ones. So the best that a blind model can do is
-to predict 0, for which the expected L1 is the mean of |x|, sqrt(2 / pi) = 0.798. A lower L1 means that the model sees
-what it is to predict.
+standard normal distribution. Visible squares contain no information about masked ones. The best prediction of a blind
+model is therefore 0, for which the expected L1 is the mean of |x|, sqrt(2 / pi) = 0.798. A lower L1 means that the
+model sees masked pixels.
 """
 import argparse
 import math
@@ -29,7 +29,7 @@ SQUARE = 32
 
 
 def smallest_of_each_family() -> Dict[str, str]:
-    """The smallest model of each family that SimMIM serves, by family."""
+    """Return the smallest model that SimMIM supports in each family, by family."""
     smallest = {}
     for name in list_mim_models('simmim'):
         with torch.device('meta'):
@@ -42,7 +42,7 @@ def smallest_of_each_family() -> Dict[str, str]:
 
 
 def create(name: str) -> SimMIM:
-    """SimMIM on a model with random weights, at the size that the model has or one next to it."""
+    """Create SimMIM on a model with random weights, at the image size of the model or a similar one."""
     errors = []
     _, (height, width) = model_input(timm.create_model(name, num_classes=0))
     for step in (1, 32, 64):
@@ -56,7 +56,7 @@ def create(name: str) -> SimMIM:
 
 
 def units_mask(method: SimMIM, batch_size: int) -> torch.Tensor:
-    """Mask 60 % of units of about 32 pixels, as in the paper."""
+    """Return masks of 60 % of units of about 32 pixels, as in the paper."""
     repeats = [
         min((repeat for repeat in range(1, size // stride + 1) if size % (repeat * stride) == 0),
             key=lambda repeat: abs(repeat * stride - SQUARE))
@@ -68,7 +68,7 @@ def units_mask(method: SimMIM, batch_size: int) -> torch.Tensor:
 
 @torch.no_grad()
 def leak_ratio(method: SimMIM) -> float:
-    """Mean change of the prediction when masked pixels change by that when all pixels do."""
+    """Return R: the mean change of the prediction if masked pixels change, divided by that if all pixels change."""
     method.eval()
     images, others = (torch.randn(2, method.in_chans, *method.img_size) for _ in range(2))
     mask = units_mask(method, 2)
@@ -86,13 +86,13 @@ def print_ratios(names: List[str]) -> None:
 
 
 def squares(batch_size: int, size: int) -> torch.Tensor:
-    """Images (B, 3, size, size) of independent constant squares."""
+    """Return images (B, 3, size, size) of independent constant squares."""
     colours = torch.randn(batch_size, 3, size // SQUARE, size // SQUARE)
     return colours.repeat_interleave(SQUARE, 2).repeat_interleave(SQUARE, 3)
 
 
 def train_on_squares(name: str, steps: int, batch_size: int, size: int, report: int) -> Iterator[str]:
-    """Train, and give the L1 over the last `report` steps, whose images were not seen before."""
+    """Train, and report the mean L1 over every `report` steps. Each step uses new images."""
     torch.manual_seed(0)
     model = timm.create_model(**timm.models.resolve_model_input_args(name, {'img_size': size}, num_classes=0))
     method = SimMIM(model, img_size=size, mask_unit=SQUARE).train()

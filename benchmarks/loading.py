@@ -1,4 +1,4 @@
-"""Images per second and core from JPEG files to a normalised batch: timm's stock loader and ours."""
+"""Measure images per second and core, from JPEG files to a normalised batch, of timm's stock loader and ours."""
 import tempfile
 from pathlib import Path
 from typing import Callable, List
@@ -16,11 +16,11 @@ from .timing import interleave
 
 STATISTICS = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 NUM_FILES = 64
-SIZES = ((500, 375), (1000, 750))  # the mean size in ImageNet, and twice that
+SIZES = ((500, 375), (1000, 750))  # the mean image size of ImageNet, and twice that
 
 
 def run(rounds: int, device: torch.device) -> List[dict]:
-    """One core: no worker, one thread. Flips, and crops of 0.2 to 1 of the image as for MAE."""
+    """Measure on one core, without workers, with one thread. As for MAE: flips, and crops of 0.2 to 1 of the image."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     rows = []
@@ -39,7 +39,7 @@ def run(rounds: int, device: torch.device) -> List[dict]:
 
 
 def _write_files(folder: Path, size: tuple) -> float:
-    """Sample photographs as JPEG files of quality 90. Their mean size in kilobytes."""
+    """Write sample photographs as JPEG files of quality 90, and return their mean size in kilobytes."""
     paths = [path for part in sample_photographs() for path in part]
     photographs = [Image.open(path).convert('RGB').resize(size, Image.LANCZOS) for path in paths]
     (folder / 'images').mkdir()

@@ -1,4 +1,4 @@
-"""MAE: ours, transformers, lightly, and the algorithm of the authors' code."""
+"""Compare an MAE training step of ours with transformers, lightly, and the algorithm of the authors' code."""
 import copy
 from typing import Dict, List
 
@@ -18,7 +18,7 @@ from .training import compare_training
 
 
 class Ours(nn.Module):
-    """A method of ours, with the loss as its output."""
+    """A method of `timm.mim`, with the loss as its output."""
 
     def __init__(self, method: nn.Module):
         super().__init__()
@@ -47,7 +47,7 @@ class Transformers(nn.Module):
 
 
 class Lightly(nn.Module):
-    """lightly's modules, put together as its documentation does."""
+    """lightly's modules, combined as in its documentation."""
 
     def __init__(self, method: nn.Module):
         super().__init__()
@@ -64,7 +64,7 @@ class Lightly(nn.Module):
         self.decoder_embed, self.decoder_pred = method.decoder_embed, method.decoder_pred
 
     def forward(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        order = F.pad(noise, (1, 0), value=-1.).argsort(dim=1)  # the class token is token 0, and stays
+        order = F.pad(noise, (1, 0), value=-1.).argsort(dim=1)  # keep the class token, which is token 0
         keep, mask = order[:, :self.num_visible], order[:, self.num_visible:]
         embedded = self.decoder_embed(self.backbone.encode(images, idx_keep=keep))
         tokens = utils.repeat_token(self.decoder.mask_token, (len(images), order.shape[1])).type_as(embedded)
@@ -75,7 +75,9 @@ class Lightly(nn.Module):
 
 
 class Reference(nn.Module):
-    """The algorithm of facebookresearch/mae on blocks of timm: embed all, shuffle, unshuffle, predict all, mask."""
+    """The algorithm of facebookresearch/mae with timm's blocks: embed all patches, shuffle, encode the visible ones,
+    unshuffle, predict all patches, and mask the loss.
+    """
 
     def __init__(self, method: nn.Module):
         super().__init__()
@@ -119,7 +121,7 @@ def create_modules(model: str, device: torch.device, depth: int = 0, **options) 
 
 
 def run(rounds: int, device: torch.device, compiled: bool) -> List[dict]:
-    """Training steps of all, eager in both precisions, and compiled of a shallower model: compiling takes long."""
+    """Compare training steps: eager in both precisions, and compiled for a shallower model, which compiles faster."""
     rows = []
     batch = 8 if device.type == 'cpu' else 256
     images, noise = torch.randn(batch, 3, 224, 224, device=device), torch.rand(batch, 196, device=device)

@@ -1,4 +1,4 @@
-"""Making the masks of a batch."""
+"""Measure the time to make the masks of a batch."""
 from typing import List
 
 import torch
@@ -22,6 +22,6 @@ def run(rounds: int, device: torch.device) -> List[dict]:
              for name, (size, make) in cases.items()}
     steps['multi_block, reference'] = lambda: official_multi_block_masks(grid, batch, 0)
     rows = compare('masks', f'batch {batch}, 14 x 14 patches', steps, rounds, device, memory=False)
-    for row in rows:  # there is nothing to compare random masks with
+    for row in rows:  # ratios between different kinds of masks mean nothing
         row.pop('ratio'), row.pop('ratio_of_minima')
     return rows

@@ -1,4 +1,4 @@
-"""Plots of the results."""
+"""Plot the results."""
 from pathlib import Path
 from typing import List
 
@@ -15,7 +15,7 @@ METHODS = dict(mae='#1b6ca8', simmim='#e08214')
 
 
 def plot(rows: List[dict], path: Path) -> None:
-    """Peers by ours on the left, the cost of size on the right."""
+    """Plot step times of peers divided by ours, and step time and memory by depth, width, image size and batch."""
     figure, axes = plt.subplots(2, 3, figsize=(15, 9))
     _plot_peers(axes[0, 0], [row for row in rows if row['section'] in ('MAE', 'SimMIM', 'I-JEPA')])
     scale = [row for row in rows if row['section'] == 'scale']
@@ -27,7 +27,7 @@ def plot(rows: List[dict], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     plt.close(figure)
-    Image.open(path).quantize(64).save(path, optimize=True)  # a third of the bytes
+    Image.open(path).quantize(64).save(path, optimize=True)  # reduces the file to a third
 
 
 def _plot_peers(axis, rows: List[dict]) -> None:
@@ -39,7 +39,7 @@ def _plot_peers(axis, rows: List[dict]) -> None:
     axis.axvline(1, color='black', linewidth=1)
     axis.set_xlim(0.8, None)
     axis.invert_yaxis()
-    axis.set_xlabel('time of a step, ours is 1')
+    axis.set_xlabel('time of a step divided by ours')
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for name, colour in COLOURS.items() if name != 'ours']
     axis.legend(handles, [name for name in COLOURS if name != 'ours'], fontsize=7)
 

@@ -1,4 +1,4 @@
-"""The floor of a step: its own matrix products and attentions, timed alone."""
+"""Measure a lower bound for the time of a step: its matrix products and attentions alone."""
 from typing import Any, Callable, Dict, List, Tuple
 
 import torch
@@ -13,7 +13,7 @@ REPEATS = 3
 
 
 class _Recorder(TorchDispatchMode):
-    """Products and attentions, by operation and the layout of their operands, and the order of the calls."""
+    """Records calls of products and attentions, by operation and layout of the operands, and their order."""
 
     def __init__(self):
         super().__init__()
@@ -49,16 +49,17 @@ def _operand(value: Any) -> Any:
 
 
 def record(step: Callable[[], Any]) -> _Recorder:
-    """The products and attentions of a step."""
+    """Run a step and record its products and attentions."""
     with _Recorder() as recorder:
         step()
     return recorder
 
 
 def seconds_of_products(recorder: _Recorder, device: torch.device) -> float:
-    """Seconds that the recorded operations take one after the other, in the order of the step, at best of a few times.
+    """Return the seconds that the recorded operations take in the order of the step, the minimum of a few runs.
 
-    An operation repeated by itself would find its operands in the cache, which in a step others have used meanwhile.
+    The order matters: an operation that runs repeatedly would find its operands in the cache, which in a step other
+    operations have overwritten.
     """
     def is_layout(value: Any) -> bool:
         return isinstance(value, tuple) and len(value) > 0 and value[0] == 'tensor'
@@ -76,7 +77,7 @@ def seconds_of_products(recorder: _Recorder, device: torch.device) -> float:
 
 
 def against_products(section: str, case: str, step: Callable[[], Any], rounds: int, device: torch.device) -> List[dict]:
-    """Our step beside the sum of its products, timed in turns."""
+    """Compare the time of our step with that of its products alone, timed in turns."""
     recorder = record(step)
     step()
     pairs = [(seconds(step, device), seconds_of_products(recorder, device)) for _ in range(rounds)]

@@ -1,4 +1,4 @@
-"""What the split costs: stock's `forward_features` against `forward_stages(embed(x))`."""
+"""Measure the cost of the split: stock's `forward_features` compared with `forward_stages(embed(x))`."""
 from collections import Counter
 from typing import List
 
@@ -11,7 +11,7 @@ from timm.models import create_model
 from .stock import StockTimm
 from .timing import compare
 
-# one of each file that is cut; the giants among them with fewer blocks
+# one model of each file that the overlays change; the largest ones with fewer blocks
 FAMILIES = (
     'beit_base_patch16_224', 'cait_xxs24_224', 'coat_lite_tiny', 'coatnet_nano_rw_224', 'convit_tiny',
     'convmixer_768_32', 'cpubone_nano', 'crossvit_tiny_240', 'cs3darknet_focus_s', 'csatv2', 'cspnext_tiny',
@@ -31,7 +31,7 @@ FAMILIES = (
     'vit_relpos_small_patch16_224', 'vit_tiny_patch16_224', 'volo_d1_224', 'xception41p', 'xcit_nano_12_p16_224',
 )
 FEWER_BLOCKS = dict(deepseek_vit_412m=1, gemma4_vit_167m=1, qwen3_vit_88m=1, naflexvit_base_patch16_gap=4)
-# XCiT, for one, does not compile in a process with two timms: its guards look for its tuple in the other one
+# some models, such as XCiT, do not compile in a process with two timms: guards look up its NamedTuple in the other timm
 COMPILED = ('vit_tiny_patch16_224', 'pvt_v2_b0')
 
 
@@ -79,7 +79,7 @@ def run(rounds: int, device: torch.device, compiled: bool) -> List[dict]:
         modules = dict(ours=_Halves(ours), stock=_Stock(theirs))
         calls = {}
         for variant, module in modules.items():
-            module(images)  # some fill a cache on the first call
+            module(images)  # some models fill a cache on the first call
             with _Calls() as recorder:
                 module(images)
             calls[variant] = recorder.counts

@@ -1,4 +1,4 @@
-"""What was measured as a table, with machine, versions and date."""
+"""Write measurements as Markdown tables, with the machine, versions and date."""
 import datetime
 import importlib.metadata
 import platform
@@ -10,7 +10,8 @@ import torch
 PACKAGES = ('timm', 'torch', 'torchvision', 'transformers', 'lightly', 'pillow')
 HEADINGS = dict(
     refactor="Stock's `forward_features` and `forward_stages(embed(x))`, inference",
-    MAE='MAE, a training step', SimMIM='SimMIM, a training step', floor='Our step and the sum of its own products',
+    MAE='MAE, a training step', SimMIM='SimMIM, a training step',
+    floor='Our training step, and its matrix products and attentions alone',
     loading='From JPEG files to a normalised batch, one worker', masks='Masks of a batch',
     scale='A training step by size, float32')
 HEADINGS['I-JEPA'] = 'I-JEPA, a training step'
@@ -41,13 +42,13 @@ def _is_installed(name: str) -> bool:
 
 
 def to_markdown(machine: Dict[str, str], rows: List[dict], rounds: int) -> str:
-    """Tables of all sections. A ratio is that of the variant to ours: above 1 it takes longer."""
+    """Return the tables of all sections. A ratio above 1 means that the variant is slower than ours."""
     lines = [
         '<!-- written by python -m benchmarks -->',
         ', '.join(f'{name} {value}' for name, value in machine.items()) + '.',
-        f'{rounds} rounds after warm-up, variants in turns within a round. Times in milliseconds; "of ours" is the '
-        'median over the rounds of the time by that of ours in the same round: above 1 the variant is slower. Memory '
-        'is the peak of a step beyond weights and optimizer state.']
+        f'{rounds} rounds after warm-up; variants take turns within a round. Times in milliseconds. "time / ours" is '
+        'the time divided by the time of ours in the same round, median over the rounds: above 1 the variant is '
+        'slower. Memory is the peak of a step beyond weights and optimizer state.']
     for section in dict.fromkeys(row['section'] for row in rows):
         lines += ['', f'**{HEADINGS.get(section, section)}**', '']
         lines += _TABLES.get(section, _variants)([row for row in rows if row['section'] == section])
@@ -59,7 +60,7 @@ def _table(titles: List[str], rows: List[List[str]]) -> List[str]:
 
 
 def _variants(rows: List[dict]) -> List[str]:
-    return _table(['case', 'variant', 'median', 'minimum', 'of ours', 'peak MiB'], [[
+    return _table(['case', 'variant', 'median', 'minimum', 'time / ours', 'peak MiB'], [[
         row['case'], row['variant'], f'{row["median_ms"]:.1f}', f'{row["min_ms"]:.1f}',
         f'{row["ratio"]:.3f}' if 'ratio' in row else '', f'{row["peak_mib"]:.0f}' if 'peak_mib' in row else '',
     ] for row in rows])
@@ -67,7 +68,7 @@ def _variants(rows: List[dict]) -> List[str]:
 
 def _refactor(rows: List[dict]) -> List[str]:
     cases = [(ours, stock) for ours, stock in zip(rows[::2], rows[1::2])]
-    return _table(['model', 'ours', 'stock', 'stock by ours', 'by minima', 'ATen calls, both'], [[
+    return _table(['model', 'ours', 'stock', 'stock / ours', 'ratio of minima', 'ATen calls, both'], [[
         ours['case'], f'{ours["median_ms"]:.1f}', f'{stock["median_ms"]:.1f}', f'{stock["ratio"]:.3f}',
         f'{stock["ratio_of_minima"]:.3f}', str(ours['aten_calls'] or ''),
     ] for ours, stock in cases])

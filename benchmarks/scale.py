@@ -1,4 +1,4 @@
-"""Time and memory of a training step against depth, width, image size and batch, beside the floor."""
+"""Measure time and memory of a training step by depth, width, image size and batch, and its lower bound."""
 from typing import List
 
 import torch

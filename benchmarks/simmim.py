@@ -1,4 +1,4 @@
-"""SimMIM: ours and transformers, on a plain and on a windowed model."""
+"""Compare a SimMIM training step of ours with transformers, for ViT and Swin."""
 from typing import Dict, List
 
 import torch
@@ -17,7 +17,7 @@ NUM_MASKED = 30  # of 49 units
 
 
 class Transformers(nn.Module):
-    """Hugging Face's model; the mask is made of noise as ours is, and costs it as much."""
+    """SimMIM model of Hugging Face; it makes its mask from noise like ours, so that the cost is the same."""
 
     def __init__(self, method: nn.Module):
         super().__init__()

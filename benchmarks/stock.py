@@ -1,4 +1,4 @@
-"""Stock timm and the fork in one process, each with modules of its own."""
+"""Import stock timm and the fork into one process, each with its own modules."""
 import importlib
 import sys
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ TREE = Path(__file__).resolve().parent.parent / 'build' / 'stock'  # `python -m 
 
 
 class StockTimm:
-    """Stock timm. What is imported within `active` is stock's."""
+    """Modules of stock timm. Within the context `active`, imports of timm return them."""
 
     def __init__(self):
         if not (TREE / 'timm').is_dir():

@@ -1,4 +1,4 @@
-"""Interleaved timing: what is compared takes turns, so that a slow moment of the machine hits all alike."""
+"""Interleaved timing: compared steps take turns, so that a slow phase of the machine affects all of them equally."""
 import statistics
 import time
 from typing import Any, Callable, Dict, List
@@ -15,7 +15,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds(step: Callable[[], Any], device: torch.device) -> float:
-    """Seconds that a step takes, until the device is done."""
+    """Return the seconds that a step takes, including the work that it queues on the device."""
     synchronize(device)
     start = time.perf_counter()
     step()
@@ -28,9 +28,9 @@ def interleave(steps: Steps, rounds: int, device: torch.device, warm_up: int = 2
 
     Args:
         steps: Steps by name.
-        rounds: Rounds that count. The order within a round rotates.
+        rounds: Number of measured rounds. The order within a round rotates.
         device: Device to wait for.
-        warm_up: Rounds before, that do not count.
+        warm_up: Number of unmeasured rounds before them.
 
     Returns:
         Seconds of each round by name.
@@ -47,7 +47,7 @@ def interleave(steps: Steps, rounds: int, device: torch.device, warm_up: int = 2
 
 
 def peak_memory(step: Callable[[], Any], device: torch.device) -> float:
-    """MiB that a step has in use at most, beyond what was in use before it."""
+    """Return the peak memory of a step in MiB, beyond the memory in use before it."""
     if device.type == 'cuda':
         synchronize(device)
         torch.cuda.reset_peak_memory_stats()
@@ -73,15 +73,15 @@ def compare(
         device: torch.device,
         memory: bool = True,
 ) -> List[dict]:
-    """Time steps in turns and make a row of each. Ratios are to the first one, ours, median over the rounds.
+    """Time steps in turns and return a row for each, with its time divided by ours, median over the rounds.
 
     Args:
-        section: What is compared.
+        section: Name of the section in the report.
         case: Model, precision and batch.
         steps: Steps by name, ours first.
-        rounds: Rounds that count.
+        rounds: Number of measured rounds.
         device: Device to wait for.
-        memory: Measure peak memory too.
+        memory: Also measure peak memory.
     """
     times = interleave(steps, rounds, device)
     ours = next(iter(times.values()))
@@ -103,4 +103,4 @@ def describe(row: dict) -> str:
     memory = f'{row["peak_mib"]:8.0f} MiB' if 'peak_mib' in row else ''
     return (
         f'  {row["case"]:<52}{row["variant"]:<22}{row["median_ms"]:10.1f} ms median{row["min_ms"]:10.1f} ms minimum'
-        f'{row["ratio"]:7.3f} of ours{memory}')
+        f'{row["ratio"]:7.3f} x ours{memory}')

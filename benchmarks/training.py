@@ -1,4 +1,4 @@
-"""A training step that is the same for all: forward, backward, fused AdamW."""
+"""Time a training step that is the same for all variants: forward, backward, fused AdamW."""
 import copy
 from typing import Dict, List, Sequence
 
@@ -7,7 +7,8 @@ import torch.nn as nn
 
 from .timing import compare
 
-# of the loss: sums in another order, of 24 bits, or of 8 in bfloat16; a GPU multiplies float32 with 11
+# relative tolerances of the loss, for sums in another order: float32 has 24 significant bits, bfloat16 8, and TF32, in
+# which a GPU multiplies float32, 11
 TOLERANCE = {('cpu', 'float32'): 1e-5, ('cuda', 'float32'): 3e-3}
 TOLERANCE_OF_BFLOAT16 = 1e-2
 
@@ -16,8 +17,8 @@ class TrainingStep:
     """One step of a module whose forward returns the loss.
 
     Args:
-        module: Module, `after_step` of which is called after the optimizer if it has one.
-        inputs: What the module takes.
+        module: Module. If it has a method `after_step`, this is called after each optimizer step.
+        inputs: Inputs of the module.
         precision: 'float32', or 'bfloat16' for autocast.
         compiled: Compile the module.
     """
@@ -54,7 +55,7 @@ def compare_training(
         compiled: bool,
         rounds: int,
 ) -> List[dict]:
-    """Assert that modules have equal losses, then time their training steps in turns. Ours is the first one."""
+    """Assert that modules have equal losses, then time their training steps in turns. The first module is ours."""
     steps = {
         name: TrainingStep(copy.deepcopy(module), inputs, precision, compiled) for name, module in modules.items()}
     losses = {name: step.loss().item() for name, step in steps.items()}

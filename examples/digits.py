@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What pre-training is worth when labels are few: 1,797 handwritten digits that ship with scikit-learn.
+"""Show how much pre-training helps with few labels, on the 1,797 handwritten digits that ship with scikit-learn.
 
     python examples/digits.py        (or: make demo)
 
-A small vision transformer is pre-trained on two thirds of the digits without their labels, by each method. Then it is
-fine-tuned on a few labelled ones, and so is the same transformer from scratch, by the same recipe. Accuracy is that on
-the last third. All is done for several seeds, which draw the split, the weights, the masks and the labelled digits.
+Each method pre-trains a small vision transformer on two thirds of the digits, without labels. The transformer is then
+fine-tuned on a few labelled digits; the same transformer is also trained from scratch with the same recipe. The script
+reports the accuracy on the last third. It repeats this for several seeds, which determine the split, the weights, the
+masks and the labelled digits.
 """
 import statistics
 import time
@@ -25,7 +26,7 @@ from timm.mim.pretrain.flags import OneLineParser
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 
-# Digits are of 8 x 8 pixels: 16 patches of 2 x 2.
+# Digits have 8 x 8 pixels: 16 patches of 2 x 2.
 MODEL = dict(
     model_name='vit_tiny_patch16_224', img_size=8, patch_size=2, in_chans=1, embed_dim=48, depth=3, num_heads=3,
     class_token=False, global_pool='avg', fc_norm=False, weight_init='moco',
@@ -42,7 +43,7 @@ LABELS_PER_CLASS = (2, 5, 20)
 
 
 def read_digits(seed: int) -> Tuple[Tuple[torch.Tensor, torch.Tensor], Tuple[torch.Tensor, torch.Tensor]]:
-    """Read the digits, normalised to mean 0 and deviation 1: images and labels to train on, and to test on."""
+    """Read the digits, normalised to mean 0 and standard deviation 1, and split them into training and test set."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None]
     images, labels = (images - images.mean()) / images.std(), torch.tensor(digits.target)
@@ -52,13 +53,13 @@ def read_digits(seed: int) -> Tuple[Tuple[torch.Tensor, torch.Tensor], Tuple[tor
 
 
 def batches(num_images: int, batch_size: int, steps: int) -> Iterator[torch.Tensor]:
-    """Draw the numbers of the images of so many batches, each image once before any comes again."""
-    left = torch.empty(0, dtype=torch.long)
+    """Yield the indices of the images of `steps` batches; each epoch contains every image once."""
+    remaining = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
-        while len(left) < batch_size:
-            left = torch.cat([left, torch.randperm(num_images)])
-        yield left[:batch_size]
-        left = left[batch_size:]
+        while len(remaining) < batch_size:
+            remaining = torch.cat([remaining, torch.randperm(num_images)])
+        yield remaining[:batch_size]
+        remaining = remaining[batch_size:]
 
 
 def optimise(module: nn.Module, steps: int, learning_rate: float) -> Tuple[torch.optim.Optimizer, CosineLRScheduler]:
@@ -69,7 +70,7 @@ def optimise(module: nn.Module, steps: int, learning_rate: float) -> Tuple[torch
 
 
 def pretrain(name: str, images: torch.Tensor, steps: int, batch_size: int, learning_rate: float) -> nn.Module:
-    """Pre-train the transformer by a method, without labels, and return it."""
+    """Pre-train the transformer with a method, without labels, and return it."""
     method = create_mim(name, timm.create_model(**MODEL, num_classes=0), **METHODS[name]).train()
     optimizer, schedule = optimise(method, steps, learning_rate)
     for step, batch in enumerate(batches(len(images), batch_size, steps)):
@@ -105,13 +106,13 @@ def fine_tune(
 
 
 def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of images that a model names correctly, in percent."""
+    """Return the share of images that a model classifies correctly, in percent."""
     with torch.inference_mode():
         return 100 * (model(images).argmax(1) == labels).float().mean().item()
 
 
 def first_of_each_class(labels: torch.Tensor, count: int) -> torch.Tensor:
-    """Numbers of the first so many images of each class."""
+    """Return the indices of the first `count` images of each class."""
     return torch.cat([torch.where(labels == digit)[0][:count] for digit in range(10)])
 
 
@@ -126,7 +127,7 @@ def run(job: Tuple[int, str]) -> List[float]:
     """
     seed, start = job
     began = time.time()
-    torch.set_num_threads(1)  # jobs run side by side
+    torch.set_num_threads(1)  # jobs run in parallel
     (images, labels), test = read_digits(seed)
     torch.manual_seed(seed)
     encoder = None if start == SCRATCH else pretrain(start, images, **PRETRAINING)
@@ -141,7 +142,11 @@ def run(job: Tuple[int, str]) -> List[float]:
 
 
 def table(results: Dict[str, List[List[float]]]) -> str:
-    """Write mean and standard deviation over seeds of each start (seed, number of labels) as a table."""
+    """Return a table of the mean and standard deviation over seeds, by start and number of labels.
+
+    Args:
+        results: Accuracy for each seed and number of labels, by start (a method, or `SCRATCH`).
+    """
     rows = ['| labels per class | ' + ' | '.join(map(str, LABELS_PER_CLASS)) + ' |', '|---' * 4 + '|']
     for start, values in results.items():
         cells = [f'{statistics.mean(column):.1f} ± {statistics.stdev(column):.1f}' for column in zip(*values)]
@@ -150,12 +155,12 @@ def table(results: Dict[str, List[List[float]]]) -> str:
 
 
 def plot(results: Dict[str, List[List[float]]], path: Path) -> None:
-    """Draw the mean of each start as a line over the number of labels, and each seed as a dot."""
+    """Plot accuracy over the number of labels: the mean of each start as a line, and each seed as a dot."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(6, 4), layout='constrained')
     axes = figure.add_subplot()
     for i, (start, values) in enumerate(results.items()):
-        beside = [count * 1.04 ** (i - 1.5) for count in LABELS_PER_CLASS]  # dots of two starts do not cover each other
+        beside = [count * 1.04 ** (i - 1.5) for count in LABELS_PER_CLASS]  # shift the dots of each start
         line, = axes.plot(
             beside, [statistics.mean(column) for column in zip(*values)], label=start,
             color='black' if start == SCRATCH else None, linestyle='--' if start == SCRATCH else '-')
@@ -173,7 +178,7 @@ def plot(results: Dict[str, List[List[float]]], path: Path) -> None:
 def main() -> None:
     parser = OneLineParser(description=__doc__.splitlines()[0])
     parser.add_argument('--seeds', type=int, default=3, metavar='N', help='number of seeds, two or more (default: 3)')
-    parser.add_argument('--processes', type=int, default=2, metavar='N', help='jobs side by side (default: 2)')
+    parser.add_argument('--processes', type=int, default=2, metavar='N', help='number of parallel jobs (default: 2)')
     parser.add_argument('--output', type=Path, default=Path('output/demo'), metavar='DIR', help='folder of the plot')
     args = parser.parse_args()
     began = time.time()

@@ -1,4 +1,4 @@
-"""MaskFeat, a method that timm.mim does not have: predict histograms of oriented gradients of masked patches.
+"""MaskFeat, an example of a user's own method: predict histograms of oriented gradients (HOG) of masked patches.
 
     python train.py --mim-module examples/maskfeat.py --mim maskfeat --model vit_small_patch16_224
 
@@ -25,7 +25,7 @@ class MaskFeat(MIMMethod):
         self.grid = backbone.patch_grid(self.img_size)
         self.num_masked = masked_count(math.prod(self.grid), mask_ratio)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.patch_dim))
-        cells = features.stride[0] // 8, features.stride[1] // 8  # of the histograms, under each feature
+        cells = features.stride[0] // 8, features.stride[1] // 8  # HOG cells per feature
         self.decoder = PixelDecoder(features.channels, cells, out_chans=9 * self.in_chans)
 
     def noise_shape(self, batch_size):

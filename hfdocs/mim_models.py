@@ -20,7 +20,7 @@ SHORT_REASONS = {
     'has no patch tokens that can be replaced before positions are added': 'no patch tokens apart from positions',
     'needs its whole grid of tokens and cannot drop any': 'cannot drop tokens',
     'gives no feature map': 'no feature map',
-    'has no grid of patches that divides an image, convolutions of its stem do not pad': 'no grid of patches',
+    'has no grid of patches that divides an image: convolutions of its stem do not pad': 'no grid of patches',
 }
 
 

@@ -1,1 +1,1 @@
-"""What can only be known on a GPU: `python -m benchmarks.gpu --help`."""
+"""Checks and measurements that need a GPU: `python -m benchmarks.gpu --help`."""

@@ -1,16 +1,17 @@
-"""What can only be known on a GPU, most valuable first, in slices that go on where the last one stopped.
+"""Run the checks and measurements that need a GPU, in time slices; each slice continues where the last one stopped.
 
-In this order: Proof 3 (bit for bit what stock timm computes) on the smallest model of each class; steps in float16 and
-bfloat16 with the guard against losses that are not finite; one compiled graph; no wait for the device; throughput
-against transformers, lightly and the reference algorithms; the loader; Proof 3 on all other models, smallest first.
+The order is: Proof 3 (results equal to stock timm's, bit for bit) for the smallest model of each class; steps in
+float16 and bfloat16 with the guard against infinite or NaN losses; compilation to one graph; steps that do not wait for
+the device; throughput compared with transformers, lightly and the reference algorithms; the loader; Proof 3 for all
+other models, smallest first.
 
-Results are appended to RESULTS/results.jsonl, and told in RESULTS/table.md. A job that ended is not done again.
-Without a GPU, `--device cpu` tries the same code on tiny models in a minute.
+Results are appended to RESULTS/results.jsonl, and summarised in RESULTS/table.md. Finished jobs are not repeated.
+Without a GPU, `--device cpu` runs the same code on tiny models in a minute.
 
-On a machine of your own: make cuda ARGS='--minutes 60'.
+On your own machine: make cuda ARGS='--minutes 60'.
 
-On a machine that takes a copy of the working tree, without network, for some minutes a command: carry the wheel of
-stock timm (build/upstream) and the results so far (output/cuda), and fetch the results back. With the device tool:
+On a machine without network that gets a copy of the working tree and limits the time of a command: carry the wheel of
+stock timm (build/upstream) and the results so far (output/cuda), and copy the results back. With the device tool:
 
     run(carry=['build/upstream', 'output/cuda', '.whl'], timeout_s=590, command='''
         python3 -m pip install -q --no-index --no-deps --target /tmp/site .whl/*.whl &&
@@ -19,8 +20,8 @@ stock timm (build/upstream) and the results so far (output/cuda), and fetch the 
         python3 -m benchmarks.gpu --minutes 8.5; cp output/cuda/* $OUT/''')
     cp FILES_AT/* output/cuda/     # here, then the same call again until nothing is left
 
-`.whl` holds what that machine lacks, for the peers: `pip download --no-deps -d .whl 'lightly>=1.6,<1.7'
-'lightly_utils>=0.0.2'` (leave it and the first line out, and the jobs with lightly are skipped by name).
+`.whl` contains packages of peers that the machine lacks: `pip download --no-deps -d .whl 'lightly>=1.6,<1.7'
+'lightly_utils>=0.0.2'`. Without it (omit the first line), the jobs that need lightly are reported as skipped.
 """
 import argparse
 import os
@@ -30,8 +31,8 @@ from collections import Counter
 from pathlib import Path
 from typing import List
 
-os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # read when cuBLAS starts, for Proof 3
-os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler that measures memory reports on itself
+os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # deterministic cuBLAS, for Proof 3; read when it starts
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # silence the profiler that measures memory
 
 import torch  # noqa: E402
 
@@ -54,20 +55,20 @@ def create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks.gpu', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('--minutes', type=float, default=9., help='minutes of this slice (default: 9)')
+    add('--minutes', type=float, default=9., help='duration of this slice in minutes (default: 9)')
     add('--results', type=Path, default=ROOT / 'output' / 'cuda', help='folder of the results (default: output/cuda)')
-    add('--device', choices=('cuda', 'cpu'), default='cuda', help='cpu: a try on tiny models (default: cuda)')
+    add('--device', choices=('cuda', 'cpu'), default='cuda', help='cpu runs tiny models as a test (default: cuda)')
     add('--only', nargs='+', choices=SECTIONS, default=SECTIONS, metavar='SECTION',
         help=f'sections to run: {", ".join(SECTIONS)} (default: all)')
-    add('--table', action='store_true', help='run nothing, print the table of the results')
+    add('--table', action='store_true', help='only print the table of the results')
     return parser
 
 
 def main(arguments: List[str] = None) -> int:
-    """Returns the exit code: 0 if nothing failed, 1 if a job failed, 2 for a mistake of the user."""
+    """Run the command and return its exit code: 0 for success, 1 if a job failed, 2 for a user's mistake."""
     args = create_parser().parse_args(arguments)
     if args.device == 'cuda' and not torch.cuda.is_available() and not args.table:
-        print('python -m benchmarks.gpu: no CUDA device here; --device cpu tries it on tiny models', file=sys.stderr)
+        print('python -m benchmarks.gpu: no CUDA device found; --device cpu runs tiny models', file=sys.stderr)
         return 2
     warnings.filterwarnings('ignore')
     device = torch.device(args.device)

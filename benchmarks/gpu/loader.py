@@ -1,4 +1,4 @@
-"""Whether the loader keeps the device busy: images per second from JPEG files to normalised batches on the device."""
+"""Measure the loader: images per second from JPEG files to normalised batches on the device."""
 import os
 import tempfile
 import time
@@ -16,15 +16,17 @@ from ..loading import NUM_FILES, SIZES, STATISTICS, _write_files
 from .slices import Job
 
 BATCH = 128
-EPOCHS = 3  # the first starts the workers, and does not count
+EPOCHS = 3  # the first one starts the workers, and is not measured
 
 
 def measure(device: torch.device, workers: int, copies: int, batch: int) -> Dict[str, Any]:
-    """Args:
-        device: Where batches go to.
-        workers: Worker processes.
-        copies: How often each file is in the dataset.
-        batch: Images of a batch.
+    """Measure images per second of the loader.
+
+    Args:
+        device: Device of the batches.
+        workers: Number of worker processes.
+        copies: Number of copies of each file in the dataset.
+        batch: Number of images in a batch.
     """
     with tempfile.TemporaryDirectory() as folder:
         _write_files(Path(folder), SIZES[0])

@@ -1,4 +1,4 @@
-"""Proof 3: what stock timm computes on the device, the fork computes, bit for bit."""
+"""Proof 3: the fork computes the same results as stock timm on the device, bit for bit."""
 import atexit
 import functools
 import sys
@@ -19,7 +19,7 @@ LARGEST_FLOAT32 = 400e6  # parameters; larger models are compared in bfloat16
 
 @functools.lru_cache(maxsize=1)
 def stock() -> StockTimm:
-    """The process of stock timm, which `python -m patchset build` unpacks."""
+    """Start a process with stock timm, which `python -m patchset build` unpacks."""
     tree = ROOT / 'build' / 'stock'
     if not (tree / 'timm').is_dir():
         raise SystemExit(f'{tree} is missing: run python -m patchset build')
@@ -31,7 +31,7 @@ def stock() -> StockTimm:
 def compare_model(entry: Entry, device: str) -> Dict[str, Any]:
     dtype = 'float32' if entry.parameters <= LARGEST_FLOAT32 else 'bfloat16'
     arguments = dict(name=entry.name, dtype=dtype, fill=True)
-    if device == 'cpu':  # a try
+    if device == 'cpu':  # a test run
         arguments['img_size'] = [64, 64]
     compared = compare_on_device(stock(), device, **arguments)
     if compared is None:
@@ -42,7 +42,8 @@ def compare_model(entry: Entry, device: str) -> Dict[str, Any]:
 
 
 def jobs(device: str) -> Dict[str, List[Job]]:
-    """Jobs on the smallest model of each class, and on all other models. On the CPU two small models are tried."""
+    """Return the jobs for the smallest model of each class, and for all other models; on the CPU for two small models.
+    """
     entries = sorted(served(), key=lambda entry: entry.parameters)
     if device == 'cpu':
         entries = [entry for entry in entries if entry.name in ('test_vit', 'test_byobnet')]

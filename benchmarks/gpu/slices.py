@@ -1,4 +1,4 @@
-"""Jobs that are done in slices of some minutes. A file tells which are done, so that the next slice goes on."""
+"""Run jobs in slices of a few minutes. A file records finished jobs, so that the next slice continues after them."""
 import json
 import time
 import traceback
@@ -9,20 +9,21 @@ from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 import torch
 
 STARTED = 'started'
-ATTEMPTS = 2  # of a job that takes the process down, or does not end before the machine is gone
-SHORTEST = 20.  # seconds that must be left to start a job of a section that nothing is known of
+ATTEMPTS = 2  # for a job that kills its process, or does not finish before the machine is taken away
+SHORTEST = 20.  # seconds that must remain to start the first job of a section
 
 
 class Unfit(Exception):
-    """A job that cannot be done on this machine: no memory, a package that is missing."""
+    """Raised by a job that cannot run on this machine, for lack of memory or of a package."""
 
 
 class Job(NamedTuple):
-    """
+    """A check or measurement.
+
     Attributes:
         section: Section of the report.
         name: Name of the job, unique in its section.
-        run: Does the job, and returns what was measured by name. Raises `Unfit` where this machine cannot do it.
+        run: Function that runs the job and returns measurements by name. Raises `Unfit` if this machine cannot run it.
     """
     section: str
     name: str
@@ -30,7 +31,7 @@ class Job(NamedTuple):
 
 
 class Results:
-    """Results of jobs, a JSON line each, written when a job starts and again when it ends."""
+    """Results of jobs, in a file with one JSON line when a job starts, and another when it ends."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -38,7 +39,7 @@ class Results:
         text = file.read_text() if file.exists() else ''
         whole, _, half = text.rpartition('\n')
         self.records = [json.loads(line) for line in whole.splitlines()]
-        if half:  # of a process that was killed while it wrote
+        if half:  # a process was killed while it wrote this line
             file.write_text(whole + '\n' if whole else '')
 
     def add(self, job: Job, outcome: str, **measured) -> None:
@@ -47,12 +48,12 @@ class Results:
             file.write(json.dumps(self.records[-1]) + '\n')
 
     def ended(self) -> List[Dict[str, Any]]:
-        """The last record of each job that ended."""
+        """Return the last record of each finished job."""
         last = {(record['section'], record['job']): record for record in self.records if record['outcome'] != STARTED}
         return list(last.values())
 
     def pending(self, jobs: Sequence[Job]) -> List[Job]:
-        """Jobs to do, those last that were started before and did not end. They get another attempt."""
+        """Return the unfinished jobs; those that were started before come last. Fail jobs without attempts left."""
         done = {(record['section'], record['job']) for record in self.ended()}
         starts = Counter((record['section'], record['job']) for record in self.records if record['outcome'] == STARTED)
         left = [job for job in jobs if job[:2] not in done]
@@ -62,22 +63,22 @@ class Results:
         return sorted((job for job in left if starts[job[:2]] < ATTEMPTS), key=lambda job: starts[job[:2]])
 
     def longest(self, section: str) -> float:
-        """Seconds that the longest job of a section took."""
+        """Return the seconds that the longest job of a section took."""
         seconds = [record['seconds'] for record in self.records if record['section'] == section and 'seconds' in record]
         return max(seconds, default=SHORTEST)
 
 
 def run_slice(jobs: Sequence[Job], results: Results, minutes: float, device: torch.device) -> int:
-    """Run jobs in their order until the time is used up. A job that could take longer than what is left waits.
+    """Run jobs in their order until the time is used up, or the next job could take longer than the remaining time.
 
     Args:
-        jobs: All jobs, done ones too.
-        results: Results so far, which are added to.
-        minutes: Minutes of this slice.
-        device: Device, which has to answer after a job that failed.
+        jobs: All jobs, including finished ones.
+        results: Results so far. New results are added.
+        minutes: Duration of this slice in minutes.
+        device: Device, which is checked after a failed job.
 
     Returns:
-        Number of jobs that are left.
+        Number of jobs that remain.
     """
     end = time.monotonic() + 60 * minutes
     pending = results.pending(jobs)
@@ -90,12 +91,12 @@ def run_slice(jobs: Sequence[Job], results: Results, minutes: float, device: tor
         results.add(job, outcome, seconds=round(time.monotonic() - start, 2), **measured)
         print(f'{outcome:8} {job.section}: {job.name} {describe(measured)}', flush=True)
         if outcome == 'failed' and device.type == 'cuda':
-            torch.cuda.synchronize()  # an error that stays would fail all that follow: end here, the next slice goes on
+            torch.cuda.synchronize()  # raises after a sticky error, which would fail all following jobs in this process
     return 0
 
 
 def attempt(job: Job) -> tuple:
-    """Outcome of a job, and what it measured or why it failed."""
+    """Run a job, and return its outcome with its measurements or its problem."""
     try:
         return 'passed', job.run()
     except Unfit as error:
@@ -105,7 +106,7 @@ def attempt(job: Job) -> tuple:
     except torch.OutOfMemoryError as error:
         torch.cuda.empty_cache()
         return 'skipped', dict(problem=f'does not fit: {first_line(error)}')
-    except Exception as error:  # a failure is a result, the other jobs are worth having
+    except Exception as error:  # record the failure and continue with the other jobs
         traceback.print_exc()
         return 'failed', dict(problem=f'{type(error).__name__}: {first_line(error)}')
 

@@ -1,4 +1,4 @@
-"""Results as tables for people."""
+"""Write results as Markdown tables."""
 from collections import Counter
 from typing import Any, Dict, List
 
@@ -6,10 +6,12 @@ HIDDEN = {'section', 'job', 'outcome', 'seconds', 'problem'}
 
 
 def to_markdown(machine: Dict[str, str], records: List[Dict[str, Any]], left: Dict[str, int]) -> str:
-    """Args:
-        machine: What it ran on.
-        records: The last record of each job that ended.
-        left: Number of jobs that are left, by section.
+    """Return the tables of all sections.
+
+    Args:
+        machine: Description of the machine.
+        records: The last record of each finished job.
+        left: Number of remaining jobs by section.
     """
     lines = ['<!-- written by python -m benchmarks.gpu -->',
              ', '.join(f'{name} {value}' for name, value in machine.items()) + '.', '',
@@ -24,7 +26,7 @@ def to_markdown(machine: Dict[str, str], records: List[Dict[str, Any]], left: Di
 
 
 def of_section(records: List[Dict[str, Any]]) -> List[str]:
-    """A row for each job. Of Proof 3 only what did not pass: the others are a thousand rows of the same."""
+    """Return a table row for each job. For Proof 3, omit the rows of the many passed jobs."""
     if records[0]['section'] == 'proof 3':
         records = [record for record in records if record['outcome'] != 'passed']
         if not records:

@@ -1,4 +1,4 @@
-"""Images per second, memory and utilisation of a training step: ours, the peers, and the reference algorithms."""
+"""Measure images per second, memory and utilisation of a training step of ours, peers and reference algorithms."""
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 
 import torch
@@ -13,13 +13,15 @@ from .slices import Job, Unfit
 
 CEILING = 790e3  # GFLOP/s in bfloat16, measured on one H200
 ROUNDS = 20
-MEMORY_SHARE = 0.9  # of the device that a batch may need
+MEMORY_SHARE = 0.9  # largest share of the device memory that a batch may need
 
 
 class Case(NamedTuple):
-    """
+    """A method and model to measure.
+
     Attributes:
-        gigaflop: Of a training step per image, as the reference algorithm takes it: skipped work shows as speed.
+        gigaflop: GFLOP per image of a training step of the reference algorithm. It is the same for all variants, so
+            that a variant with less work has a higher utilisation.
     """
     method: str
     model: str
@@ -30,14 +32,14 @@ class Case(NamedTuple):
 FULL = [
     Case('mae', 'vit_base_patch16_224', 58.5, (256, 1024)),
     Case('mae', 'vit_large_patch16_224', 124.2, (64, 256)),
-    Case('simmim', 'swin_base_patch4_window7_224', 93., (64, 256)),  # the 68.3 of an image of 192 pixels by area
+    Case('simmim', 'swin_base_patch4_window7_224', 93., (64, 256)),  # 68.3 for 192 pixels, scaled by the area
     Case('ijepa', 'vit_base_patch16_224', 106., (64, 256)),
 ]
 TRY = [Case('mae', 'vit_tiny_patch16_224', 1., (2,))]
 
 
 def modules_of(case: Case, device: torch.device, batch: int) -> tuple:
-    """Modules by variant, ours first, and their inputs."""
+    """Return the modules by variant, ours first, and their inputs."""
     images = torch.randn(batch, 3, 224, 224, device=device)
     if case.method == 'ijepa':
         from .. import ijepa
@@ -54,7 +56,7 @@ def modules_of(case: Case, device: torch.device, batch: int) -> tuple:
 
 
 def measure(case: Case, variant: str, batch: int, device: torch.device) -> Dict[str, Any]:
-    """One variant, eager or compiled. Its loss is compared with ours first."""
+    """Check that the loss of a variant, eager or compiled, equals ours, then measure the variant."""
     name, _, mode = variant.partition(' ')
     torch.manual_seed(0)
     modules, inputs = modules_of(case, device, batch)
@@ -65,7 +67,7 @@ def measure(case: Case, variant: str, batch: int, device: torch.device) -> Dict[
     loss = step.loss().item()
     assert abs(loss - expected) <= TOLERANCE_OF_BFLOAT16 * abs(expected), f'its loss is {loss}, ours {expected}'
     if name != 'ours':
-        del modules['ours']  # its memory
+        del modules['ours']  # free its memory
     seconds = min(interleave({name: step}, ROUNDS if device.type == 'cuda' else 1, device)[name])
     rate = batch / seconds
     measured = dict(batch=batch, variant=variant, images_per_second=rate, milliseconds=seconds * 1e3,
@@ -76,12 +78,12 @@ def measure(case: Case, variant: str, batch: int, device: torch.device) -> Dict[
 
 
 def kernels(step: Callable[[], Any]) -> int:
-    """Number of kernels of a step."""
+    """Return the number of kernels of a step."""
     return len(_kernel_times(step))
 
 
 def busy(step: Callable[[], Any]) -> float:
-    """Share of the time from the first kernel of a step to the last in which the device computes."""
+    """Return the share of the time, from the first kernel of a step to the last, in which the device computes."""
     times = _kernel_times(step)
     return sum(end - start for start, end in times) / max(1, max(end for _, end in times) - times[0][0])
 

@@ -1,4 +1,4 @@
-"""Steps of the methods on the device: mixed precision with the guard, one compiled graph, no wait for the device."""
+"""Check training steps on the device: mixed precision with the guard, one compiled graph, no wait for the device."""
 import contextlib
 import sys
 from argparse import Namespace
@@ -27,7 +27,7 @@ FULL = [
     ('simmim', 'swin_base_patch4_window7_224', 64), ('ijepa', 'vit_base_patch16_224', 32),
 ]
 TRY = [('mae', 'test_vit', 2), ('simmim', 'test_vit', 2), ('ijepa', 'test_vit', 2)]
-TOLERANCE = 0.05  # of a loss in mixed precision to that in float32
+TOLERANCE = 0.05  # relative difference of the loss in mixed precision from that in float32
 
 
 class Setting(NamedTuple):
@@ -51,7 +51,7 @@ class Setting(NamedTuple):
 
 
 class Training:
-    """Steps as a run takes them: autocast, the guard, a scaler for float16, a fused optimizer."""
+    """Training steps like those of a run: autocast, the guard, a scaler for float16, a fused optimizer."""
 
     def __init__(
             self,
@@ -82,13 +82,14 @@ class Training:
         return loss.detach()
 
     def losses(self, steps: int = STEPS) -> List[torch.Tensor]:
-        """Losses of steps on one batch."""
+        """Return the losses of several steps on one batch."""
         images, noise = (make(self.method, 0) for make in (self.setting.images, self.setting.noise))
         return torch.stack([self.step(images, noise) for _ in range(steps)]).tolist()
 
 
 def mixed_precision(setting: Setting, precision: str) -> Dict[str, Any]:
-    """The loss follows that of float32, and a batch that is not finite changes no weight and is told."""
+    """Check that losses follow those in float32, and that the guard detects an infinite batch, which changes no weight.
+    """
     expected, training = Training(setting, 'float32').losses(), Training(setting, precision)
     losses = training.losses()
     worst = max(abs(loss - other) / abs(other) for loss, other in zip(losses, expected))
@@ -99,8 +100,8 @@ def mixed_precision(setting: Setting, precision: str) -> Dict[str, Any]:
     before = [parameter.clone() for parameter in training.method.parameters()]
     loss = training.step(images, training.setting.noise(training.method, 1))
     assert not loss.isfinite(), 'a loss of infinite pixels is finite'
-    told = training.finite and training.guard.finish().finite
-    assert not told, 'the guard let a loss pass that is not finite'
+    passed_guard = training.finite and training.guard.finish().finite
+    assert not passed_guard, 'the guard did not detect an infinite or NaN loss'
     after = list(training.method.parameters())
     target = {id(p) for name, p in training.method.named_parameters() if name.startswith('target_encoder.')}
     assert all(torch.equal(a, b) for a, b in zip(before, after) if id(b) not in target), 'weights changed'
@@ -108,7 +109,7 @@ def mixed_precision(setting: Setting, precision: str) -> Dict[str, Any]:
 
 
 def one_graph(setting: Setting, precision: str, backend: str) -> Dict[str, Any]:
-    """Compiled without a graph break, and not compiled again for other images and masks."""
+    """Check that a step compiles without a graph break, and does not recompile for other images and masks."""
     torch._dynamo.reset()
     counters.clear()
     training = Training(
@@ -127,7 +128,7 @@ def one_graph(setting: Setting, precision: str, backend: str) -> Dict[str, Any]:
 
 @contextlib.contextmanager
 def no_wait(device: torch.device):
-    """An error where the host waits for the device. On the CPU, for operations that would."""
+    """Raise an error if the host waits for the device; on the CPU, for operations that would make it wait."""
     if device.type == 'cpu':
         sys.path.append(str(Path(__file__).resolve().parents[2] / 'tests' / 'mim'))
         from host_sync import NoHostSync
@@ -143,7 +144,10 @@ def no_wait(device: torch.device):
 
 
 def no_host_sync(setting: Setting, precision: str) -> Dict[str, Any]:
-    """A step, masks and all, is queued without waiting for the device. The first ones allocate, and may wait."""
+    """Check that a whole step, including masks, runs without waiting for the device.
+
+    A first step runs before the check, since it allocates memory and may wait.
+    """
     training = Training(setting, precision)
     images, noise = (make(training.method, 0) for make in (setting.images, setting.noise))
     training.step(images, noise)

@@ -44,7 +44,7 @@ REFUSED_CASES = {
     'gemma4-classifier-soft': 'multiple of 32|pools neighbours on the grid',
 }
 REFUSED_WHEN_DROPPING = {
-    'hiera-one-pooling': 'does not give a token for each visible patch',
+    'hiera-one-pooling': 'does not return one token per visible patch',
 }
 
 

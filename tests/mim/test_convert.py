@@ -84,15 +84,15 @@ class TestOurFormats:
         encoder = timm.create_model(
             'hiera_tiny_224', img_size=64, num_classes=0, **model_kwargs, checkpoint_path=tmp_path / 'c.safetensors')
         assert_equal(encoder.state_dict(), method.backbone.state_dict())
-        assert_refuses('facebook-mae cannot hold this model, it is for plain vision', tmp_path / 'a.safetensors',
+        assert_refuses('facebook-mae cannot hold this model: it is for plain vision', tmp_path / 'a.safetensors',
                        tmp_path / 'd.pth', 'facebook-mae')
 
         save_file(method.state_dict(), tmp_path / 'e.safetensors')
-        assert_refuses('or name the model, --model NAME', tmp_path / 'e.safetensors', tmp_path / 'f.safetensors',
+        assert_refuses('or name the model with --model NAME', tmp_path / 'e.safetensors', tmp_path / 'f.safetensors',
                        'encoder')
         torch.save(dict(state_dict={}), tmp_path / 'e.pth')
         for name in ('a.safetensors', 'e.pth'):
-            assert_refuses('has no moving average', tmp_path / name, tmp_path / 'f.safetensors', 'encoder', ema=True)
+            assert_refuses('no moving average', tmp_path / name, tmp_path / 'f.safetensors', 'encoder', ema=True)
 
     def test_named_model(self, tmp_path):
         # what --model names is believed, and checked
@@ -151,13 +151,13 @@ class TestRefusals:
     def test_several_formats_and_none(self, facebook_file, tmp_path):
         tensors = {**facebook_mae(), **microsoft_swin()}
         torch.save(dict(model=tensors), facebook_file)
-        assert_refuses('names of several formats: facebook-mae, microsoft-simmim', facebook_file,
+        assert_refuses('tensor names of several formats: facebook-mae, microsoft-simmim', facebook_file,
                        tmp_path / 'b.safetensors')
         torch.save(dict(conv1=torch.zeros(1)), facebook_file)
-        assert_refuses(r'names of no known format \(conv1, ...\), known are facebook-mae, ', facebook_file,
+        assert_refuses(r'names of an unknown format \(conv1, ...\); known formats are facebook-mae, ', facebook_file,
                        tmp_path / 'b.safetensors')
         torch.save(dict(conv1=torch.zeros(1), epoch=1), facebook_file)
-        assert_refuses('values that are no tensors: epoch', facebook_file, tmp_path / 'b.safetensors')
+        assert_refuses('values that are not tensors: epoch', facebook_file, tmp_path / 'b.safetensors')
 
     def test_number_of_heads_is_not_guessed(self, facebook_file, tmp_path):
         dest = tmp_path / 'b.safetensors'
@@ -170,10 +170,10 @@ class TestRefusals:
         (dict(reg_tokens=2), 'huggingface-vitmae', 'unknown: backbone.reg_token'),
         (dict(class_token=False, global_pool='avg', fc_norm=False), 'facebook-mae', 'missing: backbone.cls_token'),
         (dict(act_layer='quick_gelu'), 'facebook-mae', 'cannot hold this model: blocks.0.mlp.act is QuickGELU'),
-        (dict(patch_size=(8, 16)), 'facebook-mae', 'its images and patches are square'),
+        (dict(patch_size=(8, 16)), 'facebook-mae', 'images and patches must be square'),
         (dict(qk_norm=True), 'huggingface-vitmae', 'unknown: .*backbone.blocks.1.attn.q_norm.weight'),
         (dict(), 'facebook-ijepa', 'facebook-ijepa holds ijepa, not mae'),
-        (dict(), 'target-encoder', 'target-encoder: there is none in a checkpoint of mae'),
+        (dict(), 'target-encoder', 'A checkpoint of mae contains no target-encoder'),
     ], ids=str)
     def test_model_that_a_format_cannot_hold(self, kwargs, to, message, tmp_path):
         method = mae(**kwargs)
@@ -197,7 +197,7 @@ class TestFiles:
         for legacy in (False, True):
             torch.save(dict(model=facebook_mae(), extra=Malicious()), tmp_path / 'a.pth',
                        _use_new_zipfile_serialization=not legacy)
-            assert_refuses("a.pth' was not loaded: it asks for (posix|nt|os).mkdir, and only tensors and plain values",
+            assert_refuses("a.pth' was not loaded: it needs (posix|nt|os).mkdir, but only tensors and plain values",
                            tmp_path / 'a.pth', tmp_path / 'b.safetensors', **HEADS)
         assert not (tmp_path / 'ran').exists()
 
@@ -250,10 +250,10 @@ class TestFiles:
         assert (tmp_path / 'b.pth').read_text() == 'precious'
 
     @pytest.mark.parametrize('to, name, message', [
-        ('mim', 'b.pth', 'the name of a file in the format mim ends with .safetensors'),
+        ('mim', 'b.pth', 'the name of a mim file must end with .safetensors'),
         ('facebook-mae', 'b.safetensors', 'ends with .pth or '),
-        ('huggingface-vitmae', 'b.safetensors', 'is a folder, with config.json and model.safetensors'),
-        ('nonsense', 'b', "There is no format 'nonsense', there is facebook-mae"),
+        ('huggingface-vitmae', 'b.safetensors', 'needs a folder, for config.json and model.safetensors'),
+        ('nonsense', 'b', "There is no format 'nonsense'; the formats are facebook-mae"),
     ])
     def test_name_of_the_destination(self, to, name, message, facebook_file, tmp_path):
         assert_refuses(message, facebook_file, tmp_path / name, to, **HEADS)
@@ -291,7 +291,7 @@ class TestCommand:
 
     def test_our_own_format_has_no_default(self, tmp_path):
         save_file(mae().state_dict(), tmp_path / 'a.safetensors')
-        assert_refuses('mim is our own format: say what it shall become, --to facebook-mae or ',
+        assert_refuses('mim is our own format: give the format to write, --to facebook-mae or ',
                        tmp_path / 'a.safetensors', tmp_path / 'b.safetensors')
 
     def test_every_format_is_documented(self):

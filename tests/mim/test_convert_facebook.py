@@ -96,7 +96,7 @@ def test_mae_encoder_alone(tmp_path):
     with pytest.raises(ConversionError, match='--mim-kwargs are for a method'):
         convert(tmp_path / 'a.pth', tmp_path / 'd.safetensors', to='encoder', options=dict(decoder_heads=2), **kwargs)
     for to in ('mim', 'task'):
-        with pytest.raises(ConversionError, match='not an encoder alone: --to encoder'):
+        with pytest.raises(ConversionError, match='the source contains only an encoder: use --to encoder'):
             dest = tmp_path / ('d.safetensors' if to == 'mim' else 'd.pth')
             convert(tmp_path / 'a.pth', dest, to=to, **kwargs)
 

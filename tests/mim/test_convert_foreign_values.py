@@ -112,11 +112,11 @@ class TestRecipes:
         save_file(method.state_dict(), source, metadata=dict(mim=json.dumps(recipe)))
         assert main([str(source), str(tmp_path / 'b.pth'), '--to', 'task']) == 0
         captured = capsys.readouterr()
-        assert captured.err.startswith("note: The teacher 'test_vit' is left out: no checkpoint holds it, and nothing")
+        assert captured.err.startswith("note: The teacher 'test_vit' is omitted, since checkpoints do not contain it")
         assert "target='test_vit'" in captured.out
         recipe['options']['target'] = 'hf-hub:someone/something'
         save_file(method.state_dict(), source, metadata=dict(mim=json.dumps(recipe)))
-        assert_refuses("target 'hf-hub:someone/something' is not pixels", source, 'task')
+        assert_refuses("target 'hf-hub:someone/something' is none of pixels", source, 'task')
         conversion = convert(source, tmp_path / 'c.safetensors', 'encoder')
         assert "'hf-hub:someone/something' is left out" in conversion.notes[0]
 
@@ -131,22 +131,22 @@ class TestTensors:
         (microsoft_vit, {'encoder.rel_pos_bias.relative_position_index': torch.zeros(1)},
          'encoder.rel_pos_bias.relative_position_index is a constant'),
         (facebook_mae, {'pos_embed': torch.zeros(17, 48)}, r'pos_embed \(17 x 48, not 3 dimensions of length 1'),
-        (facebook_mae, {'pos_embed': torch.zeros(1, 1, 48)}, r'of no patch: pos_embed \(1 positions'),
+        (facebook_mae, {'pos_embed': torch.zeros(1, 1, 48)}, r'without patches: pos_embed \(1 positions'),
         (facebook_mae, {'patch_embed.proj.weight': torch.zeros(48, 3, 0, 8)}, r'weight \(48 x 3 x 0 x 8, not 4 dim'),
         (facebook_mae, {'blocks.0.mlp.fc1.weight': torch.tensor(1.)}, r'blocks.0.mlp.fc1.weight \(scalar, not 2 dim'),
         (facebook_mae, {'mask_token': torch.zeros(())}, r'mask_token \(scalar, not 3 dimensions'),
-        (facebook_mae, {'blocks.99999.norm1.weight': torch.zeros(48)}, 'beyond that of all tensors: blocks.99999.norm'),
+        (facebook_mae, {'blocks.99999.norm1.weight': torch.zeros(48)}, 'above the number of tensors: blocks.99999'),
         (facebook_mae, {'norm.weight': torch.ones(48, dtype=torch.int64)},
          r'of another type: norm.weight \(int64, not float32\)'),
-        (facebook_mae, {'norm.weight': torch.full((48,), float('nan'))}, 'not finite: norm.weight'),
-        (facebook_mae, {'norm.weight': torch.full((48,), float('inf'))}, 'not finite: norm.weight'),
+        (facebook_mae, {'norm.weight': torch.full((48,), float('nan'))}, 'with infinite numbers or NaN: norm.weight'),
+        (facebook_mae, {'norm.weight': torch.full((48,), float('inf'))}, 'with infinite numbers or NaN: norm.weight'),
         (facebook_mae, {'norm.weight': torch.ones(48).to_sparse()}, 'quantized, sparse or nested: norm.weight'),
         (facebook_mae, {'norm.weight': torch.quantize_per_tensor(torch.ones(48), 0.1, 0, torch.qint8)},
          'quantized, sparse or nested: norm.weight'),
-        (facebook_mae, {'norm.weight': torch.empty(48, device='meta')}, 'without numbers: norm.weight'),
+        (facebook_mae, {'norm.weight': torch.empty(48, device='meta')}, 'without data: norm.weight'),
         (facebook_mae, {'norm.weight': torch.zeros(1).expand(1 << 40)}, 'larger than their memory: norm.weight'),
-        (facebook_mae, {'norm.weight': None}, 'values that are no tensors: norm.weight'),
-        (facebook_mae, {'module.norm.weight': torch.ones(48)}, 'two tensors of the name norm.weight, one of'),
+        (facebook_mae, {'norm.weight': None}, 'values that are not tensors: norm.weight'),
+        (facebook_mae, {'module.norm.weight': torch.ones(48)}, 'two tensors with the name norm.weight, one of'),
         (facebook_mae, {'odd\nname': torch.ones(48)}, r'unknown: odd\?name'),
     ], ids=lambda value: getattr(value, '__name__', None))
     def test_refused_by_name(self, build, change, message, tmp_path):
@@ -160,7 +160,7 @@ class TestTensors:
         (dict(state_dict=5), 'state_dict is of type int'),
         (dict(state_dict={}, task_state=[1]), 'task_state is not a dictionary with the tensors of the method'),
         (dict(state_dict={'a': torch.ones(1)}, task_state=dict(method={'backbone.a': torch.ones(1)})),
-         'two tensors of the name backbone.a'),
+         'two tensors with the name backbone.a'),
     ], ids=['encoder', 'predictor', 'state_dict', 'task_state', 'method'])
     def test_parts_that_are_no_tensors(self, content, message, tmp_path):
         torch.save(content, tmp_path / 'a.pth')
@@ -227,7 +227,7 @@ class TestSettings:
         tensors, config = vitmae
         name = 'vit.encoder.layer.0.attention.output.dense.weight'
         tensors = {**tensors, 'vit.layers.0.attention.o_proj.weight': tensors[name].clone()}
-        assert_refuses('are names of the same tensor', write_folder(tmp_path / 'a', tensors, config))
+        assert_refuses('name the same tensor', write_folder(tmp_path / 'a', tensors, config))
 
     def test_query_key_and_value_of_different_shapes(self, vitmae, tmp_path):
         tensors, config = vitmae

@@ -137,7 +137,7 @@ def test_encoder_alone(tmp_path):
     convert(tmp_path / 'encoder.safetensors', tmp_path / 'back', to='huggingface-vitmae')
     back = transformers.ViTMAEModel.from_pretrained(tmp_path / 'back')
     assert_equal(back.state_dict(), theirs.state_dict())
-    with pytest.raises(ConversionError, match='not an encoder alone: --to encoder'):
+    with pytest.raises(ConversionError, match='the source contains only an encoder: use --to encoder'):
         convert(tmp_path / 'theirs', tmp_path / 'method.safetensors')
 
 
@@ -146,15 +146,15 @@ def test_images_that_are_not_square(tmp_path):
     theirs.save_pretrained(tmp_path / 'theirs')
     recipe = convert(tmp_path / 'theirs', tmp_path / 'ours.safetensors').recipe
     assert recipe.img_size == (16, 36)
-    with pytest.raises(ConversionError, match='facebook-mae cannot hold this model: its images and patches are square'):
+    with pytest.raises(ConversionError, match='facebook-mae cannot hold this model: images and patches must be square'):
         convert(tmp_path / 'ours.safetensors', tmp_path / 'a.pth', to='facebook-mae')
 
     method = create_mim(recipe.method, recipe.model, (16, 24), dict(recipe.model_kwargs), **recipe.options)
     save_file(method.state_dict(), tmp_path / 'b.safetensors')
     kwargs = dict(model_kwargs=dict(num_heads=4), options=dict(decoder_heads=2))
-    with pytest.raises(ConversionError, match='24 patches are no square'):
+    with pytest.raises(ConversionError, match='24 patches do not form a square'):
         convert(tmp_path / 'b.safetensors', tmp_path / 'b', to='huggingface-vitmae', **kwargs)
-    with pytest.raises(ConversionError, match='it counts patches as a square, not 24'):
+    with pytest.raises(ConversionError, match='the number of patches must be a square, got 24'):
         convert(tmp_path / 'b.safetensors', tmp_path / 'b', to='huggingface-vitmae', img_size=(16, 24), **kwargs)
 
 
@@ -178,7 +178,7 @@ def test_window_larger_than_a_map(tmp_path):
     method = create_mim('simmim', SwinTransformer(img_size=64, embed_dim=16, depths=(1, 1), num_heads=(2, 2),
                                                   patch_size=8, window_size=8))
     save_file(method.state_dict(), tmp_path / 'ours.safetensors')
-    with pytest.raises(ConversionError, match='its windows have one size, here are 2'):
+    with pytest.raises(ConversionError, match='all windows must have the same size, but here are 2'):
         convert(tmp_path / 'ours.safetensors', tmp_path / 'theirs', to='huggingface-swin-mim', img_size=(64, 64))
 
 

@@ -51,7 +51,7 @@ def test_swin_there_and_back(window, tmp_path):
     assert any('attn_mask' in name for name in tensors) == (window < 16)
     kwargs = {} if window < 16 else dict(img_size=(64, 64))
     if kwargs:
-        with pytest.raises(ConversionError, match='image size cannot be read off the tensors of a Swin model'):
+        with pytest.raises(ConversionError, match='tensors of a Swin model do not determine the image size'):
             there_and_back(tensors, tmp_path, 'microsoft-simmim')
     conversion, back = there_and_back(tensors, tmp_path, 'microsoft-simmim', **kwargs)
     assert_equal(back['model'], tensors)

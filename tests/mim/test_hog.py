@@ -89,5 +89,5 @@ def test_low_precision_and_gradients():
 
 def test_flat_image_and_wrong_size():
     assert not hog_target(torch.ones(1, 4, 16, 16)).any()
-    with pytest.raises(ValueError, match='^HOG needs images of whole cells of 8 pixels, got 16 x 20 pixels.$'):
+    with pytest.raises(ValueError, match='^HOG needs images whose sides are multiples of 8 pixels, got 16 x 20.$'):
         hog_target(torch.ones(1, 3, 16, 20))

@@ -54,7 +54,7 @@ def test_trains(name):
 
 def test_models():
     assert set(list_mim_models('maskfeat')) == set(list_mim_models('simmim'))
-    with pytest.raises(ValueError, match='^MaskFeat cannot serve pit_ti_224: .* no feature map.* timm.mim.list_mim_'):
+    with pytest.raises(ValueError, match='^MaskFeat does not support pit_ti_224: .* no feature map.* timm.mim.list_'):
         create_mim('maskfeat', 'pit_ti_224')
 
 

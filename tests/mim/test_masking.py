@@ -40,7 +40,7 @@ def test_ratio_outside_the_open_interval(ratio):
 
 
 def test_ratio_that_leaves_nothing_visible():
-    with pytest.raises(ValueError, match='^mask_ratio 0.99 masks all 36 units of the image, take a smaller .*units.$'):
+    with pytest.raises(ValueError, match='^mask_ratio 0.99 masks all 36 units of the image: use a smaller .*units.$'):
         masked_count(36, 0.99)
 
 

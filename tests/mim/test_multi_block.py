@@ -175,10 +175,10 @@ def test_extreme_noise():
 @pytest.mark.parametrize('call, message', [
     (lambda: MultiBlockSampler((2, 2)),
      'A grid of 2 x 2 patches is too small for 4 target blocks of 1 patches, which may leave no context: '
-     'take at most 3 (num_targets=3), larger images or smaller patches.'),
+     'use at most 3 (num_targets=3), larger images or smaller patches.'),
     (lambda: MultiBlockSampler((4, 4)),
      'A grid of 4 x 4 patches is too small for 4 target blocks of 4 patches, which may leave no context: '
-     'take at most 3 (num_targets=3), larger images or smaller patches.'),
+     'use at most 3 (num_targets=3), larger images or smaller patches.'),
     (lambda: MultiBlockSampler((14, 14), target_scale=(0.3, 0.2)),
      'target_scale must be a pair (smallest, largest) of positive numbers up to 1, got (0.3, 0.2).'),
     (lambda: MultiBlockSampler((14, 14), context_scale=(0.9, 1.1)),
@@ -188,7 +188,7 @@ def test_extreme_noise():
     (lambda: OfficialMultiBlockSampler((14, 14), num_targets=0),
      'num_targets must be a positive number of blocks, got 0.'),
     (lambda: OfficialMultiBlockSampler((6, 6)),
-     'The official sampler wants blocks of more than 10 patches, a target block in a grid of 6 x 6 has 3 x 2: take '
+     'The official sampler needs blocks of more than 10 patches, a target block in a grid of 6 x 6 has 3 x 2: use '
      'more patches or the default sampler.'),
 ])
 def test_mistakes(call, message):

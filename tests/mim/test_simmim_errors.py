@@ -23,8 +23,8 @@ def method():
 
 def test_model_without_the_protocol():
     assert message_of(lambda: SimMIM(nn.Linear(3, 3)), MIMUnsupportedError) == (
-        "SimMIM cannot serve Linear: Linear has no embed and forward_stages between which patch tokens could be "
-        "masked; list_mim_models('simmim') names the models that work, vit_base_patch16_224 or "
+        "SimMIM does not support Linear: Linear has no embed and forward_stages between which patch tokens could be "
+        "masked; list_mim_models('simmim') lists the models that work, vit_base_patch16_224 or "
         "swin_base_patch4_window7_224 for example.")
 
 
@@ -34,7 +34,7 @@ def test_model_that_overrides_forward_features_alone():
             return x
 
     model = Own(img_size=32, embed_dim=24, depth=1, num_heads=2)
-    assert message_of(lambda: SimMIM(model), MIMUnsupportedError).startswith('SimMIM cannot serve Own: Own has no ')
+    assert message_of(lambda: SimMIM(model), MIMUnsupportedError).startswith('SimMIM does not support Own: Own has no ')
 
 
 def test_model_without_a_patch_grid():
@@ -70,7 +70,8 @@ def test_image_size_of_another_model(name):
     assert 'does not take images of 64 x 64 pixels with 3 channels: ' in message
     assert "Input width (64) doesn't match model (96)" in message
     assert message.endswith(
-        'Build it for them (img_size=, in_chans=), or for any size where it has that option (dynamic_img_size=True).')
+        'Build the model for such images (img_size=, in_chans=), or, if it has the option, for any image size '
+        '(dynamic_img_size=True).')
 
 
 @pytest.mark.parametrize('name, kwargs, message', [
@@ -101,7 +102,7 @@ def test_another_image_size_in_the_forward_pass(method):
     (dict(mask_ratio=1.), 'mask_ratio must be a number between 0 and 1, both excluded, got 1.0.'),
     (dict(mask_ratio=0), 'mask_ratio must be a number between 0 and 1, both excluded, got 0.'),
     (dict(mask_ratio=0.9, mask_unit=32),
-     'mask_ratio 0.9 masks all 6 units of the image, take a smaller ratio or smaller units.'),
+     'mask_ratio 0.9 masks all 6 units of the image: use a smaller ratio or smaller units.'),
     (dict(mask_ratio='most'), "mask_ratio must be a number between 0 and 1, both excluded, got 'most'."),
     (dict(mask_unit=24), 'mask_unit 24 does not fit image height 64 with patch stride 16: it must be a multiple of '
                          'the stride that divides the image, one of 16, 32, 64.'),
@@ -140,7 +141,7 @@ def test_mask(method, mask):
 def test_mask_and_noise_on_another_device(method):
     mask = torch.zeros(2, 4, 6, dtype=torch.bool, device='meta')
     assert message_of(lambda: method(images_for(method), mask=mask)) == (
-        'mask must be on cpu as the images are, it is on meta.')
+        'mask must be on the device of the images, cpu, got meta.')
     assert message_of(lambda: method(images_for(method), noise=torch.zeros(2, 6, device='meta'))) == (
         'noise must have shape (2, 6) on cpu, got (2, 6) on meta.')
 

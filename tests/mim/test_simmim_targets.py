@@ -157,9 +157,9 @@ def test_another_image_size():
     method = SimMIM(build('vit_dynamic'), target='hog', mask_unit=16)
     assert method(torch.randn(1, 3, 32, 48)).target.shape == (1, 27, 4, 6)
     method = SimMIM(build('vit_dynamic'), target=teacher('vit_dynamic', img_size=(64, 96)), mask_unit=16)
-    with pytest.raises(ValueError, match='The target has 4 x 6 cells, which do not tile the 5 x 6 features'):
+    with pytest.raises(ValueError, match='The target has 4 x 6 cells, which is not a multiple of the 5 x 6 features'):
         method(torch.randn(1, 3, 80, 96))
-    with pytest.raises(ValueError, match='The target has other cells in images of 32 x 48 pixels'):
+    with pytest.raises(ValueError, match='The target has cells of another size for images of 32 x 48 pixels'):
         method(torch.randn(1, 3, 32, 48))
 
 
@@ -168,8 +168,8 @@ def test_another_image_size():
      "target must be pixels, normalized_pixels, hog, the name of a model or a function of images, got 'hogs'."),
     (lambda: SimMIM(build('vit'), loss='l3'), "loss must be 'l1', 'l2' or 'smooth_l1', got 'l3'."),
     (lambda: SimMIM(build('vit'), target=teacher('vit_dynamic', img_size=(48, 96))),
-     'The target has 3 x 6 cells, which do not tile the 4 x 6 features that the model has of 64 x 96 pixels; a teacher '
-     'can be given images of another size, TeacherTarget(..., img_size=).'),
+     'The target has 3 x 6 cells, which is not a multiple of the 4 x 6 features of the model for images of 64 x 96 '
+     'pixels; for a teacher, set another image size, TeacherTarget(..., img_size=).'),
     (lambda: SimMIM(build('vit', in_chans=4), target=teacher()),
      'The teacher VisionTransformer takes 3 channels, the images have 4.'),
     (lambda: TeacherTarget(nn.Linear(2, 2), **PLAIN),

@@ -14,7 +14,7 @@ def message_of(call, error=ValueError):
     return message
 
 
-UNPADDED = 'has no grid of patches that divides an image, convolutions of its stem do not pad'
+UNPADDED = 'has no grid of patches that divides an image: convolutions of its stem do not pad'
 UNPADDED_MODELS = {
     'inception_v3': 'InceptionV3', 'inception_v4': 'InceptionV4', 'inception_resnet_v2': 'InceptionResnetV2',
     'legacy_xception': 'Xception', 'nasnetalarge': 'NASNetALarge', 'pnasnet5large': 'PNASNet5Large'}
@@ -43,8 +43,8 @@ def test_models_that_cannot_drop_tokens(method, name, reason):
         message = message_of(lambda: create_mim(method, name), MIMUnsupportedError)
     title = {'mae': 'MAE', 'ijepa': 'IJEPA'}[method]
     assert message == (
-        f"{title} cannot serve {name}: {reason}; list_mim_models('{method}') names the models that work, "
-        f"vit_base_patch16_224 for example, and SimMIM needs no model that drops tokens.")
+        f"{title} does not support {name}: {reason}; list_mim_models('{method}') lists the models that work, "
+        f"vit_base_patch16_224 for example; SimMIM also works with models that cannot drop tokens.")
 
 
 @pytest.mark.parametrize('name, reason', [
@@ -55,14 +55,14 @@ def test_models_that_cannot_drop_tokens(method, name, reason):
 def test_models_without_a_feature_map_for_simmim(name, reason):
     with torch.device('meta'):
         message = message_of(lambda: create_mim('simmim', name), MIMUnsupportedError)
-    assert message.startswith(f'SimMIM cannot serve {name}: {reason}; list_mim_models(')
+    assert message.startswith(f'SimMIM does not support {name}: {reason}; list_mim_models(')
 
 
 def test_model_that_refuses_when_asked():
     with torch.device('meta'):
         message = message_of(lambda: create_mim('mae', build('vit_rectangular_patch').__class__(
             img_size=32, embed_dim=24, depth=1, num_heads=2, patch_drop_rate=0.5)), MIMUnsupportedError)
-    assert message.endswith('build it with patch_drop_rate=0, not 0.5.')
+    assert message.endswith('build it with patch_drop_rate=0.')
 
 
 def test_model_whose_keep_tokens_refuses_in_this_instance():
@@ -83,13 +83,13 @@ def test_model_that_pools_kept_tokens():
 
     model = Pooling(img_size=64, embed_dim=24, depth=1, num_heads=2)
     assert message_of(lambda: MAE(model), MIMUnsupportedError) == (
-        'Pooling does not give a token for each visible patch: of 4 and 1 prefix tokens it makes a tensor of shape '
-        '(2, 3, 24).')
+        'Pooling does not return one token per visible patch: for 4 patches and 1 prefix tokens it returns a tensor of '
+        'shape (2, 3, 24).')
 
 
 @pytest.mark.parametrize('options, message', [
     (dict(mask_ratio=1.), 'mask_ratio must be a number between 0 and 1, both excluded, got 1.0.'),
-    (dict(mask_ratio=0.99), 'mask_ratio 0.99 masks all 24 units of the image, take a smaller ratio or smaller units.'),
+    (dict(mask_ratio=0.99), 'mask_ratio 0.99 masks all 24 units of the image: use a smaller ratio or smaller units.'),
     (dict(decoder_heads=7), '7 heads do not divide the width 512 of the decoder.'),
     (dict(decoder_pos_embed='none'), "pos_embed must be 'sincos' or 'learn', got 'none'."),
 ])
@@ -101,12 +101,12 @@ def test_mae_options(options, message):
 
 @pytest.mark.parametrize('options, message', [
     (dict(sampler='fair'), "sampler must be 'unbiased' or 'official', got 'fair'."),
-    (dict(momentum=0.996), 'momentum must be a pair (at the beginning, at the end) of numbers up to 1, got 0.996.'),
-    (dict(momentum=(0.9, 1.1)), 'momentum must be a pair (at the beginning, at the end) of numbers up to 1, got '
+    (dict(momentum=0.996), 'momentum must be a pair (at the beginning, at the end) of numbers from 0 to 1, got 0.996.'),
+    (dict(momentum=(0.9, 1.1)), 'momentum must be a pair (at the beginning, at the end) of numbers from 0 to 1, got '
                                 '(0.9, 1.1).'),
     (dict(num_targets=0), 'num_targets must be a positive number of blocks, got 0.'),
     (dict(target_scale=(0.9, 0.95), num_targets=9),
-     'A grid of 4 x 6 patches is too small for 9 target blocks of 20 patches, which may leave no context: take at '
+     'A grid of 4 x 6 patches is too small for 9 target blocks of 20 patches, which may leave no context: use at '
      'most 1 (num_targets=1), larger images or smaller patches.'),
 ])
 def test_ijepa_options(options, message):
@@ -129,9 +129,10 @@ def test_images(name, request):
 @pytest.mark.parametrize('mask, message', [
     (torch.zeros(2, 4, 6), 'mask must be bool of shape (2, 4, 6) or (2, 24), got torch.float32 of shape (2, 4, 6).'),
     (torch.arange(24) < torch.tensor([[14], [15]]),
-     'mask must leave as many patches visible in each sample, at least one, got 9, 10.'),
-    (torch.ones(2, 24).bool(), 'mask must leave as many patches visible in each sample, at least one, got 0.'),
-    (torch.zeros(2, 24).bool(), 'mask masks no patch, there is nothing to predict.'),
+     'mask must leave the same number of patches visible in each sample, at least one, got 9, 10.'),
+    (torch.ones(2, 24).bool(),
+     'mask must leave the same number of patches visible in each sample, at least one, got 0.'),
+    (torch.zeros(2, 24).bool(), 'mask must mask at least one patch, got none.'),
 ])
 def test_mae_masks(mae, mask, message):
     assert message_of(lambda: mae(images_for(mae), mask=mask)) == message
@@ -153,7 +154,7 @@ def test_mask_and_noise(mae, ijepa):
     ((torch.zeros(2, 3).long(), torch.zeros(1, 4, 4).long()),
      'targets of the mask must be int64 of shape (B, T, M) with B = 2, got torch.int64 of shape (1, 4, 4).'),
     ((torch.zeros(2, 3).long(), torch.zeros(2, 4, 4, device='meta').long()),
-     'mask must be on cpu as the images are, it is on meta.'),
+     'mask must be on the device of the images, cpu, got meta.'),
 ])
 def test_ijepa_masks(ijepa, masks, message):
     assert message_of(lambda: ijepa(images_for(ijepa), mask=masks)) == message

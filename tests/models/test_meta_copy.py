@@ -152,7 +152,7 @@ def test_grids_that_divide_no_image_are_refused(name):
 def test_several_feature_maps_are_refused():
     model = high_resolution_net(pruned=True).eval()
     features = model(torch.randn(1, 3, 64, 64))
-    with pytest.raises(NotImplementedError, match='^HighResolutionNet returns a list of 4 tensors, no one feature map'):
+    with pytest.raises(NotImplementedError, match='^HighResolutionNet returns a list of 4 tensors, not a single'):
         model.features_to_map(features, (16, 16))
 
 

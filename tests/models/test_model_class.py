@@ -104,5 +104,5 @@ def test_model_of_a_user(registry):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match=r'^Unknown model vit_huge, timm.list_models\(\) names those that exist.$'):
+    with pytest.raises(ValueError, match=r'^Unknown model vit_huge; timm.list_models\(\) lists the available names.$'):
         get_model_class('vit_huge')

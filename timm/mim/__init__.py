@@ -54,12 +54,12 @@ from .simmim import SimMIM
 from .teacher import EMATeacherMethod, TeacherTarget
 
 __all__ = [
-    'block_mask', 'block_noise_size', 'create_mim', 'default_mask_unit', 'dry_run', 'EMATeacherMethod',
-    'encode_visible', 'encode_with_mask_token', 'FeatureMap', 'get_mim', 'hog_target', 'IJEPA', 'ImageSizeError',
-    'keyed_noise', 'list_mim_models', 'list_mims', 'MAE', 'masked_count', 'masked_l1_loss', 'masked_loss',
-    'MaskedDecoder', 'MIMMethod', 'MIMOutput', 'MIMUnsupportedError', 'MultiBlockMasks', 'MultiBlockSampler',
-    'normalize_patches', 'normalized_pixel_target', 'official_multi_block_masks', 'patchify', 'pixel_target',
-    'PixelDecoder', 'random_mask', 'register_mim', 'remove_unused', 'scatter_patches', 'SimMIM',
-    'sincos_position_embedding', 'split_mask', 'TeacherTarget', 'unit_grid', 'unpatchify', 'upsample_mask', 'View',
+    'EMATeacherMethod', 'FeatureMap', 'IJEPA', 'ImageSizeError', 'MAE', 'MIMMethod', 'MIMOutput',
+    'MIMUnsupportedError', 'MaskedDecoder', 'MultiBlockMasks', 'MultiBlockSampler', 'PixelDecoder', 'SimMIM',
+    'TeacherTarget', 'View', 'block_mask', 'block_noise_size', 'create_mim', 'default_mask_unit', 'dry_run',
+    'encode_visible', 'encode_with_mask_token', 'get_mim', 'hog_target', 'keyed_noise', 'list_mim_models',
+    'list_mims', 'masked_count', 'masked_l1_loss', 'masked_loss', 'normalize_patches', 'normalized_pixel_target',
+    'official_multi_block_masks', 'patchify', 'pixel_target', 'random_mask', 'register_mim', 'remove_unused',
+    'scatter_patches', 'sincos_position_embedding', 'split_mask', 'unit_grid', 'unpatchify', 'upsample_mask',
     'visible_count',
 ]

@@ -310,8 +310,8 @@ def _variety(features: torch.Tensor) -> Dict[str, torch.Tensor]:
 
     `target_std` is the standard deviation over all tokens, averaged over channels; it is 0 if all features are equal.
     `target_rank` is the effective number of dimensions in which features vary: the squared sum of the eigenvalues of
-    their covariance, divided by the sum of the squared eigenvalues; it is 1 if they vary along a line. Traces suffice to
-    compute it; an eigenvalue decomposition would make the host wait for the device.
+    their covariance, divided by the sum of the squared eigenvalues; it is 1 if they vary along a line. It is computed
+    from traces, since an eigenvalue decomposition would make the host wait for the device.
     """
     # autocast does not support the meta device
     with nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):

@@ -339,4 +339,4 @@ class MIMMethod(nn.Module):
             generator: Optional[torch.Generator],
     ) -> None:
         if mask is not None and (noise is not None or generator is not None):
-            raise ValueError('Give either a mask, or the noise or generator to make one with.')
+            raise ValueError('Give a mask, or the noise or generator to make one, not both.')

@@ -1,6 +1,6 @@
-"""Embed / Stages Protocol
+"""Embed / stages protocol.
 
-Splits `forward_features` of a vision transformer in two, so that tokens can be replaced or dropped in between:
+It splits `forward_features` of a model into two parts, so that tokens can be replaced or dropped in between:
 
     tokens = model.embed(images)              # patch + position embedding, prefix tokens
     features = model.forward_stages(tokens)   # == model.forward_features(images)
@@ -19,49 +19,50 @@ __all__ = [
 
 
 def refused(method: Callable) -> Callable:
-    """Marks a method of the protocol that raises `NotImplementedError`, so that a class can be asked without a model.
+    """Mark a protocol method that raises `NotImplementedError`, so that support can be checked without a model.
 
-    Also where only some configurations of the class refuse: what a class does not refuse, all of its models do.
+    A method is also marked if it raises in some configurations of the class only: an unmarked method works for all
+    models of the class.
     """
     method.refused = True
     return method
 
 
 class EmbedStagesMixin:
-    """Gives a model `embed` and `forward_stages`, the two halves of its `forward_features`.
+    """Mixin that splits the `forward_features` of a model into `embed` and `forward_stages`.
 
-    A class implements `forward_stages` and, where something besides patches goes in, `embed_positions`. The other
-    methods have defaults for a model whose `patch_embed` is a `timm.layers.PatchEmbed`, and for one whose patch tokens
-    are on a grid of `grid_format`.
+    A class implements `forward_stages` and, if it adds anything to the patch tokens before its first block,
+    `embed_positions`. The defaults of the other methods work for a model whose `patch_embed` is a
+    `timm.layers.PatchEmbed`, and for a model with patch tokens on a grid of `grid_format`.
 
-    What `embed` returns is the token tensor, or a NamedTuple with the field `tokens` first if the stages need more.
-    Methods that TorchScript compiles carry no return annotation here since it differs between models.
+    `embed` returns the token tensor, or, if the stages need more, a NamedTuple whose first field is `tokens`. Methods
+    that TorchScript compiles have no return annotation here, because the type differs between models.
     """
     grid_format = 'NHWC'  # layout of 4-D patch tokens and features, NHWC or NCHW
 
     def embed_patches(self, x):
-        """Embed an image of shape (B, C, H, W) as patch tokens, before positions and prefix tokens."""
+        """Embed images of shape (B, C, H, W) as patch tokens, without positions and prefix tokens."""
         return self.patch_embed(x)
 
     def embed_positions(self, patches):
-        """Add all that precedes the first block: positions, prefix tokens, dropout, norm.
+        """Apply everything between patch embedding and first block: positions, prefix tokens, dropout, norm.
 
-        Never modifies its input in place, which may be an expanded mask token.
+        The input must not be modified in place, since it may be an expanded mask token.
 
         Args:
-            patches: What `embed_patches` returned.
+            patches: Result of `embed_patches`.
         """
         return patches
 
     def embed(self, x):
-        """Embed an image of shape (B, C, H, W), the result is the input of `forward_stages`."""
+        """Embed images of shape (B, C, H, W), and return the input of `forward_stages`."""
         return self.embed_positions(self.embed_patches(x))
 
     def forward_stages(self, embedded):
         """Forward pass through all blocks and the final norm.
 
         Args:
-            embedded: What `embed` returned.
+            embedded: Result of `embed`.
         """
         raise NotImplementedError(f'{type(self).__name__} does not implement forward_stages.')
 
@@ -77,18 +78,18 @@ class EmbedStagesMixin:
         own_grid = type(self).patch_grid is not EmbedStagesMixin.patch_grid
         if hasattr(self, 'embed_dim') and (has_patch_embed or own_grid):
             return self.embed_dim
-        return self._embed_on_meta((256, 256)).shape[-1]  # the width is that of any image
+        return self._embed_on_meta((256, 256)).shape[-1]  # the width does not depend on the image size
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens of an image.
+        """Return the grid (H, W) of the patch tokens of an image.
 
         Args:
             img_size: Image (height, width) in pixels.
 
         Raises:
-            NotImplementedError: The model has no one grid, or no grid that divides the image.
-            RuntimeError: The image is smaller than what `embed_patches` takes.
+            NotImplementedError: The model has no single grid, or no grid that divides the image.
+            RuntimeError: The image is too small for `embed_patches`.
         """
         patch_embed = getattr(self, 'patch_embed', None)
         if hasattr(patch_embed, 'dynamic_feat_size'):
@@ -100,10 +101,10 @@ class EmbedStagesMixin:
     @torch.jit.ignore
     @torch.no_grad()
     def _embed_on_meta(self, img_size: Tuple[int, int]) -> torch.Tensor:
-        """Patch tokens (1, H, W, C) without content, which a copy of the model makes of an image on the meta device.
+        """Return patch tokens (1, H, W, C) on the meta device, from a copy of the model that runs there.
 
-        The copy is made anew each time, of the modules that `embed_patches` runs: a cache would not notice when one of
-        them is pruned, replaced, or given another stride.
+        Each call copies the modules that `embed_patches` runs. A cache would be wrong after one of them is pruned,
+        replaced, or gets another stride.
 
         Args:
             img_size: Image (height, width) in pixels.
@@ -114,13 +115,13 @@ class EmbedStagesMixin:
         tokens = patches if isinstance(patches, torch.Tensor) else patches[0]
         if tokens.ndim != 4:
             raise NotImplementedError(
-                f'{type(self).__name__} has patch tokens of shape {tuple(tokens.shape)} without a grid, it has to '
+                f'{type(self).__name__} has patch tokens of shape {tuple(tokens.shape)} without a grid: it must '
                 'implement patch_dim and patch_grid.')
         return tokens.permute(0, 2, 3, 1) if self.grid_format == 'NCHW' else tokens
 
     @torch.jit.ignore
     def keep_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of what `keep_tokens` counts, the patches, or larger units that a model drops as a whole.
+        """Return the grid (H, W) that the indices of `keep_tokens` refer to: patches, or larger units in some models.
 
         Args:
             img_size: Image (height, width) in pixels.
@@ -129,17 +130,17 @@ class EmbedStagesMixin:
 
     @torch.jit.ignore
     def map_tokens(self, patches, fn: Callable[[torch.Tensor], torch.Tensor]):
-        """Apply a function to the patch tokens, leave everything that comes with them untouched.
+        """Apply a function to the patch tokens, and keep everything else in `patches` unchanged.
 
         Args:
-            patches: What `embed_patches` returned.
+            patches: Result of `embed_patches`.
             fn: Maps tokens (B, N, C), row-major over the patch grid, to new tokens of the same shape.
 
         Returns:
-            The patches in their own layout, with the new tokens.
+            The patches with the new tokens, in the same layout as the input.
 
         Raises:
-            ValueError: The tokens are not of the layout and width that the model has.
+            ValueError: The width of the tokens is not `patch_dim`.
         """
         if not isinstance(patches, torch.Tensor):
             tokens = self.map_tokens(patches[0], fn)
@@ -147,7 +148,7 @@ class EmbedStagesMixin:
                 return patches._replace(**{patches._fields[0]: tokens})
             return type(patches)((tokens, *patches[1:]))
         channels_first = patches.ndim == 4 and self.grid_format == 'NCHW'
-        # not in a compiled graph, where finding the width would be traced
+        # skip the check in a compiled graph, which would trace the computation of patch_dim
         if not torch.compiler.is_compiling() and patches.shape[1 if channels_first else -1] != self.patch_dim:
             raise ValueError(
                 f'{type(self).__name__} has patch tokens of width {self.patch_dim}, got a tensor of shape '
@@ -157,12 +158,12 @@ class EmbedStagesMixin:
     @torch.jit.ignore
     @refused
     def keep_tokens(self, embedded, keep: torch.Tensor):
-        """Keep some of the patch tokens, all prefix tokens, and what belongs to them (rotary embeddings, valid masks).
+        """Select patch tokens by index, and their rotary embeddings and valid masks; keep all prefix tokens.
 
         Args:
-            embedded: What `embed` returned.
-            keep: Indices (B, K) int64 of the patches of `keep_grid` to keep, in the order wanted, prefix tokens not
-                counted.
+            embedded: Result of `embed`.
+            keep: Indices (B, K) int64 of the patches of `keep_grid` to keep, in the order of the result, not counting
+                prefix tokens.
 
         Returns:
             The input of `forward_stages` for the kept tokens.
@@ -179,20 +180,20 @@ class EmbedStagesMixin:
         """Arrange the output of `forward_stages` as a feature map.
 
         Args:
-            features: What `forward_stages` returned.
-            grid_size: Grid (H, W) of the patch tokens that went in, see `patch_grid`.
+            features: Result of `forward_stages`.
+            grid_size: Grid (H, W) of the patch tokens, see `patch_grid`.
 
         Returns:
             Feature map of shape (B, C, H', W').
 
         Raises:
-            ValueError: The number of features is not that of the grid.
-            NotImplementedError: The model has no feature map, or several.
+            ValueError: The number of features does not match the grid.
+            NotImplementedError: The model has no feature map, or more than one.
         """
         if not isinstance(features, torch.Tensor):
             raise NotImplementedError(
-                f'{type(self).__name__} returns a {type(features).__name__} of {len(features)} tensors, no one feature '
-                'map.')
+                f'{type(self).__name__} returns a {type(features).__name__} of {len(features)} tensors, not a single '
+                'feature map.')
         if features.ndim == 4:
             return features if self.grid_format == 'NCHW' else features.permute(0, 3, 1, 2)
         return nlc_to_map(features, grid_size, getattr(self, 'num_prefix_tokens', 0))
@@ -201,10 +202,10 @@ class EmbedStagesMixin:
 @torch.jit.ignore
 @refused
 def refuse_patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-    """The method `patch_grid` of a model whose stem pads nothing.
+    """`patch_grid` of a model whose stem uses convolutions without padding.
 
-    Its patches overlap the border of no image as they overlap each other, so that there are fewer than an image has
-    room for, and none stands for the pixels of its cell.
+    Without padding, the number of patches is smaller than the image size divided by the stride, and patches do not
+    align with a grid of equal cells.
 
     Raises:
         NotImplementedError: Always.
@@ -223,7 +224,7 @@ def map_grid(
     Args:
         tokens: Tokens of shape (B, H, W, C), or (B, C, H, W).
         fn: Maps tokens (B, N, C) to tokens of the same shape.
-        channels_first: The tokens are (B, C, H, W).
+        channels_first: Whether the tokens have the shape (B, C, H, W).
     """
     if channels_first:
         return map_grid(tokens.permute(0, 2, 3, 1), fn).permute(0, 3, 1, 2)
@@ -248,7 +249,7 @@ def check_keep(keep: torch.Tensor, batch_size: int) -> None:
 
 
 def gather_patches(tokens: torch.Tensor, keep: torch.Tensor, num_prefix_tokens: int = 0) -> torch.Tensor:
-    """Gather patch tokens by index, after all of the prefix tokens.
+    """Select patch tokens by index; keep all prefix tokens in front.
 
     Args:
         tokens: Tokens of shape (B, P + N, C).
@@ -273,15 +274,18 @@ def nlc_to_map(features: torch.Tensor, grid_size: Sequence[int], num_prefix_toke
     Args:
         features: Features of shape (B, P + N, C).
         grid_size: Grid (H, W), N = H * W.
-        num_prefix_tokens: Number of prefix tokens P, left out of the map.
+        num_prefix_tokens: Number of prefix tokens P, which the map omits.
 
     Returns:
         Feature map of shape (B, C, H, W).
+
+    Raises:
+        ValueError: The number of tokens is not P + H * W.
     """
     height, width = grid_size
     batch_size, num_tokens, channels = features.shape
     if num_tokens != num_prefix_tokens + height * width:
         raise ValueError(
             f'{num_tokens} tokens do not make a {height} x {width} map with {num_prefix_tokens} prefix tokens.')
-    # the channels are stated, a -1 would turn a wrong grid into wrong channels
+    # explicit channels: with -1, a wrong grid would silently change the number of channels
     return features[:, num_prefix_tokens:].transpose(1, 2).reshape(batch_size, channels, height, width)

@@ -1,8 +1,7 @@
-"""Copies on the Meta Device
+"""Copy modules to the meta device, to find the shapes of their outputs without computing values.
 
-Tell the shape of what a module makes of an input without computing it: a copy of the module runs on the meta device,
-where tensors have a shape and no content. The size of the input costs nothing. The module itself does not run: its
-parameters, statistics, caches and hooks stay as they are.
+Tensors on the meta device have a shape but no data, so that the input size costs no memory or time. Only the copy runs;
+parameters, statistics, caches and hooks of the module stay unchanged.
 """
 import copy
 from types import MethodType
@@ -15,9 +14,7 @@ __all__ = ['map_size', 'meta_copy']
 
 
 class _MetaChildren(dict):
-    """The children of a module by name, each copied to the meta device when it is first asked for.
-
-    A model is thus copied no further than it runs.
+    """Children of a module by name, each copied to the meta device on first access, so that unused ones are not copied.
     """
 
     def __init__(self, children: Dict[str, Optional[nn.Module]]):
@@ -38,19 +35,19 @@ class _MetaChildren(dict):
 
 
 def _to_meta(value: Any) -> Any:
-    """Copy an attribute of a module: a tensor to the meta device, a container so that it can be written to."""
+    """Copy an attribute of a module: a tensor to the meta device, a container shallowly; return others unchanged."""
     if isinstance(value, torch.Tensor):
         return torch.empty(value.shape, dtype=value.dtype, device='meta')
     return copy.copy(value) if isinstance(value, (dict, list, set)) else value
 
 
 def meta_copy(module: nn.Module) -> nn.Module:
-    """Copy a module to the meta device, in eval mode, without its hooks and without gradient checkpointing.
+    """Return a copy of a module on the meta device, in eval mode, without hooks and gradient checkpointing.
 
     Args:
-        module: Module, which is not changed.
+        module: Module, which stays unchanged.
     """
-    replica = object.__new__(type(module))  # not copy.copy, a module with parametrizations refuses to be pickled
+    replica = object.__new__(type(module))  # copy.copy raises for modules with parametrizations
     state = vars(replica)
     state.update(vars(module))
     for name, value in state.items():
@@ -61,25 +58,25 @@ def meta_copy(module: nn.Module) -> nn.Module:
         elif name.startswith('_') and '_hooks' in name:
             state[name] = type(value)() if isinstance(value, dict) else value
         elif isinstance(value, MethodType) and value.__self__ is module:
-            state[name] = MethodType(value.__func__, replica)  # FasterNet chooses its forward
+            state[name] = MethodType(value.__func__, replica)  # FasterNet assigns its forward in the constructor
         else:
             state[name] = _to_meta(value)
-    # LayerNorm asks with _fast_norm for the autocast of its device, which the meta device does not have
+    # with _fast_norm, LayerNorm queries the autocast state of its device, which the meta device does not have
     state.update({name: False for name in ('training', 'grad_checkpointing', '_fast_norm') if name in state})
-    state.pop('_compiled_call_impl', None)  # of module.compile(), it runs the module itself
+    state.pop('_compiled_call_impl', None)  # set by module.compile(); it would run the original module
     return replica
 
 
 @torch.no_grad()
 def map_size(module: nn.Module, size: Tuple[int, int]) -> Tuple[int, int]:
-    """Find the size that a module gives to a map, without running it.
+    """Return the size of a module's output map, without running the module.
 
     Args:
         module: Module with convolutions that takes a map (B, C, H, W) and returns one.
-        size: Size (H, W) of the map that goes in.
+        size: Size (H, W) of the input map.
 
     Returns:
-        Size (H', W') of the map that comes out.
+        Size (H', W') of the output map.
     """
     channels = next(m.in_channels for m in module.modules() if hasattr(m, 'in_channels'))
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)

@@ -19,7 +19,7 @@ class Beit(EmbedStagesMixin, nn.Module):
     @torch.jit.ignore
     @refused
     def keep_tokens(self, embedded: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """Not possible with a relative position bias."""
+        """Raise NotImplementedError, since the relative position bias is that of the whole grid."""
         raise NotImplementedError(
             'Beit cannot drop tokens: its relative position bias is that of the whole grid. '
             'Replace them with map_tokens.')

@@ -7,7 +7,7 @@ class Cait(EmbedStagesMixin, nn.Module):
 
     @moved_from('forward_features', after='x = self.patch_embed(x)', through='x = self.pos_drop(x)')
     def embed_positions(self, x: torch.Tensor) -> torch.Tensor:
-        """Add position embeddings to patch tokens (B, N, C). The class token joins in the stages."""
+        """Add position embeddings to patch tokens (B, N, C). The stages add the class token."""
         ...
         return x
 

@@ -8,12 +8,12 @@ class CoaT(EmbedStagesMixin, nn.Module):
     @torch.jit.unused
     @property
     def patch_dim(self) -> int:
-        """Width of a patch token, the embedding width of the first stage."""
+        """Width of a patch token: the embedding width of the first stage."""
         return self.embed_dims[0]
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens of the first stage."""
+        """Return the grid (H, W) of the patch tokens of the first stage."""
         return self.patch_embed1.dynamic_feat_size(img_size)
 
     @moved_from('forward_features', after='B = x0.shape[0]', through='x1 = self.patch_embed1(x0)')
@@ -28,7 +28,7 @@ class CoaT(EmbedStagesMixin, nn.Module):
         through='x1 = insert_cls(x1, self.cls_token1)',
     )
     def embed_positions(self, x1: torch.Tensor) -> torch.Tensor:
-        """Add the class token of the first stage. Positions are made by convolutions in the stages."""
+        """Add the class token of the first stage. Convolutions in the stages encode positions."""
         ...
         return x1
 
@@ -37,8 +37,8 @@ class CoaT(EmbedStagesMixin, nn.Module):
         """Forward pass through all stages and final norm, for the embedded tokens (B, 1 + N, C).
 
         Returns:
-            Tokens of the last stage in a model of serial blocks, a list of those of stages 2 to 4 in one with parallel
-            blocks, a dict of maps with `return_interm_layers`.
+            Tokens of the last stage for a model with serial blocks, a list of the tokens of stages 2 to 4 for a model
+            with parallel blocks, or a dict of feature maps with `return_interm_layers`.
         """
         B = x1.shape[0]
         # the patch embed of each scale is checked for None to support pruning (prune_intermediate_layers)
@@ -47,7 +47,7 @@ class CoaT(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def features_to_map(self, features, grid_size: Tuple[int, int]) -> torch.Tensor:
-        """Arrange features (B, 1 + N', C) as a map (B, C, H', W'), of parallel blocks those of the last stage."""
+        """Arrange features (B, 1 + N', C) of the last stage as a feature map (B, C, H', W')."""
         if isinstance(features, dict):
             raise NotImplementedError('CoaT with return_interm_layers has several feature maps, not one.')
         features = features[-1] if isinstance(features, list) else features

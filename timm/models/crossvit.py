@@ -9,8 +9,8 @@ class CrossVit(EmbedStagesMixin, nn.Module):
     def embed(self, x: torch.Tensor) -> List[torch.Tensor]:
         """Embed an image of shape (B, C, H, W) as tokens (B, 1 + N, C) of each branch.
 
-        There are no two halves of it: they would embed the patches of all branches before the positions of any, in
-        another order than here, and each branch has a width and grid of its own.
+        It is not split into `embed_patches` and `embed_positions`: that would change the order of the operations, and
+        each branch has its own width and grid.
         """
         return self._embed(x)
 
@@ -21,35 +21,35 @@ class CrossVit(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def embed_patches(self, x: torch.Tensor):
-        """Not possible, see embed."""
+        """Raise NotImplementedError, see `embed`."""
         self._refuse('no patch tokens apart from positions, use embed')
 
     @torch.jit.ignore
     def embed_positions(self, patches: torch.Tensor):
-        """Not possible, see embed."""
+        """Raise NotImplementedError, see `embed`."""
         self._refuse('no patch tokens apart from positions, use embed')
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Not possible."""
+        """Raise NotImplementedError."""
         return self._refuse('patch tokens of a different grid in each branch')
 
     @torch.jit.ignore
     @refused
     def map_tokens(self, patches: List[torch.Tensor], fn: Callable[[torch.Tensor], torch.Tensor]):
-        """Not possible."""
+        """Raise NotImplementedError."""
         self._refuse('no patch tokens apart from positions to replace')
 
     @torch.jit.ignore
     @refused
     def keep_tokens(self, embedded: List[torch.Tensor], keep: torch.Tensor):
-        """Not possible."""
+        """Raise NotImplementedError."""
         self._refuse('patch tokens of a different grid in each branch, none can be dropped')
 
     @torch.jit.ignore
     @refused
     def features_to_map(self, features: List[torch.Tensor], grid_size: Tuple[int, int]) -> torch.Tensor:
-        """Not possible."""
+        """Raise NotImplementedError."""
         return self._refuse('features of a different grid in each branch, not one feature map')
 
     @torch.jit.ignore

@@ -8,7 +8,7 @@ class CSATv2(EmbedStagesMixin, nn.Module):
 
     @moved_from('forward_features', through='x = self.stem_dct(x)')
     def embed_patches(self, x: torch.Tensor) -> torch.Tensor:
-        """Embed an image by its frequencies, as patch tokens (B, C, H, W)."""
+        """Embed the frequencies of an image as patch tokens (B, C, H, W)."""
         ...
         return x
 

@@ -18,7 +18,7 @@ class DeepseekVitEncoder(EmbedStagesMixin, nn.Module):
         without='return self.norm(x).reshape(B, H, W, -1)',
     )
     def forward_stages(self, embedded: RopeGridTokens) -> torch.Tensor:
-        """Forward pass through blocks and final norm, features are (B, H, W, C), or (B, K, C) without a grid."""
+        """Forward pass through blocks and final norm. Returns features (B, H, W, C), or (B, K, C) of kept tokens."""
         x, rope, grid_size = embedded
         ...
         x = self.norm(x)
@@ -49,13 +49,13 @@ class DeepseekVitClassifier(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens."""
+        """Return the grid (H, W) of the patch tokens."""
         return self.encoder.patch_grid(img_size)
 
     @torch.jit.ignore
     @refused
     def keep_tokens(self, embedded: RopeGridTokens, keep: torch.Tensor) -> RopeGridTokens:
-        """Keep the patch tokens at indices (B, K), in a model without aligner."""
+        """Keep the patch tokens at indices (B, K). Raises NotImplementedError for a model with an aligner."""
         if self.encoder.aligner is not None:
             raise NotImplementedError(
                 "DeepseekVitClassifier with encoder_pool='align' cannot drop tokens: it merges neighbours on the grid. "

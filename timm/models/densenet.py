@@ -8,7 +8,7 @@ class DenseNet(EmbedStagesMixin, nn.Module):
 
     def embed_patches(self, x: torch.Tensor) -> torch.Tensor:
         """Embed an image as patch tokens (B, C, H, W): the layers through the pool after the first feature tap."""
-        for i, layer in enumerate(self.features):  # torchscript takes no slice
+        for i, layer in enumerate(self.features):  # TorchScript does not support slices here
             if i <= self.feature_ends[0] + 1:
                 x = layer(x)
         return x

@@ -10,7 +10,7 @@ class DPN(EmbedStagesMixin, nn.Module):
         """Embed an image as patch tokens (B, C, H, W): convolution and pool of the stem, both checkpointed."""
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(self.features[:2], x)
-        for i, layer in enumerate(self.features):  # torchscript takes no slice
+        for i, layer in enumerate(self.features):  # TorchScript does not support slices here
             if i < 2:
                 x = layer(x)
         return x

@@ -19,11 +19,12 @@ class EfficientFormer(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:
-        """Arrange features (B, N', C) as a feature map (B, C, H', W'), which they are w/o the last stage (pruned)."""
+        """Arrange features (B, N', C) as a feature map (B, C, H', W'). A model pruned of its last stage returns a map.
+        """
         if features.ndim == 4:
             return features
         height, width = grid_size
         for stage in self.stages:
             if not isinstance(stage.downsample, nn.Identity):
-                height, width = -(-height // 2), -(-width // 2)  # a padded convolution rounds up
+                height, width = -(-height // 2), -(-width // 2)  # a padded convolution rounds the size up
         return nlc_to_map(features, (height, width))

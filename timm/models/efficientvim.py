@@ -20,9 +20,9 @@ class EfficientViM(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def features_to_map(self, features: List[torch.Tensor], grid_size: Tuple[int, int]) -> torch.Tensor:
-        """Arrange the last of the features, a flattened map, as a feature map (B, C, H', W') of width embed_dim[-1]."""
+        """Return the last element of the features, a flattened map, as a feature map (B, C, H', W')."""
         height, width = grid_size
         for stage in self.stages:
             if stage.downsample is not None:
-                height, width = -(-height // 2), -(-width // 2)  # a padded convolution rounds up
+                height, width = -(-height // 2), -(-width // 2)  # a padded convolution rounds the size up
         return nlc_to_map(features[-1].transpose(1, 2), (height, width))

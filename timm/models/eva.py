@@ -6,10 +6,10 @@ from ._embed_stages import EmbedStagesMixin, gather_patches
 
 
 class RopeTokens(NamedTuple):
-    """Tokens and the rotary embedding of their patches, None in a model without one.
+    """Tokens, and the rotary embedding of their patches (None in a model without one).
 
-    The rotary embedding is (N, dim), or (depth, num_heads, N, dim) if each block has its own. Once tokens were dropped
-    it differs between samples: (B, 1, K, dim) or (depth, B, num_heads, K, dim).
+    The rotary embedding has the shape (N, dim), or (depth, num_heads, N, dim) if each block has its own. After tokens
+    were dropped, it differs between samples and has the shape (B, 1, K, dim) or (depth, B, num_heads, K, dim).
     """
     tokens: torch.Tensor
     rope: Optional[torch.Tensor]
@@ -30,7 +30,7 @@ class Eva(EmbedStagesMixin, nn.Module):
             attn_mask: Optional[torch.Tensor] = None,
             is_causal: bool = False,
     ) -> torch.Tensor:
-        """Forward pass through transformer blocks and post-transformer norm, features are (B, P + N, C)."""
+        """Forward pass through transformer blocks and post-transformer norm. Returns features (B, P + N, C)."""
         x, rot_pos_embed = embedded
         ...
 

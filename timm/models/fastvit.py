@@ -19,7 +19,7 @@ class FastVit(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:
-        """Features (B, C, H', W') are a feature map already, a list of them w/ fork_feat is refused."""
+        """Return features (B, C, H', W') unchanged. Raises NotImplementedError for a model with `fork_feat`."""
         if self.fork_feat:
             raise NotImplementedError(
                 'FastVit with fork_feat has a list of feature maps, one per stage. Create it without fork_feat.')

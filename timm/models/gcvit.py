@@ -14,5 +14,5 @@ class GlobalContextVit(EmbedStagesMixin, nn.Module):
 
     @moved_from('forward_features', after='x = self.stem(x)')
     def forward_stages(self, x: torch.Tensor) -> torch.Tensor:
-        """Forward pass through the stages, the last ends with a norm, for patch tokens (B, C, H, W)."""
+        """Forward pass through the stages, including the final norm, for patch tokens (B, C, H, W)."""
         ...

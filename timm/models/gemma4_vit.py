@@ -6,7 +6,7 @@ from ._embed_stages import EmbedStagesMixin, check_keep, gather_patches, nlc_to_
 
 
 class PositionTokens(NamedTuple):
-    """Tokens (B, N, C), the (x, y) positions (B, N, 2) of their patches, and which are padding (B, N), if any."""
+    """Tokens (B, N, C), the (x, y) positions (B, N, 2) of their patches, and a mask (B, N) of padding or None."""
     tokens: torch.Tensor
     position_ids: torch.Tensor
     padding_positions: Optional[torch.Tensor]
@@ -43,10 +43,10 @@ class Gemma4PatchEmbed(nn.Module):
     ) -> Tuple[torch.Tensor, torch.Tensor, Optional[torch.Tensor]]:
         """Embed patches and add their positions.
 
-        Coordinates come in as (y, x), as NaFlex loaders give them, and go out as the (x, y) that the blocks use.
+        `patch_coord` has the order (y, x) of NaFlex loaders; returned positions have the order (x, y) of the blocks.
 
         Returns:
-            Tokens (B, N, C), their positions (B, N, 2), and which are padding (B, N), None if none is.
+            Tokens (B, N, C), their positions (B, N, 2), and a mask (B, N) of padding tokens, or None without padding.
         """
         x, position_ids, padding_positions = self.embed_patches(x, patch_coord, patch_valid)
         return self.embed_positions(x, position_ids, padding_positions)
@@ -56,7 +56,7 @@ class Gemma4VitEncoder(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens."""
+        """Return the grid (H, W) of the patch tokens."""
         return img_size[0] // self.patch_size[0], img_size[1] // self.patch_size[1]
 
     def embed_patches(
@@ -92,7 +92,7 @@ class Gemma4VitEncoder(EmbedStagesMixin, nn.Module):
         after='x, position_ids, padding_positions = self.patch_embed(x, patch_coord, patch_valid)',
     )
     def forward_stages(self, embedded: PositionTokens) -> torch.Tensor:
-        """Forward pass through transformer blocks, features are (B, N, C), before any pooling."""
+        """Forward pass through transformer blocks. Returns features (B, N, C) before pooling."""
         x, position_ids, padding_positions = embedded
         ...
 
@@ -103,7 +103,7 @@ class Gemma4VitEncoder(EmbedStagesMixin, nn.Module):
             patch_coord: Optional[torch.Tensor] = None,
             patch_valid: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
-        """Encode and apply the configured pool, see _pool."""
+        """Encode and apply the configured pool, see `_pool`."""
         ...
         return self._pool(x, position_ids, padding_positions)
 
@@ -135,7 +135,7 @@ class Gemma4VitClassifier(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens."""
+        """Return the grid (H, W) of the patch tokens."""
         return self.encoder.patch_grid(img_size)
 
     def embed_patches(
@@ -167,7 +167,7 @@ class Gemma4VitClassifier(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def keep_tokens(self, embedded: PositionTokens, keep: torch.Tensor) -> PositionTokens:
-        """Keep the patch tokens at indices (B, K), in a model whose encoder does not pool."""
+        """Keep the patch tokens at indices (B, K). Raises NotImplementedError if the encoder pools."""
         if self.encoder_pool == 'soft':
             raise NotImplementedError(
                 "Gemma4VitClassifier with encoder_pool='soft' cannot drop tokens: it pools neighbours on the grid. "

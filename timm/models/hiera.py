@@ -7,7 +7,7 @@ from ._meta_copy import map_size
 
 
 class UnrolledTokens(NamedTuple):
-    """Tokens (B, N, C), those of a mask unit far apart (see `Unroll`), and the mask (B, units) of the kept units."""
+    """Tokens (B, N, C) in the order of `Unroll`, which interleaves mask units, and a mask (B, units) of kept units."""
     tokens: torch.Tensor
     mask: Optional[torch.Tensor]
 
@@ -32,14 +32,14 @@ class Hiera(EmbedStagesMixin, nn.Module):
         through='x = self.patch_embed(x, mask=patch_mask)',
     )
     def embed_patches(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> torch.Tensor:
-        """Embed an image as patch tokens (B, N, C) in spatial order, mask units outside of the mask as zeros."""
+        """Embed an image as patch tokens (B, N, C) in spatial order, with zeros in dropped mask units."""
         ...
         return x
 
     @moved_from(
         'forward_features', after='x = self.patch_embed(x, mask=patch_mask)', before='intermediates = []')
     def embed_positions(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> UnrolledTokens:
-        """Add position embeddings to patch tokens (B, N, C), unroll them and drop mask units outside of the mask."""
+        """Add position embeddings to patch tokens (B, N, C), unroll them, and drop mask units that are not kept."""
         ...
         return UnrolledTokens(x, mask)
 
@@ -65,12 +65,12 @@ class Hiera(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens of an image."""
+        """Return the grid (H, W) of the patch tokens of an image."""
         return map_size(self.patch_embed.proj, img_size)
 
     @torch.jit.ignore
     def keep_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the mask units of an image, attention and pooling need them whole."""
+        """Return the grid (H, W) of the mask units of an image. Attention and pooling need whole mask units."""
         height, width = (size // unit for size, unit in zip(self.patch_grid(img_size), self.mask_unit_size))
         return height, width
 
@@ -80,7 +80,7 @@ class Hiera(EmbedStagesMixin, nn.Module):
         x, _ = embedded
         batch_size, num_tokens, channels = x.shape
         check_keep(keep, batch_size)
-        x = x.reshape(batch_size, self.mu_size, num_tokens // self.mu_size, channels)  # a unit's tokens are spread
+        x = x.reshape(batch_size, self.mu_size, num_tokens // self.mu_size, channels)  # tokens of a unit lie apart
         x = x.gather(2, keep[:, None, :, None].expand(-1, self.mu_size, -1, channels))
         return UnrolledTokens(x.flatten(1, 2), None)
 

@@ -9,7 +9,7 @@ class InceptionV4(EmbedStagesMixin, nn.Module):
 
     def embed_patches(self, x: torch.Tensor) -> torch.Tensor:
         """Embed an image as patch tokens (B, C, H, W): the first three convolutions."""
-        for i, layer in enumerate(self.features):  # torchscript takes no slice
+        for i, layer in enumerate(self.features):  # TorchScript does not support slices here
             if i <= self.stage_ends[0]:
                 x = layer(x)
         return x

@@ -26,12 +26,12 @@ class Levit(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens of an image."""
+        """Return the grid (H, W) of the patch tokens of an image."""
         return map_size(self.stem, img_size)
 
     @torch.jit.ignore
     def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:
-        """Arrange features (B, N', C) as a feature map (B, C, H', W'), which they are already w/ use_conv."""
+        """Arrange features (B, N', C) as a feature map (B, C, H', W'); return them unchanged w/ use_conv."""
         if self.use_conv:
             return features
         height, width = grid_size

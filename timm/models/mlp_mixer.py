@@ -18,5 +18,5 @@ class MlpMixer(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens of an image."""
+        """Return the grid (H, W) of the patch tokens of an image."""
         return self.stem.dynamic_feat_size(img_size)

@@ -52,7 +52,7 @@ class MultiScaleVit(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens of an image."""
+        """Return the grid (H, W) of the patch tokens of an image."""
         return map_size(self.patch_embed.proj, img_size)
 
     @torch.jit.ignore
@@ -61,6 +61,6 @@ class MultiScaleVit(EmbedStagesMixin, nn.Module):
         height, width = grid_size
         for stage in self.stages:
             pool = stage.blocks[0].shortcut_pool_attn
-            if pool is not None:  # padded, it rounds up
+            if pool is not None:  # padded pooling rounds the size up
                 height, width = -(-height // pool.stride[0]), -(-width // pool.stride[1])
         return nlc_to_map(features, (height, width), self.num_prefix_tokens)

@@ -13,7 +13,8 @@ class NaFlexEmbeds(nn.Module):
             x: torch.Tensor,
             patch_coord: Optional[torch.Tensor] = None,
     ) -> Tuple[torch.Tensor, Optional[Tuple[int, int]]]:
-        """Embed images or patches, see forward, as patch tokens (B, N, C) and their grid, None in NaFlex mode."""
+        """Embed images or patches, see `forward`, as patch tokens (B, N, C); return also their grid (None for NaFlex).
+        """
         ...
         return x, grid_size
 
@@ -38,8 +39,8 @@ class NaFlexEmbeds(nn.Module):
 
         Args:
             x: Images (B, C, H, W), or patches (B, N, P * P * C) or (B, N, Ph, Pw, C) in NaFlex mode.
-            patch_coord: Patch coordinates (B, N, 2), given in NaFlex mode.
-            patch_valid: Which patches are no padding (B, N), not needed here.
+            patch_coord: Patch coordinates (B, N, 2), required in NaFlex mode.
+            patch_valid: Mask (B, N) of patches that are not padding, unused here.
 
         Returns:
             Tokens (B, P + N, C), and the grid (H, W), None in NaFlex mode.
@@ -49,7 +50,7 @@ class NaFlexEmbeds(nn.Module):
 
 
 class NaFlexPatches(NamedTuple):
-    """Patch tokens (B, N, C) before positions, their grid (H, W), None in NaFlex mode, and what came with them."""
+    """Patch tokens (B, N, C) without positions, their grid (H, W) (None in NaFlex mode), and the other inputs."""
     tokens: torch.Tensor
     grid_size: Optional[Tuple[int, int]]
     patch_coord: Optional[torch.Tensor]
@@ -58,11 +59,11 @@ class NaFlexPatches(NamedTuple):
 
 
 class NaFlexTokens(NamedTuple):
-    """Tokens (B, P + N, C) and what the blocks need with them.
+    """Tokens (B, P + N, C), and the other inputs of the blocks.
 
-    The rotary embedding is (N, dim), or (B, 1, N, dim) where it differs between samples. If each block has its own, it
-    is a sequence of (num_heads, N, dim) or (B, num_heads, N, dim), from which the stages take the `keep_indices` (B, K)
-    of a patch dropout.
+    The rotary embedding has the shape (N, dim), or (B, 1, N, dim) if it differs between samples. If each block has its
+    own, it is a sequence of shapes (num_heads, N, dim) or (B, num_heads, N, dim), from which the stages select the
+    `keep_indices` (B, K) of patch dropout.
     """
     tokens: torch.Tensor
     patch_valid: Optional[torch.Tensor]
@@ -78,7 +79,7 @@ def unpack_naflex_batch(
         patch_valid: Optional[torch.Tensor] = None,
         attn_mask: Optional[torch.Tensor] = None,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor], Optional[torch.Tensor]]:
-    """Tensors of a batch, what is in a dict from the NaFlex collator takes priority over arguments."""
+    """Return the tensors of a batch. Values in a dict from the NaFlex collator take precedence over arguments."""
     if not isinstance(patches, dict):
         return patches, patch_coord, patch_valid, attn_mask
     return (
@@ -90,7 +91,8 @@ def unpack_naflex_batch(
 
 
 def gather_attention_mask(attn_mask: torch.Tensor, keep: torch.Tensor, num_prefix_tokens: int) -> torch.Tensor:
-    """Rows and columns of prefix tokens and kept patches (B, K), of a mask that broadcasts to (B, heads, S, S)."""
+    """Select rows and columns of prefix tokens and kept patches (B, K) in a mask that broadcasts to (B, heads, S, S).
+    """
     prefix = torch.arange(num_prefix_tokens, device=keep.device).expand(keep.shape[0], -1)
     places = torch.cat([prefix, keep + num_prefix_tokens], dim=1)
     attn_mask = attn_mask.reshape((1,) * (4 - attn_mask.ndim) + attn_mask.shape).expand(keep.shape[0], -1, -1, -1)
@@ -105,7 +107,7 @@ class NaFlexVit(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens of an image (B, C, H, W)."""
+        """Return the grid (H, W) of the patch tokens of an image."""
         height, width = self.embeds.dynamic_feat_size(img_size)
         return height, width
 
@@ -137,7 +139,7 @@ class NaFlexVit(EmbedStagesMixin, nn.Module):
             patch_valid,
             attn_mask,
     ) -> Dict[str, torch.Tensor]:
-        """What follows absolute positions: rope pos embeds, patch dropout, attention mask, pre-norm"""
+        """Forward pass after absolute positions: rope pos embeds, patch dropout, attention mask, pre-norm"""
         naflex_mode = patch_coord is not None
         ...
 
@@ -154,9 +156,9 @@ class NaFlexVit(EmbedStagesMixin, nn.Module):
         return NaFlexPatches(x, grid_size, patch_coord, patch_valid, attn_mask)
 
     def embed_positions(self, patches: NaFlexPatches) -> NaFlexTokens:
-        """Add positions and prefix tokens to patch tokens, make rotary embeddings and attention mask."""
+        """Add positions and prefix tokens to patch tokens; make rotary embeddings and attention mask."""
         x, grid_size, patch_coord, patch_valid, attn_mask = patches
-        # positions are added in place
+        # clone, since positions are added in place
         x, grid_size = self.embeds.embed_positions(x.clone(), grid_size, patch_coord)
         embeds = self._forward_rope(x, grid_size, patch_coord, patch_valid, attn_mask)
         return NaFlexTokens(
@@ -176,13 +178,13 @@ class NaFlexVit(EmbedStagesMixin, nn.Module):
             patch_valid: Optional[torch.Tensor] = None,
             attn_mask: Optional[torch.Tensor] = None,
     ) -> NaFlexTokens:
-        """Embed images or a NaFlex batch, the result is the input of `forward_stages`.
+        """Embed images or a NaFlex batch, and return the input of `forward_stages`.
 
         Args:
-            patches: Images (B, C, H, W). In NaFlex mode patches (B, N, P * P * C) or (B, N, Ph, Pw, C), or the dict of
-                the NaFlex collator with all of these arguments.
-            patch_coord: Patch coordinates (B, N, 2), given in NaFlex mode.
-            patch_valid: Which patches are no padding (B, N).
+            patches: Images (B, C, H, W). In NaFlex mode, patches (B, N, P * P * C) or (B, N, Ph, Pw, C), or the dict of
+                the NaFlex collator, which contains all of these arguments.
+            patch_coord: Patch coordinates (B, N, 2), required in NaFlex mode.
+            patch_valid: Mask (B, N) of patches that are not padding.
             attn_mask: Attention mask in place of the one that is made from `patch_valid`.
         """
         patches, patch_coord, patch_valid, attn_mask = unpack_naflex_batch(patches, patch_coord, patch_valid, attn_mask)
@@ -198,7 +200,7 @@ class NaFlexVit(EmbedStagesMixin, nn.Module):
         """Forward pass through transformer blocks and final norm.
 
         Returns:
-            Features (B, P + N, C), in NaFlex mode a dict with them as 'patches', and 'patch_valid'.
+            Features (B, P + N, C). In NaFlex mode, a dict with the features as 'patches', and 'patch_valid'.
         """
         x, patch_valid, rope_embeds, attn_mask, keep_indices, naflex_mode = embedded
         ...
@@ -208,11 +210,11 @@ class NaFlexVit(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def keep_tokens(self, embedded: NaFlexTokens, keep: torch.Tensor) -> NaFlexTokens:
-        """Keep all prefix tokens and the patch tokens at indices (B, K), with all that belongs to them."""
+        """Keep all prefix tokens and the patch tokens at indices (B, K), with their masks and rotary embeddings."""
         x, patch_valid, rope_embeds, attn_mask, keep_indices, naflex_mode = embedded
         check_keep(keep, len(x))
         if rope_embeds is not None and self.rope_is_mixed:
-            # one per block, of all patches as long as those of a patch dropout are not taken from it
+            # one embedding per block, still for all patches: patch dropout has not been applied to it
             indices = keep if keep_indices is None else keep_indices.gather(1, keep)
             rope_embeds = [
                 apply_keep_indices_nlc(x, rope, indices, pos_embed_has_batch=rope.ndim == 4) for rope in rope_embeds]

@@ -14,5 +14,5 @@ class Nest(EmbedStagesMixin, nn.Module):
     @torch.jit.unused
     @property
     def patch_dim(self) -> int:
-        """Width of a patch token, the embedding width of the first level."""
+        """Width of a patch token: the embedding width of the first level."""
         return self.patch_embed.proj.out_channels

@@ -6,7 +6,7 @@ from ._embed_stages import EmbedStagesMixin, refused
 
 
 class TokenMap(NamedTuple):
-    """Patch tokens (B, C, H, W), and class tokens (B, P, C) that pass through the stages beside them."""
+    """Patch tokens (B, C, H, W) and class tokens (B, P, C), which the stages take as separate tensors."""
     tokens: torch.Tensor
     cls_tokens: torch.Tensor
 
@@ -20,20 +20,20 @@ class PoolingVisionTransformer(EmbedStagesMixin, nn.Module):
         through='cls_tokens = self.cls_token.expand(x.shape[0], -1, -1)',
     )
     def embed_positions(self, x: torch.Tensor) -> TokenMap:
-        """Add position embeddings to patch tokens (B, C, H, W), with class and distillation tokens beside them."""
+        """Add position embeddings to patch tokens (B, C, H, W); return them with the class and distillation tokens."""
         ...
         return TokenMap(x, cls_tokens)
 
     @moved_from('forward_features', start='x, cls_tokens = self.transformers((x, cls_tokens))')
     def forward_stages(self, embedded: TokenMap) -> torch.Tensor:
-        """Forward pass through the stages and the final norm, returns class tokens (B, P, C) without patch tokens."""
+        """Forward pass through the stages and the final norm. Returns only class tokens (B, P, C)."""
         x, cls_tokens = embedded
         ...
 
     @torch.jit.ignore
     @refused
     def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:
-        """Refuses, the features are class tokens."""
+        """Raise NotImplementedError, since the features are class tokens."""
         raise NotImplementedError(
             f'{type(self).__name__} has no feature map, its features are class tokens only. '
             'forward_intermediates gives maps.')

@@ -7,10 +7,10 @@ class PyramidVisionTransformerV2(EmbedStagesMixin, nn.Module):
 
     @moved_from('forward_features', after='x = self.patch_embed(x)')
     def forward_stages(self, x: torch.Tensor) -> torch.Tensor:
-        """Forward pass through the stages, for patch tokens (B, H, W, C), returns features (B, C, H', W')."""
+        """Forward pass through the stages, for patch tokens (B, H, W, C). Returns features (B, C, H', W')."""
         ...
 
     @torch.jit.ignore
     def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:
-        """Features (B, C, H', W') are a feature map already."""
+        """Return features (B, C, H', W') unchanged."""
         return features

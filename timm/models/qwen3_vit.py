@@ -9,7 +9,8 @@ from ._embed_stages import EmbedStagesMixin, check_keep, gather_patches, nlc_to_
 class RopeGridTokens(NamedTuple):
     """Tokens (B, N, C), the rotary embedding (N, dim) of their patches, and their grid (H, W).
 
-    Once tokens were dropped the rotary embedding differs between samples, (B, 1, K, dim), and there is no grid.
+    After tokens were dropped, the rotary embedding differs between samples, with the shape (B, 1, K, dim), and the grid
+    is None.
     """
     tokens: torch.Tensor
     rope: torch.Tensor
@@ -35,7 +36,7 @@ class Qwen3VitEncoder(EmbedStagesMixin, nn.Module):
 
     @moved_from('forward_features', after='x, rope = self._pos_embed(x)', without='return x.reshape(B, H, W, -1)')
     def forward_stages(self, embedded: RopeGridTokens) -> torch.Tensor:
-        """Forward pass through transformer blocks, features are (B, H, W, C), or (B, K, C) without a grid."""
+        """Forward pass through transformer blocks. Returns features (B, H, W, C), or (B, K, C) of kept tokens."""
         x, rope, grid_size = embedded
         ...
         if grid_size is None:
@@ -65,13 +66,13 @@ class Qwen3VitClassifier(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens."""
+        """Return the grid (H, W) of the patch tokens."""
         return self.encoder.patch_grid(img_size)
 
     @torch.jit.ignore
     @refused
     def keep_tokens(self, embedded: RopeGridTokens, keep: torch.Tensor) -> RopeGridTokens:
-        """Keep the patch tokens at indices (B, K), in a model without patch merger."""
+        """Keep the patch tokens at indices (B, K). Raises NotImplementedError for a model with a patch merger."""
         if self.encoder.merger is not None:
             raise NotImplementedError(
                 "Qwen3VitClassifier with encoder_pool='merge' cannot drop tokens: it merges neighbours on the grid. "

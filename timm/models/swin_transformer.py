@@ -8,7 +8,7 @@ class SwinTransformer(EmbedStagesMixin, nn.Module):
     @torch.jit.unused
     @property
     def patch_dim(self) -> int:
-        """Width of a patch token, the embedding width of the first stage."""
+        """Width of a patch token: the embedding width of the first stage."""
         return self.patch_embed.proj.out_channels
 
     @moved_from('forward_features', after='x = self.patch_embed(x)')

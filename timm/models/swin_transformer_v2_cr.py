@@ -9,16 +9,16 @@ class SwinTransformerV2Cr(EmbedStagesMixin, nn.Module):
 
     @moved_from('forward_features', after='x = self.patch_embed(x)')
     def forward_stages(self, x: torch.Tensor) -> torch.Tensor:
-        """Forward pass through the stages, the last ends with a norm, for patch tokens (B, C, H, W)."""
+        """Forward pass through the stages, including the final norm, for patch tokens (B, C, H, W)."""
         ...
 
     @torch.jit.unused
     @property
     def patch_dim(self) -> int:
-        """Width of a patch token, the embedding width of the first stage."""
+        """Width of a patch token: the embedding width of the first stage."""
         return self.patch_embed.proj.out_channels
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens of an image."""
+        """Return the grid (H, W) of the patch tokens of an image."""
         return map_size(self.patch_embed.proj, img_size)

@@ -6,7 +6,7 @@ from ._embed_stages import EmbedStagesMixin, gather_patches
 
 
 class PixelPatchTokens(NamedTuple):
-    """Tokens (B, 1 + N, C), and the pixel tokens (B * N, M, D) inside of each patch."""
+    """Patch tokens with class token (B, 1 + N, C), and pixel tokens (B * N, M, D) of each patch."""
     tokens: torch.Tensor
     pixel_tokens: torch.Tensor
 
@@ -15,12 +15,12 @@ class TNT(EmbedStagesMixin, nn.Module):
     @torch.jit.unused
     @property
     def patch_dim(self) -> int:
-        """Width of a patch token, all of its pixel tokens."""
+        """Width M * D of all pixel tokens of a patch, which `map_tokens` treats as its token."""
         return self.proj.in_features
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens."""
+        """Return the grid (H, W) of the patch tokens."""
         return self.pixel_embed.dynamic_feat_size(img_size)
 
     @moved_from(
@@ -31,8 +31,8 @@ class TNT(EmbedStagesMixin, nn.Module):
     def embed_patches(self, x: torch.Tensor) -> torch.Tensor:
         """Embed an image of shape (B, C, H, W) as pixel tokens (B * N, M, D) of its patches.
 
-        They are projected to patch tokens by embed_positions, so that nothing of the image remains of a patch whose
-        pixel tokens are replaced.
+        `embed_positions` projects them to patch tokens, so that replacing the pixel tokens of a patch removes all
+        information about its pixels.
         """
         ...
         return pixel_embed
@@ -50,7 +50,7 @@ class TNT(EmbedStagesMixin, nn.Module):
 
     @moved_from('forward_features', after='patch_embed = self.pos_drop(patch_embed)')
     def forward_stages(self, embedded: PixelPatchTokens) -> torch.Tensor:
-        """Forward pass through inner and outer transformer blocks and final norm, features are (B, 1 + N, C)."""
+        """Forward pass through inner and outer transformer blocks and final norm. Returns features (B, 1 + N, C)."""
         patch_embed, pixel_embed = embedded
         ...
 

@@ -8,7 +8,7 @@ class TResNet(EmbedStagesMixin, nn.Module):
 
     def embed_patches(self, x: torch.Tensor) -> torch.Tensor:
         """Embed an image as patch tokens (B, C, H, W): space to depth, and the first convolution."""
-        for i, layer in enumerate(self.body):  # torchscript takes no slice
+        for i, layer in enumerate(self.body):  # TorchScript does not support slices here
             if i < 2:
                 x = layer(x)
         return x

@@ -19,7 +19,7 @@ class Twins(EmbedStagesMixin, nn.Module):
         return SizedTokens(x, size)
 
     def embed_positions(self, patches: SizedTokens) -> SizedTokens:
-        """Apply dropout, positions come from a convolution after the first block of each stage."""
+        """Apply dropout. A convolution after the first block of each stage adds positions."""
         return SizedTokens(self.pos_drops[0](patches.tokens), patches.size)
 
     def forward_stages(self, embedded: SizedTokens) -> torch.Tensor:
@@ -55,7 +55,7 @@ class Twins(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens of the first stage."""
+        """Return the grid (H, W) of the patch tokens of the first stage."""
         patch_size = self.patch_embeds[0].patch_size
         return img_size[0] // patch_size[0], img_size[1] // patch_size[1]
 

@@ -42,7 +42,7 @@ class Visformer(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens of the first stage."""
+        """Return the grid (H, W) of the patch tokens of the first stage."""
         if self.stem is not None:
             img_size = map_size(self.stem, img_size)
         return self.patch_embed1.dynamic_feat_size(img_size)

@@ -7,7 +7,7 @@ class VisionTransformerRelPos(EmbedStagesMixin, nn.Module):
 
     @moved_from('forward_features', after='x = self.patch_embed(x)', through='if self.cls_token is not None: ...')
     def embed_positions(self, x: torch.Tensor) -> torch.Tensor:
-        """Add the class token, if any, to patch tokens (B, N, C). Positions are a bias of the attention."""
+        """Add the class token, if any, to patch tokens (B, N, C). Positions enter as an attention bias."""
         ...
         return x
 
@@ -19,7 +19,7 @@ class VisionTransformerRelPos(EmbedStagesMixin, nn.Module):
     @torch.jit.ignore
     @refused
     def keep_tokens(self, embedded: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """Not possible with a relative position bias."""
+        """Raise NotImplementedError, since the relative position bias is that of the whole grid."""
         raise NotImplementedError(
             f'{type(self).__name__} cannot drop tokens: its relative position bias is that of the whole grid. '
             f'Replace them with map_tokens.')

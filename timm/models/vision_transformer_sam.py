@@ -18,5 +18,5 @@ class VisionTransformerSAM(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:
-        """Features are a feature map (B, C, H, W)."""
+        """Return features (B, C, H, W) unchanged."""
         return features

@@ -21,7 +21,7 @@ class VOLO(EmbedStagesMixin, nn.Module):
 
     @torch.jit.ignore
     def features_to_map(self, features: torch.Tensor, grid_size: Tuple[int, int]) -> torch.Tensor:
-        """Arrange features (B, P + N', C) as a map (B, C, H', W'), smaller by the downsampling of the stages."""
+        """Arrange features (B, P + N', C) as a map (B, C, H', W'), downsampled by the stages."""
         height, width = grid_size
         for module in self.network:
             if isinstance(module, Downsample):

@@ -22,7 +22,7 @@ class Xcit(EmbedStagesMixin, nn.Module):
 
     @moved_from('forward_features', after='x, (Hp, Wp) = self.patch_embed(x)', through='x = self.pos_drop(x)')
     def embed_positions(self, patches: GridTokens) -> GridTokens:
-        """Add position encodings to patch tokens. The class token joins in the stages."""
+        """Add position encodings to patch tokens. The stages add the class token."""
         x, (Hp, Wp) = patches
         B = x.shape[0]
         ...
@@ -30,11 +30,11 @@ class Xcit(EmbedStagesMixin, nn.Module):
 
     @moved_from('forward_features', after='x = self.pos_drop(x)')
     def forward_stages(self, embedded: GridTokens) -> torch.Tensor:
-        """Forward pass through blocks, class attention and final norm, features are (B, 1 + N, C)."""
+        """Forward pass through blocks, class attention and final norm. Returns features (B, 1 + N, C)."""
         x, (Hp, Wp) = embedded
         ...
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Grid (H, W) of the patch tokens."""
+        """Return the grid (H, W) of the patch tokens."""
         return map_size(self.patch_embed.proj, img_size)

@@ -13,15 +13,15 @@ _BACKBONE = 'backbone.'
 class MaskedImageModelingTask(TrainingTask):
     """Pre-trains a backbone with a masked image modeling method.
 
-    The method (see `timm.mim.create_mim`) is the trainable module: masking, backbone, decoder and loss all run in its
-    forward, so that DistributedDataParallel and torch.compile see everything. The eval model is the plain backbone, so
-    that a checkpoint's `state_dict` is an ordinary timm checkpoint; what belongs to the method alone (mask token,
-    decoder) is task state.
+    The method (see `timm.mim.create_mim`) is the trainable module. Its forward contains masking, backbone, decoder and
+    loss, so that DistributedDataParallel and torch.compile apply to all of them. The eval model is the plain backbone:
+    the `state_dict` of a checkpoint is an ordinary timm checkpoint. The other tensors of the method (mask token,
+    decoder) are task state.
 
     Args:
         method: Masked image modeling method with a `backbone`.
-        device: Device for task tensors/buffers.
-        dtype: Dtype for task tensors/buffers.
+        device: Device for task tensors and buffers.
+        dtype: Dtype for task tensors and buffers.
         verbose: Enable info logging.
 
     Examples:
@@ -50,7 +50,7 @@ class MaskedImageModelingTask(TrainingTask):
         """Wrap the method in DistributedDataParallel.
 
         Args:
-            device_ids: Device of this process, e.g. [local_rank]. None for the CPU.
+            device_ids: Device of this process, e.g. `[local_rank]`. None for the CPU.
             **ddp_kwargs: Additional arguments passed to DistributedDataParallel.
         """
         from torch.nn.parallel import DistributedDataParallel as DDP
@@ -63,20 +63,21 @@ class MaskedImageModelingTask(TrainingTask):
             mode: Optional[str] = None,
             **compile_kwargs,
     ) -> nn.Module:
-        """Compile the whole method, the loss included."""
+        """Compile the whole method, including the loss."""
         self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
         return self.get_eval_model()
 
     def get_method(self, ema: bool = False) -> Optional[nn.Module]:
-        """Return the method without DDP, compile or EMA wrappers, None if there is no EMA."""
+        """Return the method without DDP, compile or EMA wrappers, or None if `ema` is set but there is no EMA."""
         module = self.get_trainable_module(ema=ema)
         return None if module is None else unwrap_model(module)
 
     def update_target(self, progress: float) -> None:
-        """Move the targets of a method that learns from a moving average of itself, after a step of the optimizer.
+        """Update the target encoder of methods that have one (I-JEPA); call this after each optimizer step.
 
         Args:
-            progress: Share of the training that is done, the number of the step from 0 by that of all steps.
+            progress: Share of the training that is done: the number of the step, from 0, divided by the number of all
+                steps.
         """
         method = self.get_method()
         if hasattr(method, 'update_target'):
@@ -108,7 +109,7 @@ class MaskedImageModelingTask(TrainingTask):
             raise RuntimeError('Cannot load EMA task state before setup_ema().')
         if not state or 'method' not in state:
             if strict:
-                raise RuntimeError('The checkpoint holds a backbone only, no mask token and decoder to go on with.')
+                raise RuntimeError('The checkpoint contains only a backbone, without the mask token and decoder.')
             return
         missing, unexpected = method.load_state_dict(state['method'], strict=False)
         missing = [k for k in missing if not k.startswith(_BACKBONE)]
@@ -117,7 +118,7 @@ class MaskedImageModelingTask(TrainingTask):
 
     def create_evaluator(self, **kwargs):
         raise NotImplementedError(
-            'A pre-training task has no labels; timm.mim.pretrain.held_out measures its masked loss.')
+            'A pre-training task has no labels to evaluate; timm.mim.pretrain.held_out measures its masked loss.')
 
     def forward(
             self,
@@ -129,17 +130,17 @@ class MaskedImageModelingTask(TrainingTask):
         """Forward pass of the method.
 
         Args:
-            input: Normalised images [B, C, H, W].
-            target: Labels, as loaders give them. A pre-training task has no use for them.
-            mask: Mask over the patch grid, True where masked. Drawn by the method if None.
-            noise: Uniform noise that decides the mask, see `noise_shape` of the method.
+            input: Normalised images of shape (B, C, H, W).
+            target: Labels from the loader, which are ignored.
+            mask: Mask over the patch grid, True is masked. If None, the method makes one.
+            noise: Uniform noise to make the mask from, see `noise_shape` of the method.
 
         Returns:
             Dictionary containing:
                 - 'loss': Loss on the masked patches
                 - 'output': Prediction of the method
                 - 'mask': Mask that was used
-                - 'logs': Scalars that are worth a look besides the loss, by name
+                - 'logs': Further scalars to monitor, by name
         """
         result = self.trainable_module(input, mask=mask, noise=noise)
         return {

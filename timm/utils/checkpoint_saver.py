@@ -8,10 +8,10 @@ import torch
 
 
 def _write_complete(save_state, save_path):
-    """Write a checkpoint that is either complete at its path, or not there.
+    """Write a checkpoint atomically: to a temporary file in the same folder, which then replaces the target.
 
     Raises:
-        OSError: It cannot be written; what was at the path still is.
+        OSError: The checkpoint cannot be written. An existing file at the path is unchanged.
     """
     tmp_save_path = f'{save_path}.partial'
     try:
@@ -55,11 +55,11 @@ class CheckpointSaver:
             shutil.copy2(src, tmp_path)
         os.replace(tmp_path, dst)
         if os.path.exists(tmp_path):
-            os.unlink(tmp_path)  # renaming does nothing between two links of the same file
+            os.unlink(tmp_path)  # os.replace does nothing if both names are hard links to the same file
 
     @moved_from('_save', before='torch.save(save_state, save_path)')
     def _checkpoint_state(self, epoch, metric=None):
-        """Everything that a checkpoint holds."""
+        """Return the content of a checkpoint."""
         ...
         return save_state
 
@@ -81,12 +81,12 @@ class CheckpointSaver:
             Tuple of (best_metric, best_epoch), both None until a ranked checkpoint has been saved.
         """
         if metric is not None and math.isnan(metric):
-            metric = None  # nothing compares with NaN, it would stay the best for ever
+            metric = None  # comparisons with NaN are false: a NaN would remain the best metric
         ...
         return self._rank_last(epoch, metric)
 
     @moved_from('save_checkpoint', after='self._replace(tmp_save_path, last_save_path)')
     def _rank_last(self, epoch, metric=None):
-        """Give ``last`` the numbered place that it earns. A run that was killed in the middle of it can do it again."""
+        """Keep ``last`` as a numbered checkpoint if it ranks high enough; safe to repeat after a killed run."""
         last_save_path = os.path.join(self.checkpoint_dir, 'last' + self.extension)
         ...

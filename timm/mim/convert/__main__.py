@@ -1,4 +1,4 @@
-"""Command of the Conversion, see `timm.mim.convert`"""
+"""Command line of the conversion, see `timm.mim.convert`."""
 import argparse
 import sys
 from typing import List, Optional
@@ -8,9 +8,11 @@ from timm.utils import ParseKwargs
 from ..pretrain.flags import OneLineParser
 from . import FORMATS, Conversion, ConversionError, __doc__ as description, convert
 
+__all__ = ['main']
+
 
 def main(arguments: Optional[List[str]] = None) -> int:
-    """Run the command. A user's mistake is one line, and exit code 2."""
+    """Run the command and return its exit code. A user's mistake prints one line and returns 2."""
     parser = _parser()
     try:
         args = parser.parse_args(arguments)
@@ -57,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report(dest: str, conversion: Conversion) -> str:
-    """What was written, and how to load it."""
+    """Return a text that says what was written, and how to load it."""
     recipe = conversion.recipe
     lines = [f'{conversion.source_format} -> {conversion.dest_format}: {dest}']
     if conversion.dest_format == 'mim':

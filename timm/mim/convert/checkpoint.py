@@ -1,7 +1,7 @@
-"""What Is Converted: Tensors by Our Names, and How to Build the Modules They Belong to
+"""Intermediate representation of a checkpoint: its tensors under our names, and how to build their module.
 
-Our names are those of `timm.mim.create_mim(...).state_dict()`: `backbone.*` as in a plain timm checkpoint, and what the
-method adds. An encoder alone has the names of its backbone only.
+Our names are those of `timm.mim.create_mim(...).state_dict()`: `backbone.*` as in a plain timm checkpoint, and the
+tensors of the method. An encoder has `backbone.*` only.
 """
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,19 +23,17 @@ __all__ = [
 
 BACKBONE = 'backbone.'
 Tensors = Dict[str, torch.Tensor]
-
-
-# What the constructors of models and methods raise for arguments that do not fit together. Some check, most do not.
+# errors that constructors of models and methods raise for arguments that do not fit together; few check them explicitly
 _CONSTRUCTION_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 TARGETS_WITHOUT_A_MODEL = ('pixels', 'normalized_pixels', 'hog')
 
 
 class ConversionError(ValueError):
-    """A checkpoint that cannot be converted.
+    """Raised when a checkpoint cannot be converted.
 
-    The message is one line: what is wrong, and what would work. It may quote names that stand in a file, so characters
-    that would begin a new line or control the terminal are replaced.
+    The message is one line: what is wrong, and what would work. Since it may quote names from a file, line breaks and
+    terminal control characters are replaced by '?'.
     """
 
     def __init__(self, message: str) -> None:
@@ -43,7 +41,7 @@ class ConversionError(ValueError):
 
 
 class Hints(NamedTuple):
-    """What is known of a checkpoint besides its tensors: given by the user, or written next to the tensors.
+    """Information about a checkpoint besides its tensors, given by the user or stored next to the tensors.
 
     Attributes:
         model: Name of the timm model.
@@ -57,7 +55,8 @@ class Hints(NamedTuple):
     options: Mapping[str, Any] = {}
 
     def over(self, other: 'Hints') -> 'Hints':
-        """These hints, completed by others. Arguments of another model are not taken over."""
+        """Return these hints, completed by `other`; model arguments are only combined if both are for the same model.
+        """
         same_model = self.model is None or self.model == other.model
         return Hints(
             self.model or other.model,
@@ -72,9 +71,9 @@ class Recipe:
     """How to build the module that tensors belong to.
 
     Attributes:
-        method: Name of the method, None for a backbone alone.
+        method: Name of the method, None for a plain backbone.
         model: Name of the timm model.
-        img_size: Image (height, width) in pixels, that of the model if None.
+        img_size: Image (height, width) in pixels. The size of the model if None.
         model_kwargs: Arguments of the model.
         options: Options of the method.
     """
@@ -86,10 +85,10 @@ class Recipe:
 
     @cached_property
     def module(self) -> nn.Module:
-        """The method, or the backbone alone, without weights (meta device). A teacher is built without weights, too.
+        """The method or plain backbone on the meta device, without weights. A teacher has no weights either.
 
         Raises:
-            ConversionError: There is no such model, or it cannot be built with these arguments.
+            ConversionError: The model is unknown, or cannot be built with these arguments.
         """
         if not is_model(self.model):
             raise ConversionError(unknown_model(self.model))
@@ -108,18 +107,18 @@ class Recipe:
 
     @property
     def teacher(self) -> Optional[str]:
-        """Name of the model whose pretrained features SimMIM predicts, None if it predicts something else.
+        """Name of the model whose pretrained features SimMIM predicts, or None for other targets.
 
         Raises:
-            ConversionError: It is not a model that timm.list_models() names.
+            ConversionError: timm has no model of that name.
         """
         target = self.options.get('target', 'pixels') if self.method == 'simmim' else 'pixels'
         if target in TARGETS_WITHOUT_A_MODEL:
             return None
         if not isinstance(target, str) or not is_model(target):
             raise ConversionError(
-                f'The target {target!r} is not {", ".join(TARGETS_WITHOUT_A_MODEL)}, or a model that '
-                'timm.list_models() names. No other is fetched; --to encoder converts the encoder without it.')
+                f'The target {target!r} is none of {", ".join(TARGETS_WITHOUT_A_MODEL)}, and not a model that '
+                'timm.list_models() lists; --to encoder converts the encoder without it.')
         return target
 
     @property
@@ -128,23 +127,23 @@ class Recipe:
         return self.module if self.method is None else self.module.backbone
 
     def tensors(self) -> Tensors:
-        """The tensors (meta device) of the module, by our names."""
+        """Return the tensors of the module on the meta device, by our names."""
         prefix = BACKBONE if self.method is None else ''
         return {prefix + name: tensor for name, tensor in self.module.state_dict().items()}
 
     def encoder(self) -> 'Recipe':
-        """How to build the backbone alone."""
+        """Return the recipe of the backbone alone."""
         return replace(self, method=None, options={})
 
     def as_dict(self) -> Dict[str, Any]:
-        """The same in dictionaries, lists, numbers and strings."""
+        """Return the recipe as dictionaries, lists, numbers and strings, for JSON."""
         fields = dict(
             method=self.method, model=self.model, img_size=self.img_size, model_kwargs=self.model_kwargs,
             options=self.options)
         return _plain(fields)
 
     def call(self) -> str:
-        """The line of Python that builds the module."""
+        """Return the line of Python that builds the module."""
         size = self.img_size
         if size is not None and size[0] == size[1]:
             size = size[0]
@@ -159,11 +158,11 @@ class Recipe:
 
 
 class Checkpoint(NamedTuple):
-    """Tensors by our names, and how to build the module they belong to if that is known.
+    """Tensors by our names, and how to build their module, if known.
 
     Attributes:
         tensors: Tensors by our names.
-        method: Name of the method, None for a backbone alone.
+        method: Name of the method, None for a plain backbone.
         recipe: How to build the module.
     """
     tensors: Tensors
@@ -172,10 +171,10 @@ class Checkpoint(NamedTuple):
 
 
 def check_tensors(expected: Mapping[str, torch.Tensor], actual: Mapping[str, torch.Tensor], subject: str) -> None:
-    """Compare names, shapes and kinds of numbers of tensors with those that are expected.
+    """Check names, shapes and types (floating point or not) of tensors against the expected tensors.
 
     Raises:
-        ConversionError: They differ; all that do are listed.
+        ConversionError: Tensors differ. The message lists all of them.
     """
     common = [(name, tensor, actual[name]) for name, tensor in expected.items() if name in actual]
     differences = [
@@ -194,7 +193,7 @@ def check_tensors(expected: Mapping[str, torch.Tensor], actual: Mapping[str, tor
 
 
 def known_hints(recipe: Recipe) -> Hints:
-    """What a recipe tells of a model that may have to be described in another way."""
+    """Return hints from a recipe for a format that describes the model with a different recipe."""
     module = recipe.module
     model_kwargs, options = {}, _without(recipe.options, ('decoder_dim', 'decoder_depth'))
     heads = _num_heads(recipe.backbone)
@@ -209,12 +208,12 @@ def known_hints(recipe: Recipe) -> Hints:
 
 
 def shape_text(tensor: torch.Tensor) -> str:
-    """Write the shape of a tensor as in `48 x 3 x 8 x 8`."""
+    """Return the shape of a tensor as a text, such as `48 x 3 x 8 x 8`."""
     return ' x '.join(str(size) for size in tensor.shape) or 'scalar'
 
 
 def _features_without_weights(teacher: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a target with the shape of a teacher's features, from a model without pretrained weights."""
+    """Return a target that has the shape of a teacher's features but uses a model without pretrained weights."""
     def target(images: torch.Tensor) -> torch.Tensor:
         model = create_model(**resolve_model_input_args(
             teacher, dict(img_size=tuple(images.shape[2:])), num_classes=0, in_chans=images.shape[1]))

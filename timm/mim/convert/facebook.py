@@ -1,6 +1,6 @@
-"""Formats of facebookresearch/mae and facebookresearch/ijepa
+"""Formats of facebookresearch/mae and facebookresearch/ijepa.
 
-The names are those of `models_mae.py` and of `src/models/vision_transformer.py` there.
+The tensor names are those of `models_mae.py` (MAE) and `src/models/vision_transformer.py` (I-JEPA).
 """
 from typing import Any, Dict
 
@@ -12,7 +12,7 @@ __all__ = ['FacebookIJEPA', 'FacebookMAE']
 
 
 class FacebookMAE(ForeignFormat):
-    """MAE: a dictionary `model`. The released encoders have no decoder."""
+    """MAE: a file with a dictionary `model`. The released encoders have no decoder."""
     name = 'facebook-mae'
     holds = 'plain vision transformers with a class token'
     method = 'mae'
@@ -32,14 +32,15 @@ class FacebookMAE(ForeignFormat):
         return whole or (source.layout == 'model' and 'blocks.0.norm1.weight' in source.tensors)
 
     def hints(self, source: Source) -> Hints:
-        """Read options of MAE in the arguments that `main_pretrain.py` saves, which released files do not have."""
+        """Read options of MAE from the arguments that `main_pretrain.py` saves; released files do not contain them."""
         args = source.arguments()
         options = dict(norm_pix=args.flag('norm_pix_loss'), mask_ratio=args.fraction('mask_ratio') or None)
         return Hints(options={name: value for name, value in options.items() if value is not None})
 
 
 class FacebookIJEPA(ForeignFormat):
-    """I-JEPA: dictionaries `encoder`, `predictor` and `target_encoder`, of modules in DistributedDataParallel."""
+    """I-JEPA: a file with dictionaries `encoder`, `predictor` and `target_encoder`, of DistributedDataParallel modules.
+    """
     name = 'facebook-ijepa'
     holds = 'plain vision transformers without a class token'
     method = 'ijepa'

@@ -1,9 +1,9 @@
-"""Values That Stand Next to the Tensors of a File, Read With Their Types
+"""Read and validate the values that a file stores next to its tensors.
 
-Anybody may have written the file. Each value is read here with its type, and is refused by name if it has another
-one. The arguments of models and methods that a file names reach timm's factory, which can read files and use the
-network (`checkpoint_path`, `pretrained`): `model_arguments` and `method_options` let only arguments pass that describe
-a module.
+The file may come from an untrusted source. Each value is read with an expected type; a value of another type is an
+error that names it. Arguments of models and methods from a file reach timm's factory, which can read files and use the
+network (`checkpoint_path`, `pretrained`): `model_arguments` and `method_options` therefore accept only arguments that
+describe a module.
 """
 import argparse
 import inspect
@@ -18,19 +18,18 @@ from .checkpoint import ConversionError
 
 __all__ = ['Fields', 'has_option', 'method_name', 'method_options', 'model_arguments', 'model_name']
 
-_MAX_INTEGER = 1 << 14  # sizes and numbers of layers of a model are smaller; a larger number of layers takes minutes
+_MAX_INTEGER = 1 << 14  # above any size or number of layers of a model; building more layers would take minutes
 _NOT_DESCRIBING = {'backbone', 'device', 'dtype'}  # arguments of a constructor that do not describe the module
 
 
 class Fields:
     """Values by name, for example those of `config.json`.
 
-    A value that is absent or None reads as None. Each method raises a ConversionError that names a value of another
-    type.
+    A missing value reads as None. Each method raises a ConversionError if the value has another type.
 
     Args:
         values: Values by name, None if there are none.
-        where: Where they stand, as a message says it.
+        where: Name of their source for error messages.
     """
 
     def __init__(self, values: Any, where: str) -> None:
@@ -45,15 +44,15 @@ class Fields:
         return self.values.get(name) is not None
 
     def text(self, name: str) -> Optional[str]:
-        """Read a text."""
+        """Read a string."""
         return self._read(name, 'a text', lambda value: isinstance(value, str))
 
     def flag(self, name: str) -> Optional[bool]:
-        """Read a truth value."""
+        """Read a boolean."""
         return self._read(name, 'true or false', lambda value: isinstance(value, bool))
 
     def integer(self, name: str) -> Optional[int]:
-        """Read an integer above 0."""
+        """Read a positive integer."""
         return self._read(name, f'an integer from 1 to {_MAX_INTEGER}', _is_size)
 
     def fraction(self, name: str) -> Optional[float]:
@@ -61,7 +60,7 @@ class Fields:
         return self._read(name, 'a number from 0 to 1', lambda value: _is_number(value) and 0 <= value <= 1)
 
     def size(self, name: str) -> Optional[Tuple[int, int]]:
-        """Read a (height, width) in pixels; one number stands for both, and an empty list for None."""
+        """Read a size (height, width) in pixels: two numbers, or one number for both. An empty list reads as None."""
         value = self.values.get(name)
         sizes = list(value) if isinstance(value, (list, tuple)) else [value]
         if sizes in ([], [None]):
@@ -71,11 +70,11 @@ class Fields:
         return sizes[0], sizes[-1]
 
     def mapping(self, name: str) -> 'Fields':
-        """Read a dictionary of values, an empty one if it is absent."""
+        """Read a dictionary of values, empty if it is missing."""
         return Fields(self.values.get(name), f'{self.where}: {name}')
 
     def wrong(self, name: str, expected: str) -> ConversionError:
-        """Return the error for a value that is not what it should be."""
+        """Return the error for a value that is not as expected."""
         return ConversionError(f'{self.where}: {name} is {_short(self.values[name])}, not {expected}.')
 
     def _read(self, name: str, expected: str, is_valid: Callable[[Any], bool]) -> Any:
@@ -86,14 +85,15 @@ class Fields:
 
 
 def model_name(fields: Fields, name: str) -> Optional[str]:
-    """Read the name of a model that timm has.
+    """Read the name of a timm model.
 
     Raises:
-        ConversionError: There is no such model. `hf-hub:` and `local-dir:` are refused: they name other files.
+        ConversionError: timm has no such model. Names with `hf-hub:` or `local-dir:` refer to other files, and are
+            refused, too.
     """
     model = fields.text(name)
     if model is not None and not is_model(model):
-        raise fields.wrong(name, 'a model that timm.list_models() names')
+        raise fields.wrong(name, 'a model that timm.list_models() lists')
     return model
 
 
@@ -101,7 +101,7 @@ def method_name(fields: Fields, name: str) -> Optional[str]:
     """Read the name of a method of `timm.mim`.
 
     Raises:
-        ConversionError: There is no such method.
+        ConversionError: timm.mim has no such method.
     """
     method = fields.text(name)
     if method is not None and method not in list_mims():
@@ -110,15 +110,15 @@ def method_name(fields: Fields, name: str) -> Optional[str]:
 
 
 def model_arguments(fields: Fields, model: str, given: Collection[str] = ()) -> Dict[str, Any]:
-    """Read arguments of a model: those of the constructor of its class, which reads no files.
+    """Read arguments of a model. Only arguments of the constructor of its class are accepted, which reads no files.
 
     Args:
-        fields: Arguments that a file names.
+        fields: Arguments from the file.
         model: Name of the model.
-        given: Names of arguments that the user gives, which are not read.
+        given: Names of arguments that the user gives; those in the file are ignored.
 
     Raises:
-        ConversionError: An argument is not one of the constructor, or its value is not a number, a text, or a list.
+        ConversionError: The constructor has no such argument, or a value is not a number, a string, or a list of these.
     """
     return _arguments(fields, get_model_class(model), model, '--model-kwargs', given)
 
@@ -150,7 +150,7 @@ def _arguments(fields: Fields, module_class: type, of: str, flag: str, given: Co
 
 
 def _is_plain(value: Any, depth: int = 2) -> bool:
-    """Whether a value is a number, a text, or a list (of lists) of these."""
+    """Whether a value is a number, a string, a boolean, None, or a list (of lists) of these."""
     if isinstance(value, (list, tuple)):
         return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
     return value is None or isinstance(value, (bool, str)) or (_is_number(value) and abs(value) <= _MAX_INTEGER)
@@ -169,6 +169,6 @@ def _is_size(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    """Return a value as a message shows it: a number, a text or a list in at most 80 characters, otherwise its type."""
+    """Return a value for an error message: in at most 80 characters if it is plain, otherwise its type."""
     plain = _is_plain(value) or (isinstance(value, float) and not math.isfinite(value))
     return repr(value) if plain and len(repr(value)) <= 80 else f'a value of type {type(value).__name__}'

@@ -1,10 +1,9 @@
-"""Reading and Writing of Checkpoint Files
+"""Read and write checkpoint files.
 
-Anybody may have written a file that is read here. Reading runs no code of it: pickles are read with
-`weights_only=True`. Next to tensors, training scripts save their settings in two classes that hold nothing but values,
-and these are let through: `argparse.Namespace`, and the `CfgNode` of yacs, which is read as a dictionary. Every tensor
-is checked once, in `_checked_tensors`, so that the rest of the conversion can rely on it. A file is written whole, or
-not at all.
+A file may come from an untrusted source. Reading never runs code from it: pickles are read with `weights_only=True`.
+Training scripts store their settings next to the tensors in two classes that contain only values, and these are
+allowed: `argparse.Namespace`, and the `CfgNode` of yacs, which is read as a dictionary. `_checked_tensors` checks every
+tensor once, so that the rest of the conversion need not. Files are written atomically.
 """
 import argparse
 import json
@@ -26,8 +25,8 @@ from .fields import Fields
 
 __all__ = ['Source', 'read_source', 'write_file', 'write_json', 'write_pickle', 'write_safetensors']
 
-_FOLDER_FILES = ('model.safetensors', 'pytorch_model.bin')  # weights in a folder of Hugging Face's
-# What torch, zipfile and the unpickler raise for bytes that are no checkpoint, or a damaged one.
+_FOLDER_FILES = ('model.safetensors', 'pytorch_model.bin')  # weights in a Hugging Face folder
+# errors of torch, zipfile and the unpickler for a damaged checkpoint, or a file that is not a checkpoint
 _DAMAGED = (
     ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError,
     RuntimeError, TypeError, ValueError, struct.error)
@@ -35,20 +34,21 @@ _VALUES_ONLY = (argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode'))
 
 
 class Source(NamedTuple):
-    """What a file holds.
+    """Contents of a file.
 
     Attributes:
-        tensors: Tensors by the names of the file, without those parts of a name that wrappers of modules add.
-        layout: Where they stood, 'flat', 'model', 'state_dict', 'task' or 'ijepa'.
-        metadata: What stood next to them: 'mim', what this command wrote, 'args' of a training script, and 'config',
-            the content of `config.json`.
+        tensors: Tensors by their names in the file, without the prefixes that DistributedDataParallel and torch.compile
+            add.
+        layout: Structure of the file, 'flat', 'model', 'state_dict', 'task' or 'ijepa'.
+        metadata: Values next to the tensors: 'mim', written by this command, 'args' of a training script, and
+            'config', the content of `config.json`.
     """
     tensors: Tensors
     layout: str
     metadata: Mapping[str, Any]
 
     def recipe(self) -> Fields:
-        """Return what this command wrote about the model into an earlier file."""
+        """Return the recipe of the model, if this command wrote the file."""
         return Fields(self.metadata.get('mim'), 'The recipe in the file')
 
     def config(self) -> Fields:
@@ -56,20 +56,20 @@ class Source(NamedTuple):
         return Fields(self.metadata.get('config'), 'config.json')
 
     def arguments(self) -> Fields:
-        """Return the arguments of the training script, none if it saved something else by that name."""
+        """Return the arguments of the training script, empty if `args` is not a dictionary or namespace."""
         args = self.metadata.get('args')
         return Fields(args if isinstance(args, (dict, argparse.Namespace)) else None, 'The arguments in the file')
 
 
 def read_source(path: Path, ema: bool = False) -> Source:
-    """Read a checkpoint, a file or a folder of Hugging Face's.
+    """Read a checkpoint from a file or a Hugging Face folder.
 
     Args:
         path: File or folder.
         ema: Read the moving average of a training checkpoint.
 
     Raises:
-        ConversionError: There is none, it is broken, or it holds more than tensors and values.
+        ConversionError: The file is missing or damaged, or contains objects other than tensors and plain values.
     """
     config = {}
     if path.is_dir():
@@ -89,15 +89,15 @@ def read_source(path: Path, ema: bool = False) -> Source:
 
 
 def write_file(path: Path, force: bool, write: Callable[[Path], None]) -> None:
-    """Write a file, complete or not at all.
+    """Write a file atomically.
 
     Args:
         path: File to write.
-        force: Replace a file that exists.
-        write: Writes what is given to it.
+        force: Replace an existing file.
+        write: Function that writes the file to the path that it gets.
 
     Raises:
-        ConversionError: The file exists, or cannot be written.
+        ConversionError: The file exists and `force` is not set, or it cannot be written.
     """
     if path.exists() and not force:
         raise ConversionError(f"'{path}' exists, --force replaces it.")
@@ -107,23 +107,23 @@ def write_file(path: Path, force: bool, write: Callable[[Path], None]) -> None:
         write_complete(path, write)
     except OSError as error:
         raise ConversionError(str(error)) from error
-    except RuntimeError as error:  # as torch reports a full disk
+    except RuntimeError as error:  # torch raises this when the disk is full
         raise ConversionError(f"'{path}' cannot be written, is the disk full? {first_line(error)}") from error
 
 
 def write_safetensors(tensors: Tensors, metadata: Mapping[str, Any]) -> Callable[[Path], None]:
-    """A function that writes tensors as safetensors, their metadata as JSON each."""
+    """Return a function that writes tensors as safetensors, with each metadata value as JSON."""
     texts = {'format': 'pt', **{name: json.dumps(value) for name, value in metadata.items()}}
     return lambda path: save_file(_own_memory(tensors), str(path), metadata=texts)
 
 
 def write_pickle(content: Dict[str, Any]) -> Callable[[Path], None]:
-    """A function that writes dictionaries of tensors and values with `torch.save`."""
+    """Return a function that writes dictionaries of tensors and values with `torch.save`."""
     return lambda path: torch.save(_own_memory(content), path)
 
 
 def write_json(content: Mapping[str, Any]) -> Callable[[Path], None]:
-    """A function that writes values as JSON."""
+    """Return a function that writes values as JSON."""
     return lambda path: path.write_text(json.dumps(content, indent=2) + '\n')
 
 
@@ -146,7 +146,7 @@ def _read_safetensors(path: Path, config: Any) -> Source:
     try:
         recipe = json.loads(texts.get('mim', '{}'))
     except (RecursionError, ValueError):
-        recipe = {}  # another program's, and not about us
+        recipe = {}  # written by another program under the same name
     return Source(_checked_tensors(tensors, path), 'flat', dict(mim=recipe, config=config))
 
 
@@ -161,30 +161,30 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _values_only() -> ContextManager:
-    # older releases of torch have no such list, and read tensors alone
+    # older releases of torch have no `safe_globals`, and then read tensors only
     safe_globals = getattr(torch.serialization, 'safe_globals', None)
     return nullcontext() if safe_globals is None else safe_globals(list(_VALUES_ONLY))
 
 
 def _unpickling_reason(path: Path, error: Exception) -> str:
-    """One line for a pickle that was refused."""
+    """Return why torch refused a pickle, in one line."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # the old format of torch.save, or no checkpoint at all
+    except Exception:  # the old format of torch.save, or not a checkpoint
         names = []
     allowed = {'argparse.Namespace', 'yacs.config.CfgNode'}
     names = [name for name in names if name not in allowed]
     if not names and 'GLOBAL ' in str(error):
         names = [str(error).split('GLOBAL ', 1)[1].split()[0]]
     if names:
-        return f'it asks for {", ".join(sorted(names))}, and only tensors and plain values are read'
-    return 'it is no checkpoint of tensors and plain values'
+        return f'it needs {", ".join(sorted(names))}, but only tensors and plain values are read'
+    return 'it is not a checkpoint of tensors and plain values'
 
 
 def _sort_out(content: Any, path: Path, ema: bool) -> Source:
-    """Find the tensors in what `torch.save` was given."""
+    """Find the tensors in the content of a file that `torch.save` wrote."""
     if not isinstance(content, dict):
-        raise ConversionError(f"'{path}' holds a {type(content).__name__}, no dictionary of tensors.")
+        raise ConversionError(f"'{path}' contains a {type(content).__name__}, not a dictionary of tensors.")
     if ema and 'state_dict_ema' not in content:
         raise _no_moving_average(path)
     suffix = '_ema' if ema else ''
@@ -208,7 +208,7 @@ def _sort_out(content: Any, path: Path, ema: bool) -> Source:
 
 
 def _part(content: Mapping[str, Any], name: str, path: Path) -> Dict[str, Any]:
-    """Return one dictionary of tensors of a file, by the names that the tensors have in the module itself."""
+    """Return one dictionary of tensors of a file, with wrapper prefixes removed from the names."""
     if not isinstance(content.get(name), dict):
         raise ConversionError(
             f"'{path}': {name} is of type {type(content.get(name)).__name__}, not a dictionary of tensors.")
@@ -216,7 +216,7 @@ def _part(content: Mapping[str, Any], name: str, path: Path) -> Dict[str, Any]:
 
 
 def _method_tensors(content: Mapping[str, Any], name: str, path: Path) -> Optional[Dict[str, Any]]:
-    """Return the tensors that a task of train.py adds to those of the encoder, None if there is no such task."""
+    """Return the tensors of the method in the task state of train.py, or None if the file has no such state."""
     state = content.get(name)
     if state is None or (isinstance(state, dict) and 'method' not in state):
         return None
@@ -228,21 +228,21 @@ def _method_tensors(content: Mapping[str, Any], name: str, path: Path) -> Option
 def _check_different(encoder: Mapping[str, Any], method: Mapping[str, Any], path: Path) -> None:
     both = [str(name) for name in method if name in encoder]
     if both:
-        raise ConversionError(f"'{path}' holds two tensors of the name {', '.join(both)}.")
+        raise ConversionError(f"'{path}' contains two tensors with the name {', '.join(both)}.")
 
 
 def _checked_tensors(tensors: Mapping[str, Any], path: Path) -> Tensors:
-    """Check all that does not depend on the model: each value is a plain tensor in memory, with finite numbers.
+    """Check that each value is a plain CPU tensor with finite numbers.
 
     Raises:
-        ConversionError: The names of those that are not.
+        ConversionError: Some values are not. The message lists their names.
     """
     if not tensors:
-        raise ConversionError(f"'{path}' holds no tensors.")
+        raise ConversionError(f"'{path}' contains no tensors.")
     strays = [str(name) for name, value in tensors.items()
               if not isinstance(value, torch.Tensor) or not isinstance(name, str)]
     if strays:
-        raise ConversionError(f"'{path}' holds values that are no tensors: {', '.join(strays)}.")
+        raise ConversionError(f"'{path}' contains values that are not tensors: {', '.join(strays)}.")
     problems: Dict[str, List[str]] = {}
     for name, tensor in tensors.items():
         problem = _problem(tensor)
@@ -250,7 +250,7 @@ def _checked_tensors(tensors: Mapping[str, Any], path: Path) -> Tensors:
             problems.setdefault(problem, []).append(name)
     if problems:
         listed = '; '.join(f'{problem}: {", ".join(names)}' for problem, names in problems.items())
-        raise ConversionError(f"'{path}' holds tensors that cannot be converted: {listed}.")
+        raise ConversionError(f"'{path}' contains tensors that cannot be converted: {listed}.")
     return dict(tensors)
 
 
@@ -258,35 +258,35 @@ def _problem(tensor: torch.Tensor) -> Optional[str]:
     if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
         return 'quantized, sparse or nested'
     if tensor.device.type != 'cpu':
-        return 'without numbers'  # of the meta device
+        return 'without data'  # on the meta device
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        return 'larger than their memory'  # expanded: a few bytes could claim to be terabytes
+        return 'larger than their memory'  # an expanded tensor: a few bytes could become terabytes
     if tensor.is_floating_point():
-        numbers = tensor if tensor.element_size() > 1 else tensor.float()  # isfinite knows no numbers of 8 bits
+        numbers = tensor if tensor.element_size() > 1 else tensor.float()  # isfinite does not support 8-bit floats
         if not torch.isfinite(numbers).all():
-            return 'with numbers that are not finite'
+            return 'with infinite numbers or NaN'
     return None
 
 
 def _no_moving_average(path: Path) -> ConversionError:
-    return ConversionError(f"'{path}' has no moving average (--ema).")
+    return ConversionError(f"'{path}' contains no moving average; omit --ema.")
 
 
 def _unwrapped(tensors: Mapping[Any, Any], path: Path) -> Dict[str, Any]:
-    """Return tensors by the names that they have without DistributedDataParallel and torch.compile."""
+    """Return tensors by their names without the prefixes of DistributedDataParallel and torch.compile."""
     unwrapped: Dict[str, Any] = {}
     for name, tensor in tensors.items():
         module_name = str(name)
         for wrapper in ('module.', '_orig_mod.'):
             module_name = module_name[len(wrapper):] if module_name.startswith(wrapper) else module_name
         if module_name in unwrapped:
-            raise ConversionError(f"'{path}' holds two tensors of the name {module_name}, one of them as {name}.")
+            raise ConversionError(f"'{path}' contains two tensors with the name {module_name}, one of them as {name}.")
         unwrapped[module_name] = tensor
     return unwrapped
 
 
 def _own_memory(content: Any) -> Any:
-    """Tensors on the CPU, each with memory of its own: a part of a tensor would be saved with the whole."""
+    """Copy tensors to the CPU, each into its own memory; torch.save would write the whole storage of a view."""
     if isinstance(content, torch.Tensor):
         return content.detach().cpu().clone(memory_format=torch.contiguous_format)
     return {k: _own_memory(v) for k, v in content.items()} if isinstance(content, dict) else content

@@ -1,4 +1,4 @@
-"""What the Formats of Other Projects Have in Common: Translation of Names, and the Base Class"""
+"""Base class of the formats of other projects, and the translation of their tensor names."""
 import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
@@ -13,18 +13,18 @@ from .geometry import FAMILY_CLASSES, TensorProblem, derive_recipe, family_of
 __all__ = ['ForeignFormat', 'Names', 'join_qkv', 'move_downsampling', 'split_qkv']
 
 PICKLE_SUFFIXES = ('.pth', '.pt', '.bin', '.tar', '.ckpt')
-_NOT_COMPARED = ('Identity', 'Dropout', 'DropPath')  # how a model is trained, not what it computes
+_NOT_COMPARED = ('Identity', 'Dropout', 'DropPath')  # layers that do nothing in eval mode
 
 Pairs = Sequence[Tuple[str, str]]
 
 
 class Names:
-    """Translates names from theirs to ours and back.
+    """Translate tensor names from another project's to ours and back.
 
     Args:
-        beginnings: Pairs of their and our beginning of a name. The first that a name begins with is replaced, a name
-            that begins with none has no translation.
-        parts: Pairs of their and our part of a name, of which the first that occurs after the beginning is replaced.
+        beginnings: Pairs (theirs, ours) of beginnings of names. The first pair that matches is applied; a name that
+            matches none has no translation.
+        parts: Pairs (theirs, ours) of parts of names. The first pair that matches after the beginning is applied.
     """
 
     def __init__(self, beginnings: Pairs, parts: Pairs = ()) -> None:
@@ -32,11 +32,11 @@ class Names:
         self.parts = parts
 
     def ours(self, name: str) -> Optional[str]:
-        """Our name of their tensor, None if there is none."""
+        """Return our name for their name, or None if there is none."""
         return _translate(name, self.beginnings, self.parts)
 
     def theirs(self, name: str) -> Optional[str]:
-        """Their name of our tensor, None if there is none."""
+        """Return their name for our name, or None if there is none."""
         beginnings, parts = ([(ours, theirs) for theirs, ours in pairs] for pairs in (self.beginnings, self.parts))
         return _translate(name, beginnings, parts)
 
@@ -51,10 +51,10 @@ def _translate(name: str, beginnings: Pairs, parts: Pairs) -> Optional[str]:
 
 
 def join_qkv(tensors: Mapping[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
-    """Join query, key and value (`attn.q`, `attn.k`, `attn.v`) where all three are there.
+    """Concatenate query, key and value (`attn.q`, `attn.k`, `attn.v`) to `attn.qkv` where all three exist.
 
     Raises:
-        TensorProblem: Their shapes or types differ.
+        TensorProblem: Their shapes or dtypes differ.
     """
     joined = dict(tensors)
     for name in tensors:
@@ -81,7 +81,7 @@ def split_qkv(tensors: Mapping[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
 
 
 def move_downsampling(tensors: Mapping[str, torch.Tensor], step: int) -> Dict[str, torch.Tensor]:
-    """Move the downsampling of Swin stages by some stages: timm's begins a stage, that of all others ends one."""
+    """Renumber the downsampling layers of Swin stages: timm puts them at the start of a stage, others at the end."""
     def moved(match: re.Match) -> str:
         return f'layers.{int(match[1]) + step}.downsample.'
 
@@ -89,21 +89,22 @@ def move_downsampling(tensors: Mapping[str, torch.Tensor], step: int) -> Dict[st
 
 
 class ForeignFormat:
-    """Base of the formats of other projects.
+    """Base class of the formats of other projects.
 
-    What a format holds follows from one translation of names: the module that the tensors belong to is built without
-    weights, its names are translated, and they have to be those of the file, no more and no less.
+    A format is defined by a translation of tensor names. To read a file, the module that its tensors belong to is built
+    without weights, and the translated names of the module must be exactly those in the file.
 
     Attributes:
         name: Name of the format.
-        holds: What it holds, for people.
-        suffixes: What the name of a file of that format ends with, none for a folder.
+        holds: Models that it can hold, for error messages.
+        suffixes: Allowed file name suffixes, empty if the format is a folder.
         method: Name of the method.
-        encoder_alone: There are files with the encoder alone, too.
+        encoder_alone: The format also exists with the encoder only.
         families: Families of backbones, see `family_of`.
         class_token: Its plain vision transformers have a class token.
-        square: Images and patches are square.
-        writes_constants: Constants are written, and not only read where older files have them.
+        square: Images and patches must be square.
+        writes_constants: Write constants; otherwise they are only read, from older files that have them.
+        names: Translation of tensor names.
     """
     name = ''
     holds = ''
@@ -116,18 +117,18 @@ class ForeignFormat:
     writes_constants = True
 
     def recognises(self, source: Source) -> bool:
-        """Some names in a file are those of this format."""
+        """Whether the tensor names of a file are those of this format."""
         raise NotImplementedError
 
     def read(self, source: Source, hints: Hints) -> Checkpoint:
-        """Read what a file holds.
+        """Read a checkpoint.
 
         Args:
-            source: What it holds.
-            hints: What the user knows of it.
+            source: Contents of the file.
+            hints: Information from the user.
 
         Raises:
-            ConversionError: Tensors are unknown or missing, or do not tell enough about the model.
+            ConversionError: Tensors are unknown, missing or inconsistent, or do not determine the model.
         """
         theirs = self.canonical(source.tensors)
         try:
@@ -141,7 +142,7 @@ class ForeignFormat:
         check_tensors(self.from_ours(recipe.tensors()), tensors, f'{self.name}, read as {recipe.call()}')
         for name in theirs:
             if name in constants and not _equal(theirs[name], constants[name]()):
-                raise ConversionError(f'{self.name}: {name} is a constant, and has not the value that it should have.')
+                raise ConversionError(f'{self.name}: {name} is a constant, but its value in the file is wrong.')
         self.check_metadata(source, recipe)
         return Checkpoint(self.to_ours(tensors), recipe.method, recipe)
 
@@ -149,16 +150,16 @@ class ForeignFormat:
         """Write a checkpoint.
 
         Args:
-            checkpoint: What to write.
-            hints: What the user knows of it.
+            checkpoint: Checkpoint to write.
+            hints: Information from the user.
             path: File or folder to write.
-            force: Replace a file that exists.
+            force: Replace an existing file.
 
         Returns:
             How to build the module in timm.
 
         Raises:
-            ConversionError: The format cannot hold the model, or the file exists or cannot be written.
+            ConversionError: The format cannot hold the model, the file exists, or it cannot be written.
         """
         recipe = self.recipe_to_write(checkpoint, hints)
         tensors = self.from_ours(checkpoint.tensors)
@@ -168,12 +169,16 @@ class ForeignFormat:
         return recipe
 
     def recipe_to_write(self, checkpoint: Checkpoint, hints: Hints) -> Recipe:
-        """The module of this format that a checkpoint belongs to, in every tensor and every layer."""
+        """Return the recipe of the module of this format that has the same tensors and layers as the checkpoint.
+
+        Raises:
+            ConversionError: The format cannot hold the model.
+        """
         if checkpoint.method != self.method and not (self.encoder_alone and checkpoint.method is None):
-            raise ConversionError(f'{self.name} holds {self.method}, not {checkpoint.method or "an encoder alone"}.')
+            raise ConversionError(f'{self.name} holds {self.method}, not {checkpoint.method or "only an encoder"}.')
         subject = f'{self.name} cannot hold this model'
         if _family(checkpoint) not in self.families:
-            raise ConversionError(f'{subject}, it is for {self.holds}.')
+            raise ConversionError(f'{subject}: it is for {self.holds}.')
         hints = hints._replace(model=None)
         if checkpoint.recipe is not None:
             hints = hints.over(known_hints(checkpoint.recipe))
@@ -188,35 +193,35 @@ class ForeignFormat:
             _check_same_layers(recipe.backbone, claimed.backbone, subject)
         patch_size = checkpoint.tensors[BACKBONE + 'patch_embed.proj.weight'].shape[2:]
         if self.square and (recipe.img_size[0] != recipe.img_size[1] or patch_size[0] != patch_size[1]):
-            raise ConversionError(f'{subject}: its images and patches are square.')
+            raise ConversionError(f'{subject}: images and patches must be square.')
         return recipe
 
     def save(self, tensors: Tensors, recipe: Recipe, path: Path, force: bool) -> None:
-        """Write tensors by their names."""
+        """Write tensors, which have the names of this format."""
         write_file(path, force, write_pickle(self.wrap(tensors)))
 
-    # What a format says of itself
+    # methods and attributes that a format overrides
 
     names: Names
 
     def canonical(self, tensors: Tensors) -> Tensors:
-        """Tensors of a file by the names of the format, if it knows several for the same.
+        """Rename alternative tensor names to the standard names of the format.
 
         Raises:
-            ConversionError: The file has a tensor by two of them.
+            ConversionError: The file contains a tensor under two names.
         """
         return tensors
 
     def to_ours(self, tensors: Tensors) -> Tensors:
-        """Tensors by our names, without those that have none."""
+        """Translate tensors to our names, and drop those without a translation."""
         return self.renamed(tensors, self.names.ours)
 
     def from_ours(self, tensors: Tensors) -> Tensors:
-        """Tensors by their names, without those that have none."""
+        """Translate tensors to the names of this format, and drop those without a translation."""
         return self.renamed(tensors, self.names.theirs)
 
     def renamed(self, tensors: Tensors, rename: Callable[[str], Optional[str]]) -> Tensors:
-        """Rename tensors, leave out those whose new name is None.
+        """Rename tensors, and drop those whose new name is None.
 
         Raises:
             ConversionError: Two tensors get the same name.
@@ -225,43 +230,46 @@ class ForeignFormat:
         for name, tensor in tensors.items():
             new_name = rename(name)
             if new_name in renamed:
-                raise ConversionError(f'{self.name}: {renamed[new_name][0]} and {name} are names of the same tensor.')
+                raise ConversionError(f'{self.name}: {renamed[new_name][0]} and {name} name the same tensor.')
             if new_name is not None:
                 renamed[new_name] = name, tensor
         return {name: tensor for name, (_, tensor) in renamed.items()}
 
     def constants(self, recipe: Recipe) -> Dict[str, Callable[[], torch.Tensor]]:
-        """Functions that make the tensors that hold no weights and are constants in our models, by their names."""
+        """Return functions that make the format's constant tensors, by their names in the format.
+
+        These tensors hold no weights; timm computes them instead of storing them.
+        """
         return {}
 
     def hints(self, source: Source) -> Hints:
-        """What a file tells besides the tensors.
+        """Read information from a file besides the tensors.
 
         Args:
-            source: What the file holds.
+            source: Contents of the file.
 
         Raises:
-            ConversionError: A value in the file has another type than it should have.
+            ConversionError: A value in the file has the wrong type.
         """
         return Hints()
 
     def check_metadata(self, source: Source, recipe: Recipe) -> None:
-        """Check that what stands next to the tensors does not contradict them.
+        """Check that the values next to the tensors do not contradict the tensors.
 
         Args:
-            source: What the file holds.
+            source: Contents of the file.
             recipe: How to build the module of the tensors.
 
         Raises:
-            ConversionError: It does.
+            ConversionError: A value contradicts the tensors.
         """
 
     def wrap(self, tensors: Tensors) -> Dict[str, Any]:
-        """What `torch.save` is given."""
+        """Return the dictionary to save with `torch.save`."""
         return {'model': tensors}
 
     def family(self, tensors: Mapping[str, Any]) -> str:
-        """Family of the backbone, by our names."""
+        """Return the family of the backbone of tensors with our names."""
         return self.families[0]
 
     def _derive(self, tensors: Tensors, hints: Hints) -> Recipe:
@@ -270,13 +278,13 @@ class ForeignFormat:
         return derive_recipe(tensors, method, self.family(tensors), hints, self.class_token)
 
     def _check_family(self, tensors: Tensors, recipe: Recipe) -> None:
-        """Check that a model that the user named is of the family that the tensors show."""
+        """Check that the model named by the user belongs to the family of the tensors."""
         family = self.family(tensors)
         expected = next(class_name for class_name, known in FAMILY_CLASSES.items() if known == family)
         names = [model_class.__name__ for model_class in type(recipe.backbone).__mro__]
         if expected not in names:
             raise ConversionError(
-                f'{self.name}: the tensors are those of a {expected}, {recipe.model} is a {names[0]}.')
+                f'{self.name}: the tensors are those of a {expected}, but {recipe.model} is a {names[0]}.')
 
     def _their_name(self, name: str) -> str:
         return next(iter(self.from_ours({name: torch.empty(3)})))
@@ -293,7 +301,7 @@ def _family(checkpoint: Checkpoint) -> Optional[str]:
 
 
 def _check_same_layers(model: nn.Module, other: nn.Module, subject: str) -> None:
-    """Check what tensors do not show, activations and norms for example."""
+    """Check that two models have the same layers, including those without tensors, such as activations."""
     here, there = _layers(model), _layers(other)
     differing = [f'{name} is {there.get(name)}' for name in here if here[name] != there.get(name)]
     differing += [f'{name} is {there[name]}' for name in there if name not in here]

@@ -1,7 +1,7 @@
-"""Geometry of Models, Read off Their Tensors
+"""Infer the architecture of a model from the shapes of its tensors.
 
-Depths, widths, patch and image sizes are the shapes of tensors. The number of attention heads is not, but for models
-with a relative position bias: it is taken from what is known besides, or from the published models, whose width tells.
+The shapes determine depths, widths, patch sizes and image sizes. They determine the number of attention heads only for
+models with a relative position bias; for others it comes from hints, or from the published model of the same width.
 """
 import math
 import re
@@ -17,7 +17,7 @@ FAMILY_CLASSES = {'VisionTransformer': 'vit', 'Beit': 'beit', 'SwinTransformer':
 
 _INDEX = re.compile('0|[1-9][0-9]{0,5}')  # index of a module in a list of modules
 
-# Attention heads by width, as published: ViT-Ti, S, B, L, H and g; the decoder of MAE.
+# attention heads by width in the published models: ViT-Ti, S, B, L, H and g; the decoder of MAE
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
 _DECODER_HEADS = {512: 16}
 
@@ -43,12 +43,12 @@ _SWIN_NAMES = {
 
 
 class TensorProblem(Exception):
-    """A tensor that tells a size of the model is missing, or has a shape that tells none.
+    """Raised when a tensor that determines a size of the model is missing or has an impossible shape.
 
     Args:
         name: Our name of the tensor.
-        problem: What is wrong with it.
-        detail: More about it, written after the name.
+        problem: What is wrong with the tensor.
+        detail: Details, written after the name.
     """
 
     def __init__(self, name: str, problem: str, detail: str = '') -> None:
@@ -56,7 +56,7 @@ class TensorProblem(Exception):
         self.name, self.problem, self.detail = name, problem, detail
 
     def message(self, name: str) -> str:
-        """Write the problem with the name that the tensor has in its file."""
+        """Return the error message, with the name that the tensor has in its file."""
         return f'{self.problem}: {name}{self.detail}'
 
 
@@ -68,7 +68,7 @@ class _Model(NamedTuple):
 
 
 def family_of(tensors: Mapping[str, Any]) -> Optional[str]:
-    """Family of a backbone, 'vit', 'beit' or 'swin', by our names of its tensors. None if it looks like another."""
+    """Return the family of a backbone, 'vit', 'beit', 'swin' or None for others, from our names of its tensors."""
     if BACKBONE + 'layers.0.blocks.0.attn.relative_position_bias_table' in tensors:
         return 'swin'
     if any(name.endswith(('.q_bias', '.gamma_1', '.relative_position_bias_table')) for name in tensors):
@@ -83,18 +83,18 @@ def derive_recipe(
         hints: Hints,
         class_token: bool,
 ) -> Recipe:
-    """Find how to build the module of tensors.
+    """Return how to build the module that tensors belong to.
 
     Args:
         tensors: Tensors by our names.
-        method: Name of the method, None for a backbone alone.
+        method: Name of the method, None for a plain backbone.
         family: Family of the backbone, see `family_of`.
-        hints: What is known besides.
-        class_token: The backbone is one with a class token, if its family has both kinds.
+        hints: Information besides the tensors.
+        class_token: Whether a plain vision transformer has a class token.
 
     Raises:
-        TensorProblem: A tensor that tells a size is missing, or has another number of dimensions.
-        ConversionError: Something cannot be read off the tensors, and is not known.
+        TensorProblem: A tensor that determines a size is missing, or has the wrong number of dimensions.
+        ConversionError: A value follows neither from the tensors nor from the hints.
     """
     if hints.model is not None:
         return Recipe(method, hints.model, hints.img_size, hints.model_kwargs, _options(tensors, method, hints))
@@ -107,7 +107,7 @@ def derive_recipe(
         options['mask_unit'] = model.stride[0] if model.stride[0] == model.stride[1] else model.stride
     given = dict(hints.model_kwargs)
     if family == 'vit':
-        given.pop('num_heads', None)  # part of what the model is now
+        given.pop('num_heads', None)  # `model` contains it already
     return Recipe(method, model.name, model.img_size, {**model.kwargs, **given}, options)
 
 
@@ -153,7 +153,7 @@ def _beit(tensors: Mapping[str, torch.Tensor], hints: Hints) -> _Model:
         distances, heads = _need(tensors, name, 2).shape
         if distances < 4:
             raise TensorProblem(name, 'of too few distances', f' ({distances}, at least 4 are needed)')
-        # (2 h - 1) (2 w - 1) distances between patches, and three to, from and of the class token
+        # (2 h - 1) (2 w - 1) offsets between patches, and three entries for pairs with the class token
         num_patches = ((math.isqrt(distances - 3) + 1) // 2) ** 2
     else:
         heads = _num_heads(hints, width)
@@ -179,7 +179,7 @@ def _swin(tensors: Mapping[str, torch.Tensor], hints: Hints) -> _Model:
     depths = tuple(_count(tensors, stage) for stage in stages)
     tables = [_need(tensors, stage + '0.attn.relative_position_bias_table', 2).shape for stage in stages]
     hidden = _need(tensors, stages[0] + '0.mlp.fc1.weight', 2).shape[0]
-    # stages of small maps have one window of the size of the map
+    # in stages whose map is smaller than the window, the window has the size of the map
     kwargs = dict(window_size=max((math.isqrt(size) + 1) // 2 for size, _ in tables))
     heads = tuple(heads for _, heads in tables)
     name = _SWIN_NAMES.get((width, depths))
@@ -192,7 +192,7 @@ def _swin(tensors: Mapping[str, torch.Tensor], hints: Hints) -> _Model:
     if stages[0] + '0.attn.qkv.bias' not in tensors:
         kwargs['qkv_bias'] = False
     if hints.img_size is None:
-        raise ConversionError('The image size cannot be read off the tensors of a Swin model: give it, --img-size.')
+        raise ConversionError('The tensors of a Swin model do not determine the image size: give it with --img-size.')
     return _Model(name, hints.img_size, kwargs, tuple(patch_size))
 
 
@@ -206,7 +206,7 @@ def _hidden(tensors: Mapping[str, torch.Tensor]) -> int:
 
 
 def _ratio(hidden: int, width: int) -> float:
-    """The ratio of which timm makes the hidden width again, int(width * ratio)."""
+    """Return the ratio for which timm's formula int(width * ratio) gives the hidden width."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
@@ -215,13 +215,13 @@ def _square(num_patches: int, patch_size: Tuple[int, int]) -> Tuple[int, int]:
     side = math.isqrt(num_patches)
     if side * side != num_patches:
         raise ConversionError(
-            f'{num_patches} patches are no square, the size of their image cannot be read off the tensors: give it, '
+            f'{num_patches} patches do not form a square, so the tensors do not determine the image size: give it with '
             f'--img-size HEIGHT WIDTH.')
     return side * patch_size[0], side * patch_size[1]
 
 
 def _takes_unit(model: _Model, unit: int) -> bool:
-    """The images are made of mask units, enough of them that not all are masked."""
+    """Whether a mask unit consists of whole patches and divides the image size into more than two units."""
     fits = not any(size % unit or unit % stride for size, stride in zip(model.img_size, model.stride))
     return fits and math.prod(size // unit for size in model.img_size) > 2
 
@@ -231,37 +231,37 @@ def _one_or_pair(size: Tuple[int, int]) -> Any:
 
 
 def _count(tensors: Mapping[str, Any], prefix: str, first: str = 'norm1.weight') -> int:
-    """Count the members of a list of modules, by the highest index."""
+    """Return the length of a list of modules, from the highest index."""
     indices = {name[len(prefix):].split('.')[0] for name in tensors if name.startswith(prefix)}
     count = 1 + max((int(index) for index in indices if _INDEX.fullmatch(index)), default=-1)
     if count == 0:
         raise TensorProblem(f'{prefix}0.{first}', 'missing')
-    if count > len(tensors):  # each member has a tensor; many that have none would take minutes to build
+    if count > len(tensors):  # each module has a tensor; a forged index would build modules for minutes
         names = [name for name in tensors if name.startswith(f'{prefix}{count - 1}')]
-        raise TensorProblem(names[0], 'of a number beyond that of all tensors', f' ({len(tensors)})')
+        raise TensorProblem(names[0], 'with an index above the number of tensors', f' ({len(tensors)})')
     return count
 
 
 def _num_positions(tensors: Mapping[str, torch.Tensor], class_token: bool) -> int:
-    """Count the patches that have a position."""
+    """Return the number of patches that have a position embedding."""
     name = BACKBONE + 'pos_embed'
     positions = _need(tensors, name, 3).shape[1]
     if positions <= class_token:
-        raise TensorProblem(name, 'of no patch', f' ({positions} positions, one of them for the class token)')
+        raise TensorProblem(name, 'without patches', f' ({positions} positions, one of them for the class token)')
     return positions - class_token
 
 
 def _num_heads(hints: Hints, width: int) -> int:
     heads = hints.model_kwargs.get('num_heads', _HEADS.get(width))
     if heads is None:
-        raise _unknown_heads('encoder', width, '--model-kwargs num_heads=NUMBER, or name the model, --model NAME')
+        raise _unknown_heads('encoder', width, '--model-kwargs num_heads=NUMBER, or name the model with --model NAME')
     if not isinstance(heads, int) or heads < 1:
         raise ConversionError(f'num_heads must be an integer of 1 or more, got {heads!r}.')
     return heads
 
 
 def _need(tensors: Mapping[str, torch.Tensor], name: str, ndim: int) -> torch.Tensor:
-    """Return the tensor of a name, which must have that number of dimensions, none of them empty."""
+    """Return the tensor of a name, and check that it has `ndim` dimensions, none of them empty."""
     if name not in tensors:
         raise TensorProblem(name, 'missing')
     tensor = tensors[name]
@@ -273,4 +273,5 @@ def _need(tensors: Mapping[str, torch.Tensor], name: str, ndim: int) -> torch.Te
 
 def _unknown_heads(of: str, width: int, flag: str) -> ConversionError:
     return ConversionError(
-        f'The number of attention heads of the {of} of width {width} cannot be read off its tensors: give it, {flag}.')
+        f'The tensors do not determine the number of attention heads of the {of} of width {width}: give it with '
+        f'{flag}.')

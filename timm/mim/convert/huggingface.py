@@ -1,10 +1,10 @@
-"""Formats of Hugging Face's transformers: ViTMAE, and ViT and Swin for Masked Image Modeling
+"""Formats of Hugging Face's transformers: ViTMAE, and ViT and Swin for masked image modeling.
 
-The names are those in files, which every release reads; from release 5 on, modules in memory have others, and these are
-read as well. A checkpoint is a folder with `config.json` and `model.safetensors`, as `from_pretrained` takes it.
+The tensor names are those in files, which every release reads. From release 5 on, modules in memory have other names;
+these are read, too. A checkpoint is a folder with `config.json` and `model.safetensors`, as for `from_pretrained`.
 
-Its layer norms have an epsilon of their own (1e-12 by default, timm's 1e-6). No tensor holds it: what is written here
-gets that of timm's model, what is read loses its own, which changes features by a millionth.
+The epsilon of the layer norms differs (1e-12 by default, 1e-6 in timm) and is not a tensor. Written files record the
+epsilon of the timm model. A model that is read gets timm's epsilon, which changes features by about one millionth.
 """
 import math
 from pathlib import Path
@@ -21,14 +21,14 @@ from .microsoft import swin_position_indices
 
 __all__ = ['HuggingFaceSwinMIM', 'HuggingFaceViTMAE', 'HuggingFaceViTMIM']
 
-# Values of config.json that the tensors tell, too. Where both are there they have to agree.
+# values of config.json that the tensors determine, too; both must agree
 _TOLD_BY_TENSORS = (
     'model_type', 'patch_size', 'num_channels', 'hidden_size', 'num_hidden_layers', 'intermediate_size', 'qkv_bias',
     'embed_dim', 'depths', 'num_heads', 'window_size', 'mlp_ratio', 'encoder_stride', 'decoder_hidden_size',
     'decoder_num_hidden_layers', 'decoder_intermediate_size',
 )
 
-# Pairs of their and our beginning or part of a name, see `Names`.
+# pairs (theirs, ours) of beginnings or parts of names, see `Names`
 _BLOCK = [
     ('.layernorm_before.', '.norm1.'),
     ('.layernorm_after.', '.norm2.'),
@@ -63,7 +63,7 @@ _SWIN_NAMES = [
     ('swin.encoder.layers.', BACKBONE + 'layers.'),
     ('swin.layernorm.', BACKBONE + 'norm.'),
 ]
-# names of release 5 in memory, with what its save_pretrained makes of the decoder's, and those in files
+# pairs (name in memory from release 5 on, name in files); includes the decoder names that its save_pretrained writes
 _IN_MEMORY = [
     ('.attention.o_proj.', '.attention.output.dense.'),
     ('.mlp.fc1.', '.intermediate.dense.'),
@@ -135,7 +135,7 @@ class _HuggingFace(ForeignFormat):
             write_file(path / name, force, write)
 
     def config(self, recipe: Recipe) -> Dict[str, Any]:
-        """What `config.json` holds."""
+        """Return the content of `config.json`."""
         model = recipe.backbone
         return dict(
             architectures=[self.architecture],
@@ -149,7 +149,7 @@ class _HuggingFace(ForeignFormat):
 
 
 class HuggingFaceViTMAE(_HuggingFace):
-    """ViTMAEForPreTraining, and ViTMAEModel, which is the encoder alone."""
+    """ViTMAEForPreTraining, or ViTMAEModel, which is the encoder only."""
     name = 'huggingface-vitmae'
     holds = 'plain vision transformers with a class token'
     method = 'mae'
@@ -182,7 +182,7 @@ class HuggingFaceViTMAE(_HuggingFace):
         options = dict(
             decoder_heads=config.integer('decoder_num_attention_heads'),
             norm_pix=config.flag('norm_pix_loss'),
-            mask_ratio=config.fraction('mask_ratio') or None,  # 0 is to encode whole images, no value to train with
+            mask_ratio=config.fraction('mask_ratio') or None,  # 0 means to encode whole images, not a training value
         )
         if config.values and options['norm_pix'] is None:
             options['norm_pix'] = False  # the default of ViTMAEConfig
@@ -194,7 +194,7 @@ class HuggingFaceViTMAE(_HuggingFace):
         num_patches = recipe.backbone.patch_embed.num_patches
         if math.isqrt(num_patches) ** 2 != num_patches:
             raise ConversionError(
-                f'{self.name} cannot hold this model: it counts patches as a square, not {num_patches}.')
+                f'{self.name} cannot hold this model: the number of patches must be a square, got {num_patches}.')
         return recipe
 
     def save(self, tensors: Tensors, recipe: Recipe, path: Path, force: bool) -> None:
@@ -241,7 +241,7 @@ class HuggingFaceViTMIM(_HuggingFace):
 
 
 class HuggingFaceSwinMIM(_HuggingFace):
-    """SwinForMaskedImageModeling. Older files have an index of positions, a constant."""
+    """SwinForMaskedImageModeling. Older files also contain a constant, the relative position index."""
     name = 'huggingface-swin-mim'
     holds = 'Swin models'
     method = 'simmim'
@@ -262,15 +262,15 @@ class HuggingFaceSwinMIM(_HuggingFace):
         return super().from_ours(move_downsampling(tensors, -1))
 
     def num_heads(self, config: Fields) -> Dict[str, Any]:
-        return {}  # the tensors tell it for each stage
+        return {}  # the tensors determine it for each stage
 
     def recipe_to_write(self, checkpoint: Checkpoint, hints: Hints) -> Recipe:
         recipe = super().recipe_to_write(checkpoint, hints)
         sizes = {block.window_size for layer in recipe.backbone.layers for block in layer.blocks}
         if len(sizes) > 1:
             raise ConversionError(
-                f'{self.name} cannot hold this model: its windows have one size, here are {len(sizes)} because a map '
-                f'is smaller than the window.')
+                f'{self.name} cannot hold this model: all windows must have the same size, but here are {len(sizes)} '
+                f'sizes, because a feature map is smaller than the window.')
         return recipe
 
     def config(self, recipe: Recipe) -> Dict[str, Any]:
@@ -304,7 +304,7 @@ def _vit_config(model: nn.Module) -> Mapping[str, Any]:
 
 
 def _same(theirs: Any, ours: Any) -> bool:
-    """Whether a value of `config.json` is that of the model; one number stands for two equal ones."""
+    """Whether a value of `config.json` equals that of the model; a pair of equal numbers equals one number."""
     if isinstance(theirs, (list, tuple)) and not isinstance(ours, (list, tuple)):
         return len(theirs) > 0 and all(_same(value, ours) for value in theirs)
     if isinstance(ours, float):

@@ -1,7 +1,7 @@
-"""Format of microsoft/SimMIM
+"""Format of microsoft/SimMIM.
 
-The names are those of `models/simmim.py`, `models/vision_transformer.py` and `models/swin_transformer.py` there. Its
-vision transformer is the one of BEiT.
+The tensor names are those of `models/simmim.py`, `models/vision_transformer.py` and `models/swin_transformer.py` in
+that repository. Its vision transformer is BEiT's.
 """
 import math
 import re
@@ -24,7 +24,7 @@ _ATTENTION_MASK = re.compile(r'encoder\.layers\.(\d)\.blocks\.\d+\.attn_mask')
 
 
 class MicrosoftSimMIM(ForeignFormat):
-    """SimMIM: a dictionary `model`, with tables of positions and masks that are constants."""
+    """SimMIM: a file with a dictionary `model`, which contains constant position indices and attention masks."""
     name = 'microsoft-simmim'
     holds = 'Beit and Swin models'
     method = 'simmim'
@@ -61,7 +61,7 @@ class MicrosoftSimMIM(ForeignFormat):
         return constants
 
     def hints(self, source: Source) -> Hints:
-        """Read the image size of a Swin model off the mask of a shifted window."""
+        """Compute the image size of a Swin model from the shape of an attention mask for shifted windows."""
         for name, tensor in source.tensors.items():
             stage = _ATTENTION_MASK.fullmatch(name)
             if stage is not None and tensor.ndim == 3:  # windows, positions, positions
@@ -78,12 +78,12 @@ def swin_position_indices(
         prefix: str,
         suffix: str,
 ) -> Dict[str, Callable[[], torch.Tensor]]:
-    """Functions that make the indices of relative positions in the windows of all blocks of a Swin model.
+    """Return functions that make the relative position indices of all blocks of a Swin model, by tensor name.
 
     Args:
         model: Swin model.
-        prefix: Beginning of the name before `layers`.
-        suffix: End of the name after the number of the block.
+        prefix: Beginning of the tensor names, before `layers`.
+        suffix: End of the tensor names, after the number of the block.
     """
     return {
         f'{prefix}layers.{stage}.blocks.{i}{suffix}': partial(get_relative_position_index, *block.window_size)
@@ -91,7 +91,7 @@ def swin_position_indices(
 
 
 def _swin_masks(model: torch.nn.Module) -> Dict[str, Callable[[], torch.Tensor]]:
-    """Functions that make the masks of the shifted windows of a Swin model."""
+    """Return functions that make the attention masks for shifted windows of a Swin model, by tensor name."""
     return {
         f'encoder.layers.{stage}.blocks.{i}.attn_mask': partial(
             block.get_attn_mask, device='cpu', dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Our Own Formats: a Method, a Training Checkpoint, an Encoder"""
+"""Our own formats: a method, a training checkpoint, an encoder."""
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
@@ -10,12 +10,12 @@ from .geometry import TensorProblem, derive_recipe, family_of
 
 __all__ = ['Encoder', 'Method', 'TargetEncoder', 'TrainingCheckpoint']
 
-# a tensor that each method alone has
+# a tensor that only this method has
 _METHODS = {'decoder.proj.weight': 'simmim', 'decoder.mask_token': 'mae', 'predictor.mask_token': 'ijepa'}
 
 
 class Method:
-    """A method, as `create_mim(...).state_dict()` has it."""
+    """The `state_dict` of a method, `create_mim(...).state_dict()`."""
     name = 'mim'
     holds = 'a method'
     suffixes: Tuple[str, ...] = ('.safetensors',)
@@ -30,7 +30,7 @@ class Method:
         hints = hints.over(known)
         method = method or next((m for name, m in _METHODS.items() if name in source.tensors), None)
         if method is None:
-            raise ConversionError(f'{self.name}: the method cannot be read off the tensors, there is no mask token.')
+            raise ConversionError(f'{self.name}: the tensors do not determine the method, there is no mask token.')
         recipe = None
         if hints.model is not None:
             recipe = Recipe(method, hints.model, hints.img_size, hints.model_kwargs, hints.options)
@@ -44,12 +44,14 @@ class Method:
 
     def _checked_recipe(self, checkpoint: Checkpoint, hints: Hints) -> Recipe:
         if checkpoint.method is None:
-            raise ConversionError(f'{self.name} holds a method with its decoder, not an encoder alone: --to encoder.')
+            raise ConversionError(
+                f'{self.name} holds a method with its decoder, but the source contains only an encoder: use --to '
+                'encoder.')
         return _checked_recipe(checkpoint, hints)
 
 
 class TrainingCheckpoint(Method):
-    """What train.py saves: the encoder as `state_dict`, the rest of the method as state of the task."""
+    """Checkpoint of train.py: the encoder as `state_dict`, the other tensors of the method as task state."""
     name = 'task'
     holds = 'a checkpoint of train.py'
     suffixes = PICKLE_SUFFIXES
@@ -94,7 +96,8 @@ class Encoder:
         """Write a checkpoint, see `ForeignFormat.write`."""
         tensors = _part(checkpoint.tensors, self.part)
         if not tensors:
-            raise ConversionError(f'{self.name}: there is none in a checkpoint of {checkpoint.method or "an encoder"}.')
+            raise ConversionError(
+                f'A checkpoint of {checkpoint.method or "an encoder"} contains no {self.name} to write.')
         encoder = Checkpoint(
             {BACKBONE + name: tensor for name, tensor in tensors.items()},
             None,
@@ -106,27 +109,27 @@ class Encoder:
 
 
 class TargetEncoder(Encoder):
-    """The target encoder of I-JEPA, the one that the paper evaluates, as a plain timm model."""
+    """The target encoder of I-JEPA, which the paper evaluates, as a plain timm model."""
     name = 'target-encoder'
     holds = 'a plain timm model, the target encoder of I-JEPA'
     part = 'target_encoder.'
 
     def recognises(self, source: Source) -> bool:
-        return False  # as a file it is an encoder like others
+        return False  # a file that contains one is read as `encoder`
 
 
 def _checked_recipe(checkpoint: Checkpoint, hints: Hints) -> Recipe:
-    """How to build the module of a checkpoint, whose tensors it has."""
+    """Return how to build the module of a checkpoint, after a check that its tensors are those of the checkpoint."""
     tensors, recipe = checkpoint.tensors, checkpoint.recipe
     if recipe is None:
         family = family_of(tensors)
         if family is None or checkpoint.method not in (None, *_METHODS.values()):
-            raise ConversionError('The model cannot be read off the tensors: name it, --model NAME.')
+            raise ConversionError('The tensors do not determine the model: name it with --model NAME.')
         try:
             recipe = derive_recipe(tensors, checkpoint.method, family, hints, BACKBONE + 'cls_token' in tensors)
         except TensorProblem as error:
             raise ConversionError(
-                f'{error.message(error.name)}; or is it another model? Name it, --model NAME.') from None
+                f'{error.message(error.name)}; if this is another model, name it with --model NAME.') from None
         subject = f'The tensors are not those of {recipe.call()}; if it is another model, name it (--model NAME)'
     else:
         subject = f'The tensors are not those of {recipe.call()}'
@@ -135,14 +138,14 @@ def _checked_recipe(checkpoint: Checkpoint, hints: Hints) -> Recipe:
 
 
 def _known(source: Source, given: Hints) -> Tuple[Hints, Optional[str]]:
-    """Read what a file of ours tells of its model, and the name of its method.
+    """Read the hints and the name of the method from a file in one of our formats.
 
     Args:
-        source: What the file holds.
-        given: What the user says. What it replaces is not read.
+        source: Contents of the file.
+        given: Information from the user. Values in the file that it replaces are not read.
 
     Raises:
-        ConversionError: The file names something that does not describe a model or a method.
+        ConversionError: A value in the file does not describe a model or a method.
     """
     recipe, args, config = source.recipe(), source.arguments(), source.config()
     if 'model' in recipe:
@@ -161,11 +164,11 @@ def _known(source: Source, given: Hints) -> Tuple[Hints, Optional[str]]:
 
 
 def _hints_of_arguments(args: Fields, method: str, given: Hints) -> Hints:
-    """Read what the arguments of train.py tell."""
+    """Read hints from the arguments of train.py."""
     model_kwargs = _model_kwargs(args.mapping('model_kwargs'), args, 'model', given)
     if args.integer('in_chans') not in (None, 3):
         model_kwargs['in_chans'] = args.integer('in_chans')
-    # the flags of common options stand for every method; one that has no such option takes no notice
+    # train.py stores these flags for every method; ignore those that the method does not have
     flags = {name: args.values.get(name) for name in ('mask_ratio', 'mask_unit') if has_option(method, name)}
     options = method_options(Fields(flags, args.where), method, given.options)
     options.update(method_options(args.mapping('mim_kwargs'), method, given.options))
@@ -173,7 +176,7 @@ def _hints_of_arguments(args: Fields, method: str, given: Hints) -> Hints:
 
 
 def _model_kwargs(kwargs: Fields, fields: Fields, model: str, given: Hints) -> Dict[str, Any]:
-    """Read arguments of the model that a field names, unless the user names another one."""
+    """Read the arguments of the model that the file names; return none if the user names another model."""
     name = model_name(fields, model)
     if given.model not in (None, name):
         return {}
