@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..archive import verify_checksums
 from .checkpoint import ConversionError, Tensors, first_line
 from .fields import Fields
 
@@ -156,6 +157,10 @@ def _read_safetensors(path: Path, config: Any) -> Source:
 
 
 def _read_pickle(path: Path) -> Any:
+    try:
+        verify_checksums(path)
+    except (OSError, ValueError) as error:
+        raise ConversionError(f'{first_line(error)}.') from error
     try:
         with _values_only():
             return torch.load(path, map_location='cpu', weights_only=True)

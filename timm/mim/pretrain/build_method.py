@@ -10,6 +10,7 @@ import torch.nn as nn
 
 from timm.layers import set_fast_norm
 from timm.models import create_model, resolve_model_input_args
+from ..archive import verify_checksums
 from ..factory import create_mim, list_mim_models
 from ..model_names import is_known_model, unknown_model
 from ..output import MIMUnsupportedError
@@ -86,6 +87,11 @@ def _create_backbone(options: argparse.Namespace, model_args: Dict[str, Any]) ->
             raise UserError(f"{flag_name(name)}: there is no file '{path}'.")
         if path and not os.path.getsize(path):
             raise UserError(f"{flag_name(name)}: '{path}' is empty.")
+        if path:
+            try:
+                verify_checksums(path)
+            except (OSError, ValueError) as e:
+                raise UserError(f'{flag_name(name)}: {one_line(e)}.') from e
     pretrained = dict(pretrained=options.pretrained, checkpoint_path=options.initial_checkpoint)
     if options.pretrained_path:
         pretrained.update(pretrained=True, pretrained_cfg_overlay=dict(file=options.pretrained_path, num_classes=-1))

@@ -21,6 +21,7 @@ from .build_method import create_method, import_mim_module
 from .checkpoints import fitting, load_checkpoint, weights_that_count
 from .data.datasets import HELD_OUT_LIMIT, open_data, open_to_measure
 from .data.image_config import image_mode, resolve_image_config
+from .data.image_names import describe_changes, fingerprint
 from .defaults import DEFAULTS
 from .errors import UserError, flag_name
 from .exit_codes import exit_codes
@@ -77,7 +78,7 @@ def evaluate(given: Dict[str, Any]) -> Dict[str, Any]:
     checkpoint = load_checkpoint(path, flag='--checkpoint').content
     options = _options_of_run(given, checkpoint, path)
     mode = image_mode(options.in_chans, options.input_img_mode)
-    dataset, description = _open_images(given, options, mode)
+    dataset, description = _open_images(given, options, mode, checkpoint)
     method, _ = create_method(options)
     place = find_place(options)
     data_config = resolve_image_config(options, method, mode)
@@ -143,11 +144,24 @@ def _options_of_run(given: Dict[str, Any], checkpoint: Dict[str, Any], path: Pat
     return resolve_options(argparse.Namespace(**options))[0]
 
 
-def _open_images(given: Dict[str, Any], options: argparse.Namespace, mode: str) -> Tuple[Dataset, str]:
-    """The images that the run held out, or those that are named."""
+def _open_images(
+        given: Dict[str, Any],
+        options: argparse.Namespace,
+        mode: str,
+        checkpoint: Dict[str, Any],
+) -> Tuple[Dataset, str]:
+    """The images that are named, or those that the run held out; a warning says so if these are not the same now."""
     if any(name in given for name in _SOURCES):
         return open_to_measure(options, mode)
-    return open_data(options, mode).held_out, 'held out by the run'
+    data = open_data(options, mode)
+    before = (checkpoint.get('run') or {}).get('data')
+    changed = before and describe_changes(before, fingerprint(data.train, data.held_out))
+    if not changed:
+        return data.held_out, 'held out by the run'
+    _logger.warning(
+        f'the images have changed since the run: {changed}. Some that are held out now may have been trained on; '
+        '--data-dir with --split names others.')
+    return data.held_out, 'held out now, of images that have changed since the run'
 
 
 def _load(method: nn.Module, checkpoint: Dict[str, Any], path: Path, use_ema: bool) -> bool:
