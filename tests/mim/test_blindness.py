@@ -45,7 +45,7 @@ def assert_blind(method):
         method.train(training)
         method.lean = lean
         assert differences(method, by) == (False, [])
-    assert sees_visible_pixels(method.eval())
+    assert sees_visible_pixels(method)
 
 
 def test_branch(method, case):
