@@ -8,13 +8,14 @@ import torch
 import torch.nn as nn
 
 from blindness import differences, replaced, sees_visible_pixels
-from every_model import LARGEST, OPTIONS, REFUSED_CASES, REFUSED_WHEN_DROPPING, branches, case_sizes, create, \
-    registered_sizes
+from every_model import LARGEST, OPTIONS, REFUSED_CASES, REFUSED_WHEN_DROPPING, branches, case_class, \
+    case_sizes, create, registered_sizes
 from registry import registered
 
 from timm.mim import SimMIM, TeacherTarget, create_mim, factory, list_mim_models, masked_l1_loss
 from timm.mim.method import MIMMethod
 from timm.mim.user_module import import_user_module
+from timm.models import get_model_class
 from timm.models.beit import Beit
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from test_maskfeat import EXAMPLE
@@ -51,6 +52,15 @@ def assert_blind(method):
 def test_branch(method, case):
     torch.manual_seed(0)
     assert_blind(create(method, case.model, case.model_kwargs, case_sizes(case), registered=False))
+
+
+@pytest.mark.parametrize('method', OPTIONS)
+def test_every_class_is_measured(method):
+    """Listed models that are too large to be measured are of a class that is."""
+    measured = {
+        case_class(case) for case in branches(method)
+        if case.name not in REFUSED_CASES and (method == 'simmim' or case.name not in REFUSED_WHEN_DROPPING)}
+    assert {get_model_class(name) for name in list_mim_models(method)} <= measured
 
 
 def test_registered_model(method, name):

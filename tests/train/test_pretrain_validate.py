@@ -98,6 +98,12 @@ def test_images_that_have_changed(validate, finished_run, images, tmp_path, caps
         validate(f'--mim simmim --checkpoint {tmp_path}/x.pth.tar')
     assert results_of(capsys.readouterr().out)['images'] == 'held out now, of images that have changed since the run'
     assert '44 images to train on, which were 15' in caplog.text
+    caplog.clear()
+    validate(f'--mim simmim --checkpoint {tmp_path}/x.pth.tar --data-dir {tmp_path}/images/../images --num-samples 2')
+    assert 'holds the images that the run was trained on' in caplog.text
+    caplog.clear()
+    validate(f'--mim simmim --checkpoint {tmp_path}/x.pth.tar --data-dir {tmp_path}/images/more --num-samples 2')
+    assert 'WARNING' not in caplog.text
 
 
 @pytest.mark.parametrize('method, options', [

@@ -6,6 +6,7 @@ gave. Model, method and images are those of the run unless said otherwise.
 import argparse
 import csv
 import logging
+import os
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -152,7 +153,14 @@ def _open_images(
 ) -> Tuple[Dataset, str]:
     """The images that are named, or those that the run held out; a warning says so if these are not the same now."""
     if any(name in given for name in _SOURCES):
-        return open_to_measure(options, mode)
+        dataset, description = open_to_measure(options, mode)
+        root = getattr(getattr(dataset, 'reader', None), 'root', '')
+        trained_on = getattr(checkpoint['args'], 'data_dir', None)
+        if trained_on and os.path.exists(trained_on) and root and os.path.samefile(root, trained_on):
+            _logger.warning(
+                f"'{trained_on}' holds the images that the run was trained on, and all of them are measured; leave out "
+                '--data-dir to measure those that it held out.')
+        return dataset, description
     data = open_data(options, mode)
     before = (checkpoint.get('run') or {}).get('data')
     changed = before and describe_changes(before, fingerprint(data.train, data.held_out))
