@@ -104,10 +104,12 @@ def get_mim(method: str) -> Type[nn.Module]:
 def list_mim_models(method: str, filter: Union[str, List[str]] = '') -> List[str]:
     """Names of the models that a method can serve, found without building any.
 
-    Each of them can be created with the defaults of the method, and is blind to masked pixels: if those are replaced by
-    others, neither the prediction changes, nor any gradient that does not come from the target. The test suite checks
-    both for one model of each class and branch, and for every model with `--all-models`
-    (`tests/mim/test_blindness.py`). A method of your own is blind as far as it keeps to `MIMMethod.forward`.
+    Each of them can be created with the defaults of the method. Each is blind to masked pixels, since
+    `MIMMethod.forward` sets them to 0 before the model sees the image: if they are replaced by others, neither the
+    prediction changes, nor any gradient that does not come from the target. `tests/mim/test_blindness.py` measures
+    this to the last bit. By default it measures one small model of each class and branch, and with
+    `pytest --all-models` each listed model of up to 100 million parameters. Larger models are of the same classes, and
+    are not measured themselves. A method of your own is blind as far as it keeps to `MIMMethod.forward`.
 
     Args:
         method: Name of a method.
