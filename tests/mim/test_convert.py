@@ -234,7 +234,7 @@ class TestFiles:
         for existing in (False, True):
             if existing:
                 (tmp_path / 'b.pth').write_text('precious')
-            os.symlink('/dev/full', tmp_path / f'.b.pth.{os.getpid()}.tmp')
+            os.symlink('/dev/full', tmp_path / '.b.pth.partial')
             with pytest.raises(ConversionError, match="b.pth' cannot be written, is the disk full") as error:
                 convert(facebook_file, tmp_path / 'b.pth', to='task', force=True, **HEADS)
             assert '\n' not in str(error.value)
