@@ -1,6 +1,7 @@
 """The model that a run trains."""
 import argparse
 import logging
+import os
 from typing import Any, Callable, Dict
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn as nn
 
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm
 from timm.mim.factory import is_known_model, unknown_model
+from timm.mim.files import verify_checksums
 from timm.models import resolve_model_input_args
 from .device import Process
 from .errors import MISFITS, UserError, user_errors
@@ -25,8 +27,12 @@ def create(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -> 
     Raises:
         UserError: There is no such model, or its arguments or weights do not fit.
     """
-    files = [f'--{name} {getattr(args, name.replace("-", "_"))}' for name in ('pretrained-path', 'initial-checkpoint')
-             if getattr(args, name.replace('-', '_'))]
+    paths = {'--pretrained-path': args.pretrained_path, '--initial-checkpoint': args.initial_checkpoint}
+    files = [f'{flag} {path}' for flag, path in paths.items() if path]
+    for flag, path in paths.items():
+        if path and os.path.isfile(path):
+            with user_errors(flag, OSError, ValueError):
+                verify_checksums(path)
     architecture = dict(
         pretrained_cfg_overlay=_pretrained_cfg_overlay(args),
         drop_block_rate=args.drop_block,

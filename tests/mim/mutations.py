@@ -1,6 +1,8 @@
 """Random damage to checkpoint files, by seed: what a broken disk, another program or an attacker could leave there."""
 import copy
 import os
+import struct
+import zipfile
 
 import torch
 
@@ -100,3 +102,23 @@ def damaged_bytes(whole, rng):
     else:
         damaged[place:place + 512] = bytes(len(damaged[place:place + 512]))
     return bytes(damaged)
+
+
+def largest_tensor(path):
+    """Where the largest tensor of a checkpoint begins in its file, and its size."""
+    with zipfile.ZipFile(path) as archive:
+        entry = max(archive.infolist(), key=lambda entry: entry.file_size)
+        with open(path, 'rb') as file:
+            file.seek(entry.header_offset + 26)
+            name, extra = struct.unpack('<HH', file.read(4))
+        return entry.header_offset + 30 + name + extra, entry.file_size
+
+
+def flip_a_bit(path):
+    """Change one bit in the middle of the largest tensor of a checkpoint."""
+    start, size = largest_tensor(path)
+    with open(path, 'r+b') as file:
+        file.seek(start + size // 2)
+        byte = file.read(1)[0]
+        file.seek(start + size // 2)
+        file.write(bytes([byte ^ 1]))

@@ -3,16 +3,19 @@ pixels. For every pair of method and model that `list_mim_models` names: by defa
 branch, with `--all-models` all that are registered.
 """
 import pytest
+import timm
 import torch
+import torch.nn as nn
 
 from blindness import differences, replaced, sees_visible_pixels
-from every_model import LARGEST, OPTIONS, REFUSED_CASES, REFUSED_WHEN_DROPPING, branches, case_sizes, create, \
-    registered_sizes
+from every_model import LARGEST, OPTIONS, REFUSED_CASES, REFUSED_WHEN_DROPPING, branches, case_class, \
+    case_sizes, create, registered_sizes
 from registry import registered
 
-from timm.mim import SimMIM, create_mim, factory, list_mim_models, masked_l1_loss
+from timm.mim import SimMIM, TeacherTarget, create_mim, factory, list_mim_models, masked_l1_loss
 from timm.mim.method import MIMMethod
 from timm.mim.factory import import_user_module
+from timm.models import get_model_class
 from timm.models.beit import Beit
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from test_maskfeat import EXAMPLE
@@ -43,7 +46,7 @@ def assert_blind(method):
         method.train(training)
         method.fast_path = fast_path
         assert differences(method, by) == (False, [])
-    assert sees_visible_pixels(method.eval())
+    assert sees_visible_pixels(method)
 
 
 def test_branch(method, case):
@@ -51,14 +54,51 @@ def test_branch(method, case):
     assert_blind(create(method, case.model, case.model_kwargs, case_sizes(case), registered=False))
 
 
+@pytest.mark.parametrize('method', OPTIONS)
+def test_every_class_is_measured(method):
+    """Listed models that are too large to be measured are of a class that is."""
+    measured = {
+        case_class(case) for case in branches(method)
+        if case.name not in REFUSED_CASES and (method == 'simmim' or case.name not in REFUSED_WHEN_DROPPING)}
+    assert {get_model_class(name) for name in list_mim_models(method)} <= measured
+
+
 def test_registered_model(method, name):
     torch.manual_seed(0)
     assert_blind(create(method, name, {}, registered_sizes(name), registered=True))
 
 
-@pytest.mark.parametrize('target, loss', [('normalized_pixels', 'l2'), ('hog', 'smooth_l1')])
+def teacher():
+    torch.manual_seed(0)
+    return TeacherTarget(overlapping(), mean=(0.,) * 3, std=(1.,) * 3)
+
+
+@pytest.mark.parametrize('target, loss', [
+    (lambda: 'normalized_pixels', 'l2'), (lambda: 'hog', 'smooth_l1'), (teacher, 'smooth_l1'),
+    (lambda: lambda images: images.mean(1, keepdim=True), 'l1'),
+], ids=['normalized_pixels', 'hog', 'teacher', 'function'])
 def test_targets(target, loss):
-    assert_blind(create_mim('simmim', overlapping(), img_size=(64, 96), mask_unit=16, target=target, loss=loss))
+    assert_blind(create_mim('simmim', overlapping(), img_size=(64, 96), mask_unit=16, target=target(), loss=loss))
+
+
+def test_batch_statistics_are_those_of_blanked_images():
+    """As the page says: no trace of masked pixels in them, and a smaller variance than that of whole images."""
+    torch.manual_seed(0)
+    model = timm.create_model('test_resnet', num_classes=0)
+    method = create_mim('simmim', model, img_size=64, mask_unit=16).train()
+    images = torch.randn(2, 3, 64, 64)
+    mask = method.make_mask(torch.rand(method.noise_shape(2)))
+    norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    norm.momentum = None  # the average of what it has seen
+
+    def statistics(run):
+        norm.reset_running_stats()
+        run()
+        return torch.stack([norm.running_mean, norm.running_var])
+
+    blanked = statistics(lambda: method(images, mask=mask))
+    assert torch.equal(blanked, statistics(lambda: method(replaced(images, method.pixel_mask(mask), 'far'), mask=mask)))
+    assert (blanked[1] < statistics(lambda: model(images))[1]).all()
 
 
 def test_method_of_a_user(monkeypatch):
@@ -88,6 +128,20 @@ def test_reconstructions_hidden_states_and_attention(model):
     if hasattr(method.backbone, 'blocks'):  # the others have no attention that makes a map
         maps, others = (method.attention_maps(x, mask) for x in (images, other))
         assert maps and all(torch.equal(maps[name], others[name]) for name in maps)
+
+
+@torch.no_grad()
+def test_reconstructions_of_mae():
+    """Of a model whose stem is deep: dropping tokens does not hide the pixels that their neighbours hold."""
+    torch.manual_seed(0)
+    model = timm.create_model(
+        'vit_tiny_r_s16_p8_224', num_classes=0, img_size=(64, 96), embed_dim=24, num_heads=2, depth=1)
+    method = create_mim('mae', model, img_size=(64, 96), **OPTIONS['mae']).eval()
+    images = torch.randn(2, 3, 64, 96)
+    mask = method.make_mask(torch.rand(method.noise_shape(2)))
+    other = replaced(images, method.pixel_mask(mask), 'nan')
+    assert torch.equal(method.reconstruct(other, mask), method.reconstruct(images, mask))
+    assert torch.equal(method(other, mask=mask).prediction, method(images, mask=mask).prediction)
 
 
 def beit():

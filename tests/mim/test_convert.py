@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conversion import assert_equal
+from mutations import flip_a_bit
 from reference_tensors import facebook_mae, microsoft_swin
 from timm.mim import create_mim
 from timm.mim.convert import FORMATS, ConversionError, convert
@@ -207,6 +208,9 @@ class TestFiles:
         for content in (b'', b'text', whole[:len(whole) // 2]):
             facebook_file.write_bytes(content)
             assert_refuses("a.pth' (is not a complete checkpoint|was not loaded)", facebook_file, dest)
+        facebook_file.write_bytes(whole)
+        flip_a_bit(facebook_file)
+        assert_refuses("a.pth' is damaged: Bad CRC-32", facebook_file, dest)
         (tmp_path / 'c.safetensors').write_bytes(b'1234')
         assert_refuses('is not a complete safetensors file', tmp_path / 'c.safetensors', dest)
         assert_refuses("There is no file '.*absent.pth'", tmp_path / 'absent.pth', dest)
@@ -230,7 +234,7 @@ class TestFiles:
         for existing in (False, True):
             if existing:
                 (tmp_path / 'b.pth').write_text('precious')
-            os.symlink('/dev/full', tmp_path / f'.b.pth.{os.getpid()}.tmp')
+            os.symlink('/dev/full', tmp_path / '.b.pth.partial')
             with pytest.raises(ConversionError, match="b.pth' cannot be written, is the disk full") as error:
                 convert(facebook_file, tmp_path / 'b.pth', to='task', force=True, **HEADS)
             assert '\n' not in str(error.value)

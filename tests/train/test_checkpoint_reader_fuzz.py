@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from run_folders import equal
 
 from timm.mim.pretrain.checkpoints import load_checkpoint, newest_checkpoint
 from timm.mim.pretrain.errors import UserError
@@ -39,14 +40,18 @@ def test_damaged_checkpoints(tmp_path, request):
     for seed in seeds:
         rng = random.Random(seed)
         content = dict(whole, extra=RunsCode(tmp_path / 'ran')) if rng.random() < 0.1 else whole
-        torch.save(damaged(content, rng) if rng.random() < 0.5 else content, path,
-                   _use_new_zipfile_serialization=rng.random() < 0.8)
+        content = damaged(content, rng) if rng.random() < 0.5 else content
+        has_checksums = rng.random() < 0.8
+        torch.save(content, path, _use_new_zipfile_serialization=has_checksums)
         if rng.random() < 0.6:
             path.write_bytes(damaged_bytes(path.read_bytes(), rng))
         written = path.read_bytes()
         for read in (lambda: load_checkpoint(path), lambda: newest_checkpoint(tmp_path)):
             try:
-                read()
+                found = read()
+                assert found.update >= 0 or found.run is None, seed
+                if content is whole and has_checksums:
+                    assert equal(found.content['state_dict'], whole['state_dict']), seed
             except UserError as error:
                 refused += 1
                 assert '\n' not in str(error) and str(path.parent) in str(error), seed

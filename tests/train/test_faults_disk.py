@@ -1,12 +1,11 @@
 """Faults 3 and 4: a disk that is full, and checkpoints that are not whole."""
 import logging
 import random
-import struct
-import zipfile
 
 import pytest
 import torch
 from child_runs import at_update, fill_disk, run_child
+from mutations import flip_a_bit, largest_tensor
 from run_folders import assert_equal_runs, load
 
 from timm.mim.pretrain.checkpoints import load_checkpoint
@@ -65,25 +64,6 @@ def test_truncated_checkpoint(share, train, uninterrupted, images, tmp_path, cap
     assert f"'{tmp_path}/run/last.pth.tar' is not a complete checkpoint" in caplog.text
     assert 'goes on after step 3' in (tmp_path / 'run' / 'train.log').read_text()
     assert_equal_runs(uninterrupted, tmp_path / 'run')
-
-
-def largest_tensor(path):
-    """Where the largest tensor of a checkpoint begins in its file, and its size."""
-    with zipfile.ZipFile(path) as archive:
-        entry = max(archive.infolist(), key=lambda entry: entry.file_size)
-        with open(path, 'rb') as file:
-            file.seek(entry.header_offset + 26)
-            name, extra = struct.unpack('<HH', file.read(4))
-        return entry.header_offset + 30 + name + extra, entry.file_size
-
-
-def flip_a_bit(path):
-    start, size = largest_tensor(path)
-    with open(path, 'r+b') as file:
-        file.seek(start + size // 2)
-        byte = file.read(1)[0]
-        file.seek(start + size // 2)
-        file.write(bytes([byte ^ 1]))
 
 
 def zero_a_block(path):

@@ -4,7 +4,9 @@ import sys
 import tarfile
 
 import pytest
+import timm
 import torch
+from mutations import flip_a_bit
 from tiny_runs import SCRIPT, environment, write_images
 
 from timm.mim.pretrain.flags.run_options import DEFAULTS
@@ -28,6 +30,8 @@ def places(tmp_path_factory):
     (root / 'text.pth').write_text('no weights\n' * 30)
     (root / 'text.safetensors').write_text('no weights\n' * 30)
     torch.save({'some.weight': torch.zeros(3)}, root / 'others.pth')
+    torch.save(timm.create_model('test_vit', num_classes=0, img_size=64).state_dict(), root / 'flipped.pth')
+    flip_a_bit(root / 'flipped.pth')
     (root / 'text.tar').write_text('no archive\n' * 300)
     with tarfile.open(root / 'whole.tar', 'w') as archive:
         archive.add(root / 'images', 'images')
@@ -115,6 +119,8 @@ CASES = [
     ('--pretrained-path {places}/text.safetensors', "with --pretrained-path '"),
     ('--pretrained-path {places}/others.pth', 'they would be random'),
     ('--initial-checkpoint {places}/others.pth', "with --initial-checkpoint '"),
+    ('--pretrained-path {places}/flipped.pth', "flipped.pth' is damaged: Bad CRC-32"),
+    ('--initial-checkpoint {places}/flipped.pth', "flipped.pth' is damaged: Bad CRC-32"),
     ('--seed -1', '--seed -1 must be 0 or more'),
     (f'--seed {2 ** 70}', 'less than 4294967296'),
     (f'--batch-size {10 ** 8}', 'the images of one batch take 4915 GB'),

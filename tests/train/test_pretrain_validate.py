@@ -2,8 +2,10 @@
 import csv
 import importlib.util
 import json
+import logging
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,14 @@ def validate():
     spec.loader.exec_module(module)
 
     def run(flags: str) -> None:
+        handlers, level = list(logging.root.handlers), logging.root.level
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr('sys.argv', ['validate.py', *shlex.split(f'--workers 0 {flags}')])
-            module.main()
+            try:
+                module.main()
+            finally:
+                logging.root.handlers[:] = handlers
+                logging.root.setLevel(level)
     return run
 
 
@@ -76,6 +83,27 @@ def test_other_images_and_masks(validate, finished_run, tmp_path, capsys):
     assert results['masked_l1'] == pytest.approx(np.mean(losses), abs=1e-5)
     with open(tmp_path / 'results.csv') as f:
         assert float(next(csv.DictReader(f))['masked_l1']) == results['masked_l1']
+
+
+def test_images_that_have_changed(validate, finished_run, images, tmp_path, capsys, caplog):
+    """They are not those that the run held out, and are not called so."""
+    shutil.copytree(images, tmp_path / 'images')
+    checkpoint = torch.load(finished_run / 'last.pth.tar', weights_only=False)
+    checkpoint['args'].data_dir = str(tmp_path / 'images')
+    torch.save(checkpoint, tmp_path / 'x.pth.tar')
+    with caplog.at_level(logging.WARNING):
+        validate(f'--mim simmim --checkpoint {tmp_path}/x.pth.tar')
+        assert results_of(capsys.readouterr().out)['images'] == 'held out by the run' and caplog.text == ''
+        write_images(tmp_path / 'images' / 'more', 30, seed=9)
+        validate(f'--mim simmim --checkpoint {tmp_path}/x.pth.tar')
+    assert results_of(capsys.readouterr().out)['images'] == 'held out now, of images that have changed since the run'
+    assert '44 images to train on, which were 15' in caplog.text
+    caplog.clear()
+    validate(f'--mim simmim --checkpoint {tmp_path}/x.pth.tar --data-dir {tmp_path}/images/../images --num-samples 2')
+    assert 'holds the images that the run was trained on' in caplog.text
+    caplog.clear()
+    validate(f'--mim simmim --checkpoint {tmp_path}/x.pth.tar --data-dir {tmp_path}/images/more --num-samples 2')
+    assert 'WARNING' not in caplog.text
 
 
 @pytest.mark.parametrize('method, options', [

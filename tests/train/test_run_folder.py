@@ -169,6 +169,16 @@ def test_lock_is_left_to_whoever_took_its_place(tmp_path):
     assert (tmp_path / LOCK).read_text() == 'another'
 
 
+def test_run_of_another_machine_that_has_not_ended(tmp_path, caplog):
+    """Its lock may not reach this machine. The file that a killed run of this one leaves says nothing new."""
+    for host, told in ((socket.gethostname(), False), ('elsewhere', True)):
+        (tmp_path / LOCK).write_text(f'process 12 on {host}, since 2026-01-02 03:04:05\n')
+        caplog.clear()
+        with FolderLock() as lock, caplog.at_level(logging.WARNING):
+            lock.take(tmp_path)
+        assert ('another run (process 12 on elsewhere, since 2026-01-02 03:04:05)' in caplog.text) == told
+
+
 def test_no_lock_is_left(finished_run):
     assert not (finished_run / LOCK).exists()
 

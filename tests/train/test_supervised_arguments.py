@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from mutations import flip_a_bit
 from tiny_runs import SCRIPT, environment
 
 import timm
@@ -163,6 +165,17 @@ def test_mistake(flags, message, supervise, tmp_path, capsys):
         assert stopped.type.__name__ == 'UserError'
         text = str(stopped.value)
     assert message in text and '\n' not in text
+    assert not (tmp_path / 'output').exists()
+
+
+@pytest.mark.parametrize('flag', ['--pretrained-path', '--initial-checkpoint'])
+def test_damaged_weights(flag, supervise, tmp_path):
+    """A flipped bit, which PyTorch loads as if nothing were wrong."""
+    path = tmp_path / 'weights.pth'
+    torch.save(timm.create_model('test_vit', num_classes=2, img_size=32).state_dict(), path)
+    flip_a_bit(path)
+    with pytest.raises(ValueError, match=f"{flag}: '{path}' is damaged: Bad CRC-32"):
+        supervise(f'{flag} {path}', tmp_path / 'output')
     assert not (tmp_path / 'output').exists()
 
 

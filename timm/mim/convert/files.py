@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import first_line
-from ..files import naming, write_complete
+from ..files import naming, verify_checksums, write_complete
 from .checkpoint import ConversionError, Tensors
 from .fields import Fields
 
@@ -151,6 +151,10 @@ def _read_safetensors(path: Path, config: Any) -> Source:
 
 
 def _read_pickle(path: Path) -> Any:
+    try:
+        verify_checksums(path)
+    except (OSError, ValueError) as error:
+        raise ConversionError(f'{first_line(error)}.') from error
     try:
         with _values_only():
             return torch.load(path, map_location='cpu', weights_only=True)

@@ -3,7 +3,6 @@ import argparse
 import logging
 import math
 import os
-import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
@@ -12,6 +11,7 @@ import torch
 
 from timm.task import MaskedImageModelingTask
 from timm.utils import CheckpointSaver, NativeScaler, load_checkpoint_metadata
+from ..files import verify_checksums
 from .errors import UserError, one_line
 from .flags.run_options import RunOptions
 from .run_folder import LAST, plain_options
@@ -20,8 +20,6 @@ _logger = logging.getLogger(__name__)
 
 # What a run that was killed leaves of the checkpoint that it was writing.
 _UNFINISHED = ('*.partial', 'tmp.pth.tar', 'recovery_tmp.pth.tar')
-
-_CHUNK = 1 << 20  # bytes of a checkpoint that are read at a time
 
 
 class Checkpoint(NamedTuple):
@@ -87,16 +85,9 @@ def _verify(path: Path, flag: str, tensors: bool) -> None:
         UserError: They differ.
     """
     try:
-        if not zipfile.is_zipfile(path):
-            return  # loading it tells why
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if tensors or '/data/' not in entry.filename:
-                    with archive.open(entry) as part:  # it compares when it comes to the end
-                        while part.read(_CHUNK):
-                            pass
-    except Exception as e:  # where a header is damaged there is no telling how it fails
-        raise UserError(f"{flag}: '{path}' is damaged: {one_line(e)[:200]}.") from e
+        verify_checksums(path, tensors)
+    except (OSError, ValueError) as e:
+        raise UserError(f'{flag}: {one_line(e)}.') from e
 
 
 def _check_run(run: Any, path: Path, flag: str) -> None:

@@ -116,6 +116,7 @@ class FolderLock:
             file.close()
             self.take(folder)
             return
+        _warn_of_another_machine(folder, file)
         file.truncate(0)
         file.write(f'process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n')
         file.flush()
@@ -126,6 +127,14 @@ def _lock(file: IO[str]) -> None:
     if fcntl is None:
         raise OSError(errno.ENOTSUP, 'this system has no fcntl')
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _warn_of_another_machine(folder: Path, file: IO[str]) -> None:
+    """Warn of a run on another machine that has not ended: a file system may keep locks on each machine separately."""
+    holder = _holder(file)
+    if holder and f' on {socket.gethostname()},' not in holder:
+        _logger.warning(
+            f"'{folder}' was last used by another run{holder}, which did not end by itself: make sure that it is gone.")
 
 
 def _holder(file: IO[str]) -> str:

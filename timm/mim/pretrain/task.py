@@ -21,6 +21,7 @@ from timm.task import MaskedImageModelingTask
 from timm.utils import NativeScaler, init_distributed_device, is_primary
 from ..errors import MIMUnsupportedError
 from ..factory import create_mim, import_user_module, is_known_model, list_mim_models, unknown_model
+from ..files import verify_checksums
 from .checkpoints import Checkpoint
 from .errors import UserError, flag_name, one_line
 from .flags.run_options import RunOptions
@@ -174,6 +175,11 @@ def _create_backbone(options: RunOptions, model_args: Dict[str, Any]) -> nn.Modu
             raise UserError(f"{flag_name(name)}: there is no file '{path}'.")
         if path and not os.path.getsize(path):
             raise UserError(f"{flag_name(name)}: '{path}' is empty.")
+        if path:
+            try:
+                verify_checksums(path)
+            except (OSError, ValueError) as e:
+                raise UserError(f'{flag_name(name)}: {one_line(e)}.') from e
     pretrained = dict(pretrained=options.pretrained, checkpoint_path=options.initial_checkpoint)
     if options.pretrained_path:
         pretrained.update(pretrained=True, pretrained_cfg_overlay=dict(file=options.pretrained_path, num_classes=-1))

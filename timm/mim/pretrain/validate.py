@@ -6,6 +6,7 @@ gave. Model, method and images are those of the run unless said otherwise.
 import argparse
 import csv
 import logging
+import os
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -20,6 +21,7 @@ from ..visualize import save_views
 from .task import autocast_of, create_method, describe_device, init_process, import_mim_module
 from .checkpoints import mismatch_errors, load_checkpoint, evaluation_weights
 from .data.datasets import HELD_OUT_LIMIT, image_mode, open_data, open_to_measure, resolve_image_config
+from .data.image_folder import describe_changes, fingerprint
 from .flags.run_options import DEFAULTS, RunOptions
 from .errors import UserError, exit_codes, flag_name
 from ..files import to_json, write_complete
@@ -73,7 +75,7 @@ def evaluate(given: Dict[str, Any]) -> Dict[str, Any]:
     checkpoint = load_checkpoint(path, flag='--checkpoint').content
     options = _options_of_run(given, checkpoint, path)
     mode = image_mode(options.in_chans, options.input_img_mode)
-    dataset, description = _open_images(given, options, mode)
+    dataset, description = _open_images(given, options, mode, checkpoint)
     method, _ = create_method(options)
     process = init_process(options)
     data_config = resolve_image_config(options, method, mode)
@@ -139,11 +141,31 @@ def _options_of_run(given: Dict[str, Any], checkpoint: Dict[str, Any], path: Pat
     return resolve_options(argparse.Namespace(**options))[0]
 
 
-def _open_images(given: Dict[str, Any], options: RunOptions, mode: str) -> Tuple[Dataset, str]:
-    """The images that the run held out, or those that are named."""
+def _open_images(
+        given: Dict[str, Any],
+        options: RunOptions,
+        mode: str,
+        checkpoint: Dict[str, Any],
+) -> Tuple[Dataset, str]:
+    """The images that are named, or those that the run held out; a warning says so if these are not the same now."""
     if any(name in given for name in _SOURCES):
-        return open_to_measure(options, mode)
-    return open_data(options, mode).held_out, 'held out by the run'
+        dataset, description = open_to_measure(options, mode)
+        root = getattr(getattr(dataset, 'reader', None), 'root', '')
+        trained_on = getattr(checkpoint['args'], 'data_dir', None)
+        if trained_on and os.path.exists(trained_on) and root and os.path.samefile(root, trained_on):
+            _logger.warning(
+                f"'{trained_on}' holds the images that the run was trained on, and all of them are measured; leave out "
+                '--data-dir to measure those that it held out.')
+        return dataset, description
+    data = open_data(options, mode)
+    before = (checkpoint.get('run') or {}).get('data')
+    changed = before and describe_changes(before, fingerprint(data.train, data.held_out))
+    if not changed:
+        return data.held_out, 'held out by the run'
+    _logger.warning(
+        f'the images have changed since the run: {changed}. Some that are held out now may have been trained on; '
+        '--data-dir with --split names others.')
+    return data.held_out, 'held out now, of images that have changed since the run'
 
 
 def _load(method: nn.Module, checkpoint: Dict[str, Any], path: Path, use_ema: bool) -> bool:
