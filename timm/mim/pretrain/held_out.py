@@ -29,8 +29,8 @@ def mean_of_visible(images: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Ten
     """Fill masked pixels with the mean colour of the image's visible pixels.
 
     Args:
-        images: Images [B, C, H, W].
-        pixel_mask: Bool mask [B, 1, H, W], True where masked.
+        images: Images (B, C, H, W).
+        pixel_mask: Bool mask (B, 1, H, W), True where masked.
     """
     visible = ~pixel_mask
     mean = (images * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True)
@@ -49,8 +49,8 @@ def diffusion_fill(
     meets the visible pixels. Solved by conjugate gradients, all images and channels at a time.
 
     Args:
-        images: Images [B, C, H, W].
-        pixel_mask: Bool mask [B, 1, H, W], True where masked.
+        images: Images (B, C, H, W).
+        pixel_mask: Bool mask (B, 1, H, W), True where masked.
         tolerance: Residual, relative to the first one, at which to stop.
         max_iterations: Iterations after which to stop in any case.
     """
@@ -159,8 +159,8 @@ class HeldOutImages:
     of SimMIM's loss. Every process holds a share of the images; results are over all of them.
 
     Args:
-        images: Normalised images [N, C, H, W] of this process.
-        numbers: Their numbers [N] over all processes, which decide their masks.
+        images: Normalised images (N, C, H, W) of this process.
+        numbers: Their numbers (N,) over all processes, which decide their masks.
         num_images: Number of images over all processes.
         device: Device to reconstruct on.
         batch_size: Number of images to reconstruct at a time.

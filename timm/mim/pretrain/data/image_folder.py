@@ -132,7 +132,7 @@ class ImageFolder(ReaderImageFolder):
 
     Attributes:
         samples: Path and class number of each image, sorted by path.
-        inodes: Inode number [N] of each image, 0 for one that does not exist.
+        inodes: Inode number (N,) of each image, 0 for one that does not exist.
         left_out: What is not in the list and why, as one phrase; empty if nothing was left out.
 
     Args:

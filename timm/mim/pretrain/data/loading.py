@@ -260,7 +260,7 @@ def batches_of_epoch(
         epoch: int,
         first: int = 0,
 ) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
-    """Return an iterator over the batches of an epoch: images [B, C, H, W] and their indices [B].
+    """Return an iterator over the batches of an epoch: images (B, C, H, W) and their indices (B,).
 
     Args:
         loader: Loader of the training images.

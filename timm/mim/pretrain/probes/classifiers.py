@@ -38,15 +38,15 @@ def knn_predict(
     2021, appendix F.4 and `eval_knn.py`).
 
     Args:
-        train_features: Features [N, C] of labelled images.
-        train_labels: Their classes [N].
-        features: Features [M, C] of other images.
+        train_features: Features (N, C) of labelled images.
+        train_labels: Their classes (N,).
+        features: Features (M, C) of other images.
         num_classes: Number of classes.
         num_neighbors: Number of neighbours; all labelled images where there are fewer.
         temperature: Temperature of the weights.
 
     Returns:
-        Predicted classes [M].
+        Predicted classes (M,).
     """
     train_features = F.normalize(train_features.float(), dim=1)
     predicted = []
@@ -71,13 +71,13 @@ def linear_predict(
     them are used.
 
     Args:
-        train_features: Features [N, C] of labelled images.
-        train_labels: Their classes [N].
-        features: Features [M, C] of other images.
+        train_features: Features (N, C) of labelled images.
+        train_labels: Their classes (N,).
+        features: Features (M, C) of other images.
         num_classes: Number of classes.
 
     Returns:
-        Predicted classes [M].
+        Predicted classes (M,).
     """
     train_features, features = standardize(train_features.float(), features.float())
     penalty = _choose_penalty(train_features, train_labels, num_classes)
@@ -106,15 +106,15 @@ def fit_logistic_regression(
     scikit-learn's `LogisticRegression(C=1 / (penalty * N))`.
 
     Args:
-        features: Features [N, C].
-        labels: Classes [N].
+        features: Features (N, C).
+        labels: Classes (N,).
         num_classes: Number of classes K.
         penalty: Strength of the penalty.
         start: Weight and bias to start from, zeros if None.
         max_iterations: Iterations after which to stop in any case.
 
     Returns:
-        Weight [K, C] and bias [K].
+        Weight (K, C) and bias (K,).
     """
     if start is None:
         start = features.new_zeros(num_classes, features.shape[1]), features.new_zeros(num_classes)
@@ -151,7 +151,7 @@ def _choose_penalty(features: torch.Tensor, labels: torch.Tensor, num_classes: i
 
 
 class AttentiveClassifier(nn.Sequential):
-    """A learned query attends to tokens [B, N, C], a linear layer classifies what it gathers.
+    """A learned query attends to tokens (B, N, C), a linear layer classifies what it gathers.
 
     Attentive probing is from Chen et al., "Context Autoencoder for Self-Supervised Representation Learning" (2022),
     section 4.3; the pooling with an MLP is that of V-JEPA (Bardes et al., 2024).
@@ -183,14 +183,14 @@ def attentive_predict(
     """Predict classes by a classifier that attends to tokens; the same numbers give the same predictions.
 
     Args:
-        train_tokens: Tokens [N, L, C] of labelled images, in main memory.
-        train_labels: Their classes [N], in main memory.
-        tokens: Tokens [M, L, C] of other images.
+        train_tokens: Tokens (N, L, C) of labelled images, in main memory.
+        train_labels: Their classes (N,), in main memory.
+        tokens: Tokens (M, L, C) of other images.
         num_classes: Number of classes.
         device: Device to train on.
 
     Returns:
-        Predicted classes [M], in main memory.
+        Predicted classes (M,), in main memory.
     """
     devices = [device] if device.type == 'cuda' else []
     with torch.random.fork_rng(devices), torch.enable_grad():

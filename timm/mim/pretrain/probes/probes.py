@@ -90,13 +90,13 @@ def read_features(
 
     Args:
         encoder: Model without a classifier.
-        images: Normalised images [B, C, H, W].
+        images: Normalised images (B, C, H, W).
         layers: Layers from 1 on, or `last`.
         average: Average over patches, whatever the model does.
         tokens: Give the patch tokens of the last layer too.
 
     Returns:
-        Features [B, D] by layer, and tokens [B, N, D].
+        Features (B, D) by layer, and tokens (B, N, D).
     """
     features: Dict[Layer, torch.Tensor] = {}
     if LAST in layers and not average:
@@ -132,14 +132,14 @@ def _read_intermediates(
 
 
 def _flat(features: torch.Tensor) -> torch.Tensor:
-    """Average what a model without pooling gives: a map [B, D, H, W] or tokens [B, N, D]."""
+    """Average what a model without pooling gives: a map (B, D, H, W) or tokens (B, N, D)."""
     if features.ndim == 4:
         return features.mean((2, 3))
     return features.mean(1) if features.ndim == 3 else features
 
 
 class LabelledImages(NamedTuple):
-    """Images and their classes [N]."""
+    """Images and their classes (N,)."""
     images: Dataset
     labels: torch.Tensor
 
