@@ -420,8 +420,8 @@ class Trainer:
         of_epoch = share * self.means.epoch_count / self.updates_per_epoch
         if of_epoch > self.options.max_unreadable:
             raise UnreadableImages(
-                f'{of_epoch:.1%} of the images of an epoch cannot be read, some are named above: remove or replace '
-                f'them, or allow more than --max-unreadable {self.options.max_unreadable:g}.')
+                f'{of_epoch:.1%} of the images of an epoch cannot be read; the log above names some of them. Remove or '
+                f'replace them, or raise --max-unreadable, which is {self.options.max_unreadable:g}.')
         return share
 
     def _train_update(self, batches: Iterator[Tuple[torch.Tensor, torch.Tensor]]) -> None:
