@@ -33,9 +33,9 @@ def knn_predict(
 ) -> torch.Tensor:
     """Predict classes by a weighted vote of the nearest neighbours in cosine similarity.
 
-    The weight of a neighbour is exp(similarity / temperature), as in Wu et al., "Unsupervised Feature Learning via Non-Parametric
-    Instance Discrimination" (2018), section 3.4, with the 20 neighbours and the temperature of DINO (Caron et al.,
-    2021, appendix F.4 and `eval_knn.py`).
+    The weight of a neighbour is exp(similarity / temperature), as in Wu et al., "Unsupervised Feature Learning via
+    Non-Parametric Instance Discrimination" (2018), section 3.4. The 20 neighbours and the temperature are those of DINO
+    (Caron et al., 2021, appendix F.4 and `eval_knn.py`).
 
     Args:
         train_features: Features (N, C) of labelled images.
