@@ -282,7 +282,8 @@ class Probes:
         largest = torch.bincount(test.labels).max() / len(test.labels)
         self.description = (
             f'{", ".join(self.names)} on {options.mim_probe_dir}: {len(train.labels)} images to fit, '
-            f'{len(test.labels)} to test, {len(classes)} classes; always predicting the most frequent: {100 * largest:.1f} %'
+            f'{len(test.labels)} to test, {len(classes)} classes; the most frequent class alone gives '
+            f'{100 * largest:.1f} %'
             + ''.join(f'; {phrase}' for phrase in left_out))
 
     def _names(self, kind: str) -> List[str]:
