@@ -147,7 +147,7 @@ def _miscellaneous(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add('--worker-seeding', default='all', metavar='MODE', help='random generators to seed in a worker: all or part')
     add('--save-images', action='store_true', help='write a batch of training images at every report')
-    add('--eval-metric', metavar='NAME', help='metric that ranks checkpoints (default: top1, with --task multilabel map)')
+    add('--eval-metric', metavar='NAME', help='metric that ranks checkpoints; top1, or map with --task multilabel')
     add('--tta', type=int, default=0, metavar='N', help='not supported: loaders yield one view per image')
     add('--use-multi-epochs-loader', action='store_true', help='keep the loader between epochs')
     add_shared(group, 'no-prefetcher')

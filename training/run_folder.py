@@ -88,8 +88,8 @@ class RunFolder:
         self.wandb = _start_wandb(args, name)
 
     def begin(self, checkpoint: str, start_epoch: int) -> None:
-        """Delete rows of the summary from `start_epoch` on. If the run resumes in its own folder, restore the history of
-        checkpoints.
+        """Delete rows of the summary from `start_epoch` on. If the run resumes in its own folder, restore the history
+        of checkpoints.
         """
         if checkpoint and lies_in(Path(checkpoint), Path(self.path)):
             self.saver.load_state_dict_from_checkpoint(checkpoint)

@@ -106,7 +106,7 @@ def test_damaged_tensor(damage, train, uninterrupted, images, tmp_path, caplog, 
     assert stopped.value.code == 2 and f"'{last}' is damaged: Bad CRC-32" in capsys.readouterr().err
     with caplog.at_level(logging.WARNING):
         train(f'{flags} --resume auto')
-    assert f"Left out: --resume auto: '{last}' is damaged" in caplog.text
+    assert f"Skipped: --resume auto: '{last}' is damaged" in caplog.text
     assert 'resuming after step 3' in (tmp_path / 'run' / 'train.log').read_text()
     assert_equal_runs(uninterrupted, tmp_path / 'run')
 
