@@ -39,7 +39,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     with exit_codes():
         args = only_given(parser, *parse(parser, argv))
     if 'mim' not in args:
-        parser.error('--mim is missing: give a method, such as --mim simmim, --mim mae or --mim ijepa.')
+        parser.error('--mim METHOD is missing: give simmim, mae, ijepa or a method of your own.')
     setup_default_logging()
     run(args)
 
