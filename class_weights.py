@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Count the labels of a training set, for the losses of `train.py` that weigh classes.
+"""Count the labels of a training set, for the class-weighted losses of `train.py`.
 
     python class_weights.py --data-dir FOLDER --output stats.json
     python train.py --data-dir FOLDER --num-classes 10 --class-stats stats.json --bce-loss --loss-pos-weight neg_pos

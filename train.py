@@ -4,10 +4,10 @@
     python train.py --data-dir FOLDER --model vit_small_patch16_224 --num-classes 10
     python train.py --mim simmim --data-dir FOLDER --model vit_small_patch16_224
 
-The flags are those of timm's training script. `-c FILE.yaml` gives flags by name; what the command line says goes
-before it. The parts of supervised training are in `training/`, those of pre-training in `timm.mim.pretrain`.
+The flags are those of timm's training script. `-c FILE.yaml` reads flags from a file; the command line overrides it.
+Supervised training is in `training/`, pre-training in `timm.mim.pretrain`.
 
-timm, and with it torch, is imported once the flags are read, so that --help and a misspelt flag are answered at once.
+The script imports timm and torch after it has parsed the flags, so that --help and errors in flags appear at once.
 """
 import argparse
 import sys
@@ -23,10 +23,11 @@ parser = create_parser()
 
 
 def _parse_args(argv: Optional[List[str]] = None) -> Tuple[argparse.Namespace, str]:
-    """Parse the command line, over a configuration file.
+    """Parse the command line and the configuration file. Ends the program with exit code 2 on a mistake.
 
     Returns:
-        The arguments, complete for supervised training and only those given for pre-training; the same in YAML.
+        The arguments, and the same as YAML. For supervised training they include defaults; for pre-training they are
+        only those that the user gave.
     """
     try:
         given, others = flags.parse(parser, argv)
@@ -48,7 +49,7 @@ def _fail(error: flags.UserError) -> None:
 
 
 def create_model(*args, **kwargs):
-    """`timm.create_model`. main() takes it from here, so that another one can be put in its place."""
+    """Call `timm.create_model`. `main` calls this function, so that a caller can replace it."""
     from timm.models import create_model
     return create_model(*args, **kwargs)
 

@@ -4,7 +4,7 @@
 The flags are those of timm's validation script. `--model` may be a name with wildcards, a file with one name per line
 or `all`, and `--checkpoint` a folder. `--mim METHOD` evaluates the checkpoint of a pre-training run.
 
-timm, and with it torch, is imported once the flags are read, so that --help and a misspelt flag are answered at once.
+The script imports timm and torch after it has parsed the flags, so that --help and errors in flags appear at once.
 """
 import json
 from typing import Any, Dict
@@ -16,7 +16,7 @@ parser = validation_flags.create_parser()
 
 
 def create_model(*args, **kwargs):
-    """`timm.create_model`. validate() takes it from here, so that another one can be put in its place."""
+    """Call `timm.create_model`. `validate` calls this function, so that a caller can replace it."""
     from timm.models import create_model
     return create_model(*args, **kwargs)
 
@@ -28,7 +28,7 @@ def validate(args) -> Dict[str, Any]:
         args: Arguments of `parser`.
 
     Returns:
-        Name, metrics, size of the model and of the images.
+        Name and metrics of the model, its number of parameters, and the size of the images.
     """
     from training import validation
     return validation.validate(args, create_model)

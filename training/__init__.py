@@ -1,12 +1,14 @@
-"""Supervised training, as `train.py` and `validate.py` run it: timm's parts, put together one purpose per module.
+"""Supervised training and evaluation for `train.py` and `validate.py`, built from timm's parts.
 
-A plain package beside the scripts, not a part of the installed timm. In the order of a run:
+This package lies beside the scripts and is not part of the installed timm. Its modules, in the order of a run:
 
-- `flags`, `validation_flags`, `shared_flags`: the flags of `train.py`, of `validate.py`, and those of both
-- `config`, `arguments`: what the user gave, completed and checked
-- `device`: where and in which precision
-- `model`, `datasets`, `loaders`, `objective`, `schedule`: what a run is made of
+- `flags`, `validation_flags`, `shared_flags`: the flags of `train.py`, of `validate.py`, and of both
+- `definitions`: imports the flags of pre-training
+- `config`, `arguments`: complete and check the user's arguments
+- `device`: device and precision
+- `model`, `datasets`, `loaders`, `objective`, `schedule`: the parts of a run
 - `supervised`, `epoch`, `run_folder`: training
-- `validation`, `bulk_validation`, `evaluation`: evaluation of one model or of several, and of a model on a loader
-- `class_counts`: `class_weights.py`
+- `validation`, `bulk_validation`, `evaluation`: evaluation of one model, of several models, and on one loader
+- `class_counts`: the program of `class_weights.py`
+- `errors`: errors of timm and PyTorch that are the user's mistakes
 """

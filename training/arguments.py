@@ -1,4 +1,4 @@
-"""Arguments of supervised training: what contradicts itself, and what one flag says for another."""
+"""Check the arguments of supervised training for contradictions, and derive arguments from others."""
 import argparse
 import logging
 
@@ -12,10 +12,10 @@ _logger = logging.getLogger(__name__)
 
 
 def resolve(args: argparse.Namespace) -> None:
-    """Complete and check the arguments, in place, as far as that needs neither a model nor data.
+    """Complete and check the arguments in place, as far as possible without a model or data.
 
     Raises:
-        UserError: Arguments contradict each other, or ask for what there is not.
+        UserError: Arguments contradict each other, or name something that does not exist.
     """
     if args.data and not args.data_dir:
         args.data_dir = args.data
@@ -33,9 +33,9 @@ def resolve(args: argparse.Namespace) -> None:
 
 def _check_others(args: argparse.Namespace) -> None:
     if args.resume == 'auto' and not args.experiment:
-        raise UserError('--resume auto goes on in the folder of a run: name it with --experiment.')
+        raise UserError('--resume auto searches the run folder: name the folder with --experiment.')
     if args.tta > 1:
-        raise UserError('--tta is not supported: the loaders give one view of an image.')
+        raise UserError('--tta is not supported: loaders yield one view per image.')
 
 
 def check_precision(args: argparse.Namespace) -> None:
@@ -45,27 +45,27 @@ def check_precision(args: argparse.Namespace) -> None:
         UserError: There is no such type, or the flags contradict each other.
     """
     if args.amp and args.model_dtype not in (None, 'float32'):
-        raise UserError(f'--amp keeps its weights in float32: leave out --model-dtype {args.model_dtype}.')
+        raise UserError(f'--amp keeps the weights in float32: leave out --model-dtype {args.model_dtype}.')
     for name, value in dict(amp_dtype=args.amp_dtype, model_dtype=args.model_dtype).items():
         if value not in (None, 'float32', 'float16', 'bfloat16') or (name, value) == ('amp_dtype', 'float32'):
             raise UserError(f"--{name.replace('_', '-')}: choose float16 or bfloat16, not '{value}'.")
 
 
 def check_labels(args: argparse.Namespace) -> None:
-    """Check that --task and --target-format are of labels of one kind.
+    """Check that --task and --target-format fit together.
 
     Raises:
         UserError: They contradict each other.
     """
     if args.task != 'multilabel' and args.target_format == 'multihot':
-        raise UserError('--target-format multihot gives several labels an image: add --task multilabel.')
+        raise UserError('--target-format multihot means several labels per image: add --task multilabel.')
 
 
 def _resolve_image_size(args: argparse.Namespace) -> None:
-    """Make --img-size of two numbers an input size."""
+    """Turn --img-size with two numbers into an input size."""
     if isinstance(args.img_size, list):
         if len(args.img_size) != 2 or args.input_size is not None:
-            raise UserError('--img-size takes one size, or height and width, and none beside --input-size.')
+            raise UserError('--img-size takes one size, or height and width without --input-size.')
         args.input_size, args.img_size = [args.in_chans or 3, *args.img_size], None
 
 
@@ -83,7 +83,7 @@ def _resolve_task(args: argparse.Namespace) -> None:
 
 
 def _resolve_loss(args: argparse.Namespace) -> None:
-    """Turn the old names of losses into the new ones, and build the loss to see whether it can be."""
+    """Replace the old names of losses by the new ones, and create the loss once to find errors in its arguments."""
     for name in ('jsd', 'bce'):
         if getattr(args, f'{name}_loss'):
             if args.loss not in (None, name):
@@ -91,7 +91,7 @@ def _resolve_loss(args: argparse.Namespace) -> None:
             args.loss = name
     if args.bce_pos_weight is not None:
         if args.loss_pos_weight not in (None, str(args.bce_pos_weight)):
-            raise UserError('--bce-pos-weight and --loss-pos-weight are one thing: give one of them.')
+            raise UserError('--bce-pos-weight and --loss-pos-weight mean the same: give one of them.')
         args.loss_pos_weight = str(args.bce_pos_weight)
     if args.aug_splits == 1 or args.aug_splits < 0:
         raise UserError('--aug-splits must be 0, or 2 or more.')
@@ -103,9 +103,9 @@ def _check_loaders(args: argparse.Namespace) -> None:
     scheduled = args.train_img_sizes is not None
     for alone, flag in ((args.naflex_loader, '--naflex-loader'), (scheduled, '--train-img-sizes')):
         if alone and args.use_multi_epochs_loader:
-            raise UserError(f'--use-multi-epochs-loader does not go with {flag}.')
+            raise UserError(f'--use-multi-epochs-loader does not work with {flag}.')
         if alone and args.aug_splits:
-            raise UserError(f'--aug-splits does not go with {flag}.')
+            raise UserError(f'--aug-splits does not work with {flag}.')
     if args.naflex_loader:
         _check_naflex(args, scheduled)
     if args.split_bn and not (args.aug_splits or args.resplit):
@@ -117,17 +117,17 @@ def _check_loaders(args: argparse.Namespace) -> None:
     if args.torchscript and args.sync_bn:
         raise UserError('--torchscript and --sync-bn exclude each other.')
     if mixes_labels(args) and args.aug_splits and not args.no_prefetcher:
-        raise UserError('--mixup and --cutmix go with --aug-splits only under --no-prefetcher.')
+        raise UserError('--mixup and --cutmix work with --aug-splits only if --no-prefetcher is given.')
 
 
 def _check_naflex(args: argparse.Namespace, scheduled: bool) -> None:
     if scheduled:
         raise UserError('--naflex-loader and --train-img-sizes are two ways to vary sizes: choose one.')
     if args.kd_model_name:
-        raise UserError('--kd-model-name does not go with --naflex-loader: teachers take images, not patches.')
+        raise UserError('--kd-model-name does not work with --naflex-loader: teachers take images, not patches.')
     if args.aug_repeats:
-        raise UserError('--aug-repeats does not go with --naflex-loader.')
+        raise UserError('--aug-repeats does not work with --naflex-loader.')
     if mixes_labels(args) and (args.cutmix_minmax is not None or args.mixup_mode != 'batch'):
-        raise UserError('--cutmix-minmax and --mixup-mode do not go with --naflex-loader.')
+        raise UserError('--cutmix-minmax and --mixup-mode do not work with --naflex-loader.')
     if args.naflex_patch_size_probs and len(args.naflex_patch_size_probs) != len(args.naflex_patch_sizes or []):
         raise UserError('--naflex-patch-size-probs takes one probability for each of --naflex-patch-sizes.')

@@ -1,4 +1,4 @@
-"""Evaluation of several models or checkpoints, and the file of the results."""
+"""Evaluate several models or checkpoints, and write the results to a file."""
 import argparse
 import csv
 import glob
@@ -16,7 +16,7 @@ from .errors import UserError
 
 _logger = logging.getLogger(__name__)
 
-# Published weights whose head is not of ImageNet-1k.
+# Published weights whose classifier is not for ImageNet-1k.
 _OTHER_CLASSES = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
 
 
@@ -24,10 +24,10 @@ def validate_all(
         args: argparse.Namespace,
         validate: Callable[[argparse.Namespace], Dict[str, Any]],
 ) -> Union[Dict[str, Any], List[Dict[str, Any]]]:
-    """Evaluate all models or checkpoints that the arguments name, the best one first.
+    """Evaluate all models or checkpoints that the arguments name.
 
     Returns:
-        The results, as a list if the arguments name a group.
+        The results of one model, or if the arguments name a group, a list of results with the best one first.
     """
     several = _models_and_checkpoints(args)
     if not several:
@@ -62,7 +62,7 @@ def _models_and_checkpoints(args: argparse.Namespace) -> List[Tuple[str, str]]:
 
 
 def _retry(args: argparse.Namespace, validate: Callable[[argparse.Namespace], Dict[str, Any]]) -> Dict[str, Any]:
-    """Evaluate with ever smaller batches until one fits."""
+    """Evaluate, with smaller batches after each error for which that may help."""
     batch_size, message = args.batch_size, ''
     while batch_size:
         args.batch_size = batch_size * args.num_gpu

@@ -1,4 +1,4 @@
-"""How often each class occurs in a dataset, as `class_weights.py` counts it."""
+"""Count how often each class occurs in a dataset; the program of `class_weights.py`."""
 import argparse
 import json
 import logging
@@ -29,10 +29,10 @@ def create_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add('--split', default='train', metavar='NAME', help='split to count')
-    add('--num-classes', type=int, metavar='N', help='number of classes, as the dataset has it if absent')
-    add('--max-samples', type=int, metavar='N', help='count the first so many images only')
-    add('-o', '--output', default='', metavar='FILE', help='write the counts here, to standard output if absent')
-    add('--method', choices=CLASS_WEIGHT_METHODS, help='show the weights that train.py would make of the counts')
+    add('--num-classes', type=int, metavar='N', help='number of classes (default: from the dataset)')
+    add('--max-samples', type=int, metavar='N', help='count only the first N images')
+    add('-o', '--output', default='', metavar='FILE', help='write the counts to this file (default: standard output)')
+    add('--method', choices=CLASS_WEIGHT_METHODS, help='log the weights that train.py would compute from the counts')
     add('--power', type=float, default=1., metavar='X', help='exponent of neg_pos and inv_freq')
     add('--beta', type=float, default=0.999, metavar='X', help='beta of effective_num')
     add('--max-weight', type=float, metavar='X', help='largest weight')
@@ -41,7 +41,7 @@ def create_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Count as the command line says."""
+    """Run the program."""
     setup_default_logging()
     parser = create_parser()
     args = parser.parse_args()
@@ -66,10 +66,10 @@ def count(args: argparse.Namespace) -> Dict[str, Any]:
     """Count the labels of a split.
 
     Returns:
-        Positives of each class, number of images, and names of the classes where the dataset knows them.
+        Positives of each class, number of images, and names of the classes if the dataset knows them.
 
     Raises:
-        ValueError: The number of classes is not known, or a label is outside of it.
+        ValueError: The number of classes is unknown, or a label is out of range.
     """
     dataset = create_dataset(
         args.dataset,
@@ -86,7 +86,7 @@ def count(args: argparse.Namespace) -> Dict[str, Any]:
     numbers = getattr(reader, 'class_to_idx', None) or {}
     num_classes = args.num_classes or (len(numbers) if args.task == 'classification' else 0)
     if not num_classes:
-        raise ValueError('--num-classes must say how many classes there are.')
+        raise ValueError('--num-classes is required: the dataset does not give the number of classes.')
 
     several = args.task == 'multilabel'
     encode = MultiLabelTarget(num_classes, dense=several and args.target_format == 'multihot')
@@ -111,7 +111,7 @@ def _names(numbers: Dict[str, int], num_classes: int) -> Optional[List[Optional[
 
 
 def _targets(dataset: Any, reader: Any) -> Iterator[Any]:
-    """Go through the labels of a dataset, without decoding images where its reader can."""
+    """Yield the labels of a dataset, without decoding images if its reader allows it."""
     if hasattr(reader, 'iter_targets'):
         yield from reader.iter_targets()
     elif isinstance(getattr(reader, 'targets', None), (list, tuple)):

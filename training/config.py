@@ -1,4 +1,4 @@
-"""What the user asked for: the command line, over a configuration file, over the defaults."""
+"""Complete the flags that the user gave with the defaults of supervised training."""
 import argparse
 import copy
 import logging
@@ -12,23 +12,23 @@ _logger = logging.getLogger(__name__)
 
 
 def with_defaults(parser: argparse.ArgumentParser, given: Dict[str, Any], others: Dict[str, Any]) -> argparse.Namespace:
-    """Complete what the user gave with the defaults of the parser, and warn of names in the file that are no flag.
+    """Complete the flags that the user gave with the parser's defaults, and warn about entries that are not flags.
 
     Args:
         parser: Parser of the script.
-        given: The flags that the command line or the file give.
-        others: What the file names without being a flag.
+        given: The flags that the user gave, on the command line or in the configuration file.
+        others: Entries of the configuration file that are not flags.
 
     Raises:
         UserError: A flag of pre-training was given.
     """
     meaningless = [
-        f"--{name.replace('_', '-')} has a meaning with --mim only."
+        f"--{name.replace('_', '-')} works only with --mim."
         for name in sorted(pretraining_flags() & given.keys())
         if given[name] not in (None, {}) and given[name] is not False]
     if meaningless:
         raise UserError(*meaningless)
     if others:
-        _logger.warning(f"--config: ignored what is no flag: {', '.join(others)}")
+        _logger.warning(f"--config: ignored entries that are not flags: {', '.join(others)}")
     defaults = {name: copy.deepcopy(action.default) for name, action in flags.flags_of(parser).items()}
     return argparse.Namespace(**{**defaults, **given})

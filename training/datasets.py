@@ -1,4 +1,4 @@
-"""Datasets, and what their images are: size, mode, normalisation."""
+"""Open datasets, and resolve the size, the mode and the normalisation of their images."""
 import argparse
 import os
 from typing import Any, Dict, Optional, Tuple
@@ -12,7 +12,7 @@ from .errors import MISFITS, UserError, user_errors
 
 
 def resolve_image_config(args: argparse.Namespace, model: nn.Module, **options) -> Dict[str, Any]:
-    """Resolve size, crop and normalisation of images: what the arguments say, else what the model was trained with.
+    """Resolve size, crop and normalisation of images from the arguments, otherwise from the model's configuration.
 
     Args:
         args: Arguments of the script.
@@ -20,7 +20,7 @@ def resolve_image_config(args: argparse.Namespace, model: nn.Module, **options) 
         **options: Options of `timm.data.resolve_data_config`.
 
     Raises:
-        UserError: There are more means or deviations than channels.
+        UserError: --mean or --std has neither one value nor one per channel.
     """
     with user_errors('--mean and --std take one number, or one per channel', AssertionError):
         config = resolve_data_config(vars(args), model=model, **options)
@@ -28,7 +28,7 @@ def resolve_image_config(args: argparse.Namespace, model: nn.Module, **options) 
 
 
 def open_splits(args: argparse.Namespace, mode: str) -> Tuple[Dataset, Optional[Dataset]]:
-    """Open the splits to train on and to validate on, None for a run without validation.
+    """Open the training split and the validation split, None for a run without validation.
 
     Args:
         args: Arguments of the run.
@@ -62,12 +62,12 @@ def open_splits(args: argparse.Namespace, mode: str) -> Tuple[Dataset, Optional[
 
 
 def image_mode(args: argparse.Namespace, data_config: Dict[str, Any]) -> str:
-    """Return the PIL mode to read images in: --input-img-mode, or the usual one for the channels of the model."""
+    """Return the PIL mode to read images in: --input-img-mode, otherwise RGB for three channels and L for others."""
     return args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
 
 
 def patch_size_of(model: nn.Module) -> Tuple[int, int]:
-    """Return height and width of the patches of a model, 16 for one that does not tell."""
+    """Return the height and width of a model's patches, 16 if the model does not define them."""
     return model.get_patch_size() if hasattr(model, 'get_patch_size') else (16, 16)
 
 
@@ -104,12 +104,12 @@ def open_dataset(args: argparse.Namespace, folder: Optional[str], split: str, mo
 
 
 def check_source(dataset: str, folder: Optional[str]) -> None:
-    """Check that there is something to read.
+    """Check that the user names images, and that their folder exists.
 
     Raises:
-        UserError: Neither a dataset nor a folder is named, or there is no such folder.
+        UserError: The user names neither a dataset nor a folder, or the folder does not exist.
     """
     if not dataset and not folder:
-        raise UserError('--data-dir or --dataset must name the images.')
+        raise UserError('--data-dir or --dataset is required.')
     if not dataset and not os.path.exists(folder):
         raise UserError(f"--data-dir: there is no '{folder}'.")

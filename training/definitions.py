@@ -1,7 +1,7 @@
 """Import `timm.mim.pretrain.flags` without `import timm`, which takes seconds and which `--help` does not need.
 
-The package is loaded from its file under its own name. A later `import timm` finds it there, so that there is one
-`UserError` in a process.
+The package is loaded from its file under its own name. A later `import timm` reuses it, so that a process has a single
+`UserError` class.
 """
 import importlib.util
 import sys
@@ -12,14 +12,14 @@ NAME = 'timm.mim.pretrain.flags'
 
 
 def _load() -> ModuleType:
-    """Import the package from where it is installed, by its path.
+    """Import the package by its path in the installed timm.
 
     Raises:
-        SystemExit: The timm that is installed is not this fork.
+        SystemExit: The installed timm is not this fork.
     """
     timm = importlib.util.find_spec('timm')
-    places = timm.submodule_search_locations if timm else []
-    files = [Path(process, 'mim', 'pretrain', 'flags', '__init__.py') for process in places]
+    folders = timm.submodule_search_locations if timm else []
+    files = [Path(folder, 'mim', 'pretrain', 'flags', '__init__.py') for folder in folders]
     file = next(filter(Path.is_file, files), None)
     if file is None:
         raise SystemExit('error: the installed timm has no timm.mim: pip install --editable . in this clone')

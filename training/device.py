@@ -1,4 +1,4 @@
-"""Where and in which precision a run computes."""
+"""Set up the device and the precision of a run."""
 import argparse
 import logging
 from contextlib import nullcontext
@@ -17,13 +17,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class Process:
-    """The device of this process, and how it computes there.
+    """The device and the precision of this process.
 
     Args:
         device: Device of this process.
         dtype: Type of weights and images.
-        autocast: Makes the context of a forward pass.
-        scaler: Scaler of the loss, for float16 on a GPU.
+        autocast: Creates the autocast context of a forward pass.
+        scaler: Loss scaler, for float16 on a GPU.
         primary: Whether this process reports and writes.
     """
     device: torch.device
@@ -40,7 +40,7 @@ class Process:
 
 
 def precision(args: argparse.Namespace, device: torch.device) -> Process:
-    """Set up precision for a device, as --amp, --amp-dtype and --model-dtype say."""
+    """Set up the precision for a device from --amp, --amp-dtype and --model-dtype."""
     process = Process(device)
     if args.model_dtype:
         process.dtype = getattr(torch, args.model_dtype)
@@ -49,7 +49,7 @@ def precision(args: argparse.Namespace, device: torch.device) -> Process:
 
 
 def set_fused_operations(args: argparse.Namespace) -> None:
-    """Choose the fuser of TorchScript and the norm layers, as --fuser and --fast-norm say.
+    """Set TorchScript's fuser from --fuser, and enable fast norm layers with --fast-norm.
 
     Raises:
         UserError: There is no such fuser.
@@ -62,7 +62,7 @@ def set_fused_operations(args: argparse.Namespace) -> None:
 
 
 def set_up(args: argparse.Namespace) -> Process:
-    """Find the device, join the other processes, and seed.
+    """Set up the device and the precision, join the process group, and seed the random numbers.
 
     Sets `device`, `distributed`, `rank`, `local_rank` and `world_size` in the arguments.
 
@@ -94,12 +94,12 @@ def to_device(
         images: Any,
         target: torch.Tensor,
 ) -> Tuple[Any, torch.Tensor]:
-    """Move a batch to the device and into the memory layout of the model, as far as the loader has not done so.
+    """Move a batch to the device, unless the prefetcher has done so, and convert it to the model's memory format.
 
     Args:
         args: Arguments of the script: prefetcher, channels_last.
         process: Device and type.
-        images: Images (B, C, H, W), or a dictionary of patches and what goes with them.
+        images: Images (B, C, H, W), or NaFlex's dictionary of patches, coordinates and masks.
         target: Labels.
     """
     if not args.prefetcher:

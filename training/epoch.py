@@ -1,4 +1,4 @@
-"""One epoch of training."""
+"""Train for one epoch."""
 import argparse
 import logging
 import os
@@ -23,12 +23,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class Update:
-    """A batch, and its part in an update of the weights.
+    """The update that a batch belongs to.
 
     Args:
-        index: Number of the update in the epoch.
-        batches: Number of batches that make the update.
-        completes: Whether it is the last of them.
+        index: Number of the update in the epoch, from 0.
+        batches: Number of batches in the update.
+        completes: The batch is the last one of the update.
     """
     index: int
     batches: int
@@ -36,12 +36,17 @@ class Update:
 
 
 def count_updates(num_batches: int, accumulated: int) -> int:
-    """Number of updates in an epoch of so many batches."""
+    """Return the number of updates in an epoch.
+
+    Args:
+        num_batches: Number of batches in the epoch.
+        accumulated: Number of batches per update.
+    """
     return -(-num_batches // accumulated)
 
 
 def updates(num_batches: int, accumulated: int) -> Iterator[Update]:
-    """Divide batches among updates; the last update of an epoch gets the batches that are left."""
+    """Yield the update of each batch. The last update of an epoch has the remaining batches."""
     for i in range(num_batches):
         index = i // accumulated
         batches = min(accumulated, num_batches - index * accumulated)
@@ -54,9 +59,9 @@ class Epoch:
     Args:
         args: Arguments of the run.
         task: Task to train.
-        loaders: What it reads.
+        loaders: Loaders of the run.
         optimizer: Optimizer of the task's trainable module.
-        scheduler: Schedule of the learning rate, or None.
+        scheduler: Learning rate scheduler, or None.
         process: Device and precision.
         folder: Run folder of the process that writes, None for others.
         save_recovery: Called with epoch and update every --recovery-interval updates.
@@ -93,7 +98,7 @@ class Epoch:
         self.loaders.set_epoch(epoch, self.args.mixup_off_epoch)
         self.task.get_trainable_module().train()
         self.optimizer.zero_grad()
-        # kept on the device, so that no step has to wait for it
+        # the sum stays on the device, so that no step waits for it
         loss_sum, num_images = torch.zeros((), device=self.process.device), 0
         timer = _Timer()
         for (images, target), update in zip(self.loaders.train, updates(self.num_batches, self.args.grad_accum_steps)):
@@ -118,10 +123,10 @@ class Epoch:
         return (images, target) if self.loaders.mixup is None else self.loaders.mixup(images, target)
 
     def _step(self, images: Any, target: torch.Tensor, update: Update) -> Tuple[torch.Tensor, int]:
-        """Forward and backward pass of a batch, and the update if the batch completes one.
+        """Run the forward and backward pass of a batch, and step the optimizer if the batch completes an update.
 
         Returns:
-            The mean loss of the batch, without gradient, and its number of images.
+            The detached mean loss of the batch, and its number of images.
         """
         batch_size = len(target)
         with nullcontext() if update.completes else self.task.no_sync():
@@ -141,19 +146,19 @@ class Epoch:
             second_order)
 
     def _loss_scale(self, batch_size: int) -> float:
-        """Factor on the loss of a batch whose size is not that of others."""
+        """Return the factor on the loss of a batch, where batches differ in size."""
         scale = 1.
         if self.loaders.batch_loss_scale != 'none':
             scale = batch_size / self.loaders.average_batch_size
             scale = scale ** 0.5 if self.loaders.batch_loss_scale == 'sqrt' else scale
         if self.args.naflex_loader and self.args.distributed:
-            # batches differ between processes, and DistributedDataParallel takes the plain mean over them
+            # batch sizes differ between processes, and DistributedDataParallel averages gradients without weights
             total = reduce_tensor(torch.tensor(float(batch_size), device=self.process.device), 1).item()
             scale *= batch_size * self.args.world_size / total
         return scale
 
     def _complete(self, epoch: int, update: Update) -> None:
-        """What follows an update: moving average, recovery checkpoint, schedule."""
+        """Finish an update: moving average, recovery checkpoint and schedule."""
         done = epoch * self.num_updates + update.index + 1
         self.optimizer.zero_grad()
         self.task.update_ema(step=done)
@@ -181,7 +186,7 @@ class Epoch:
         _logger.info(
             f'Train: {epoch} [{update.index + 1:>4d}/{self.num_updates}]  Loss: {loss:#.3g} (mean {mean_loss:#.3g})  '
             f'LR: {mean_learning_rate(self.optimizer):.3e}  {rate:.1f} images/s  '
-            f'Update: {timer.update.avg:.3f}s, of it data {timer.data.avg:.3f}s')
+            f'Update: {timer.update.avg:.3f}s, of which data {timer.data.avg:.3f}s')
         if self.args.save_images and self.folder and not isinstance(images, dict):
             path = os.path.join(self.folder, f'train-{epoch}-{update.index}.jpg')
             torchvision.utils.save_image(images, path, padding=0, normalize=True)
@@ -192,7 +197,7 @@ class Epoch:
 
 
 class _Timer:
-    """Seconds of updates and of the wait for their data."""
+    """Measures the seconds per update, and the part of them spent waiting for data."""
 
     def __init__(self):
         self.update, self.data = AverageMeter(), AverageMeter()
@@ -214,6 +219,6 @@ class _Timer:
 
 
 def mean_learning_rate(optimizer: Optimizer) -> float:
-    """Mean learning rate over the parameter groups."""
+    """Return the mean learning rate over the parameter groups."""
     rates = [float(group['lr']) for group in optimizer.param_groups]
     return sum(rates) / len(rates)

@@ -1,4 +1,4 @@
-"""Report errors of timm and PyTorch that the user caused as errors of the user."""
+"""Turn errors of timm and PyTorch that the user caused into a `UserError`."""
 from contextlib import contextmanager
 
 from .definitions import flags

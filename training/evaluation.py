@@ -1,4 +1,4 @@
-"""Evaluation of a model on labelled images."""
+"""Evaluate a model on labelled images."""
 import argparse
 import logging
 from typing import Any, Callable, Dict, Iterable, Optional
@@ -23,18 +23,18 @@ def evaluate(
         after_batch: Optional[Callable[[torch.Tensor, torch.Tensor], None]] = None,
         classes: Optional[torch.Tensor] = None,
 ) -> Dict[str, float]:
-    """Evaluate a model, in all processes together.
+    """Evaluate a model, with all processes together.
 
     Args:
-        model: The model; it is put into eval mode.
+        model: The model. It is switched to evaluation mode.
         loader: Batches of images and labels.
         evaluator: Evaluator of `timm.task`.
         args: Arguments of the script: prefetcher, channels_last, distributed.
         process: Device and precision.
-        name: Name of the reports.
-        log_interval: Batches between two reports.
-        after_batch: Called with the logits and labels of each batch.
-        classes: Numbers of the only classes that are looked at, None for all.
+        name: First word of the log lines.
+        log_interval: Number of batches between two log lines.
+        after_batch: Function to call with the logits and labels of each batch.
+        classes: Numbers (K,) of the classes whose logits are kept, None for all.
 
     Returns:
         The metrics of the evaluator.
@@ -58,5 +58,5 @@ def evaluate(
 
 
 def format_metrics(metrics: Dict[str, float]) -> str:
-    """Write metrics in a line."""
+    """Format metrics as one line."""
     return '  '.join(f'{name}: {value:.4g}' for name, value in metrics.items())

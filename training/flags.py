@@ -1,7 +1,7 @@
-"""The flags of `train.py`, each with its type and its default in supervised training.
+"""The flags of `train.py`, and their defaults in supervised training.
 
-Names and defaults are those of timm's own script, release 1.0.31. With `--mim` the same flags are used, and what was
-not given has its default from there.
+Names and defaults are those of timm's own script, release 1.0.31. Pre-training (`--mim`) uses the same flags with its
+own defaults.
 """
 import argparse
 from typing import Set
@@ -9,7 +9,7 @@ from typing import Set
 from .definitions import flags
 from .shared_flags import add_shared
 
-# Of the flags that pre-training has too
+# Defaults of the flags that are shared with pre-training
 _DEFAULTS = dict(
     dataset='', train_split='train', val_split='validation', model='resnet50', initial_checkpoint='', resume='',
     batch_size=128, grad_accum_steps=1, model_kwargs={}, interpolation='', amp_dtype='float16', opt='sgd', momentum=0.9,
@@ -25,7 +25,7 @@ _LOSSES = ('ce', 'bce', 'asl', 'poly', 'jsd', 'twoway', 'zlpr', 'db')  # timm.lo
 
 
 def pretraining_flags() -> Set[str]:
-    """Names of the flags that have a meaning with `--mim` only."""
+    """Return the names of the flags that work only with `--mim`."""
     parser = argparse.ArgumentParser(add_help=False)
     flags.add_arguments(parser)
     return {action.dest for action in parser._actions} - {'mim'}
@@ -36,7 +36,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser = flags.OneLineParser(
         usage='%(prog)s [--mim METHOD] --data-dir DIR [flags]',
         description='Train an image model with labels, or pre-train a vision transformer without (--mim METHOD).',
-        epilog='Defaults are those of training with labels; with --mim they come from the recipe of the method.',
+        epilog='The defaults shown are those of training with labels; with --mim, options take the method\'s defaults.',
         formatter_class=flags.DefaultsFormatter,
     )
     flags.add_arguments(parser)
@@ -67,31 +67,32 @@ def _device(parser: argparse.ArgumentParser) -> None:
     group = flags.group_of(parser, 'Device')
     add = group.add_argument
     add_shared(group, 'model-dtype')
-    add('--local_rank', type=int, default=0, metavar='N', help='for old launchers; the environment decides')
+    add('--local_rank', type=int, default=0, metavar='N', help='ignored; old launchers give it')
 
 
 def _schedule(parser: argparse.ArgumentParser) -> None:
     add = flags.group_of(parser, 'Schedule').add_argument
     add('--sched-on-updates', action='store_true', help='step the schedule at every update, not every epoch')
-    add('--patience-epochs', type=int, default=10, metavar='N', help='epochs without progress, for plateau')
+    add('--patience-epochs', type=int, default=10, metavar='N', help='epochs without improvement, for --sched plateau')
 
 
 def _augmentation(parser: argparse.ArgumentParser) -> None:
     add = flags.group_of(parser, 'Augmentation and regularisation').add_argument
-    add('--aug-repeats', type=float, default=0, metavar='N', help='augmented copies of an image, over processes')
-    add('--aug-splits', type=int, default=0, metavar='N', help='clean and augmented copies in a batch: 0, or 2 or more')
+    add('--aug-repeats', type=float, default=0, metavar='N', help='augmented copies of an image, spread over processes')
+    add('--aug-splits', type=int, default=0, metavar='N',
+        help='copies of each image in a batch, of which the first is clean: 0, or 2 or more')
     add('--reprob', type=float, default=0., metavar='P', help='probability of random erasing')
-    add('--remode', default='pixel', metavar='MODE', help='what erased pixels become: const, rand or pixel')
-    add('--recount', type=int, default=1, metavar='N', help='rectangles to erase')
-    add('--resplit', action='store_true', help='leave the first split of the batch without erasing')
+    add('--remode', default='pixel', metavar='MODE', help='value of erased pixels: const, rand or pixel')
+    add('--recount', type=int, default=1, metavar='N', help='maximum number of rectangles to erase')
+    add('--resplit', action='store_true', help='do not erase in the first split of the batch')
     add('--mixup', type=float, default=0., metavar='X', help='alpha of mixup, 0 for none')
     add('--cutmix', type=float, default=0., metavar='X', help='alpha of cutmix, 0 for none')
-    add('--cutmix-minmax', type=float, nargs='+', metavar='X', help='range of the share that cutmix replaces')
+    add('--cutmix-minmax', type=float, nargs='+', metavar='X', help='range of the fraction that cutmix replaces')
     add('--mixup-prob', type=float, default=1., metavar='P', help='probability of mixup or cutmix')
-    add('--mixup-switch-prob', type=float, default=0.5, metavar='P', help='probability of cutmix where both are on')
-    add('--mixup-mode', default='batch', metavar='MODE', help='one mix per batch, pair or elem')
-    add('--mixup-off-epoch', type=int, default=0, metavar='N', help='epoch from which nothing is mixed')
-    add('--smoothing', type=float, metavar='X', help='label smoothing; 0.1 by default, 0 with several labels an image')
+    add('--mixup-switch-prob', type=float, default=0.5, metavar='P', help='probability of cutmix if both are on')
+    add('--mixup-mode', default='batch', metavar='MODE', help='mix per batch, pair or elem')
+    add('--mixup-off-epoch', type=int, default=0, metavar='N', help='epoch from which mixup and cutmix are off')
+    add('--smoothing', type=float, metavar='X', help='label smoothing (default: 0.1, with --task multilabel 0)')
     add('--drop', type=float, default=0., metavar='RATE', help='dropout')
     add('--drop-connect', type=float, metavar='RATE', help='old name of --drop-path')
     add('--drop-block', type=float, metavar='RATE', help='drop block')
@@ -101,11 +102,11 @@ def _loss(parser: argparse.ArgumentParser) -> None:
     group = flags.group_of(parser, 'Task and loss')
     add_shared(group, 'task', 'multilabel-threshold')
     add = group.add_argument
-    add('--loss', choices=_LOSSES, help='loss; ce by default, bce with several labels an image')
+    add('--loss', choices=_LOSSES, help='loss (default: ce, with --task multilabel bce)')
     add('--jsd-loss', action='store_true', help='the same as --loss jsd, for --aug-splits')
     add('--bce-loss', action='store_true', help='the same as --loss bce')
     add('--bce-sum', action='store_true', help='sum binary cross-entropy over classes')
-    add('--bce-target-thresh', type=float, metavar='X', help='soft targets above this count as 1 in bce')
+    add('--bce-target-thresh', type=float, metavar='X', help='soft targets above this become 1 in bce, others 0')
     add('--bce-pos-weight', type=float, metavar='X', help='the same as --loss-pos-weight')
     add('--loss-pos-weight', metavar='WEIGHT', help='weight of positives: a number, numbers, a file, or neg_pos')
     add('--loss-class-weight', metavar='WEIGHT', help='weight of classes: numbers, a file, inv_freq or effective_num')
@@ -113,57 +114,58 @@ def _loss(parser: argparse.ArgumentParser) -> None:
     add('--loss-weight-beta', type=float, default=0.999, metavar='X', help='beta of effective_num')
     add('--loss-weight-max', type=float, metavar='X', help='largest weight of the three')
     add('--class-stats', default='', metavar='FILE', help='JSON with pos_counts and num_samples of the training set')
-    add('--asl-gamma-pos', type=float, default=1., metavar='X', help='focus on positives in asl')
-    add('--asl-gamma-neg', type=float, default=4., metavar='X', help='focus on negatives in asl')
-    add('--asl-clip', type=float, default=0.05, metavar='X', help='margin of negatives in asl')
+    add('--asl-gamma-pos', type=float, default=1., metavar='X', help='focusing parameter of positives in asl')
+    add('--asl-gamma-neg', type=float, default=4., metavar='X', help='focusing parameter of negatives in asl')
+    add('--asl-clip', type=float, default=0.05, metavar='X', help='probability margin of negatives in asl')
     add('--asl-reduction', default='batchmean', metavar='HOW', help='batchmean, sum or mean')
     add('--poly-epsilon', type=float, default=2., metavar='X', help='coefficient of poly')
-    add('--poly-gamma', type=float, default=0., metavar='X', help='focus of poly with several labels')
-    add('--poly-alpha', type=float, metavar='X', help='balance of poly with several labels')
+    add('--poly-gamma', type=float, default=0., metavar='X', help='focusing parameter of poly with --task multilabel')
+    add('--poly-alpha', type=float, metavar='X', help='class balance of poly with --task multilabel')
     add('--twoway-tp', type=float, default=4., metavar='X', help='temperature of positives in twoway')
     add('--twoway-tn', type=float, default=1., metavar='X', help='temperature of negatives in twoway')
     add('--db-neg-scale', type=float, default=2., metavar='X', help='scale of negative logits in db')
     add('--db-init-bias', type=float, default=0.05, metavar='X', help='shift by the class prior in db')
-    add('--db-focal-gamma', type=float, default=2., metavar='X', help='focus of db')
+    add('--db-focal-gamma', type=float, default=2., metavar='X', help='focusing parameter of db')
 
 
 def _batch_norm(parser: argparse.ArgumentParser) -> None:
     add = flags.group_of(parser, 'Batch norm').add_argument
     add('--bn-momentum', type=float, metavar='X', help='momentum of batch norm, for models that take it')
     add('--bn-eps', type=float, metavar='X', help='epsilon of batch norm, for models that take it')
-    add('--sync-bn', action='store_true', help='statistics over the batches of all processes')
+    add('--sync-bn', action='store_true', help='synchronise batch statistics over all processes')
     add('--dist-bn', default='reduce', metavar='HOW', help="share running statistics: reduce, broadcast or ''")
-    add('--split-bn', action='store_true', help='batch norms of their own for each augmentation split')
+    add('--split-bn', action='store_true', help='use separate batch norms for each augmentation split')
 
 
 def _moving_average(parser: argparse.ArgumentParser) -> None:
     add = flags.group_of(parser, 'Moving average').add_argument
-    add('--model-ema-force-cpu', action='store_true', help='keep it on the CPU, without evaluation')
+    add('--model-ema-force-cpu', action='store_true', help='keep the average on the CPU, and do not evaluate it')
 
 
 def _miscellaneous(parser: argparse.ArgumentParser) -> None:
     group = flags.group_of(parser, 'Miscellaneous')
     add = group.add_argument
-    add('--worker-seeding', default='all', metavar='MODE', help='what is seeded in a worker: all or part')
+    add('--worker-seeding', default='all', metavar='MODE', help='random generators to seed in a worker: all or part')
     add('--save-images', action='store_true', help='write a batch of training images at every report')
-    add('--eval-metric', metavar='NAME', help='metric of the best checkpoint; top1, or map with several labels')
-    add('--tta', type=int, default=0, metavar='N', help='not supported: loaders give one view of an image')
+    add('--eval-metric', metavar='NAME', help='metric that ranks checkpoints; top1, or map with --task multilabel')
+    add('--tta', type=int, default=0, metavar='N', help='not supported: loaders yield one view per image')
     add('--use-multi-epochs-loader', action='store_true', help='keep the loader between epochs')
     add_shared(group, 'no-prefetcher')
 
 
 def _scheduled_resolution(parser: argparse.ArgumentParser) -> None:
     add = flags.group_of(parser, 'Scheduled resolution').add_argument
-    add('--train-img-sizes', type=int, nargs='+', metavar='N', help='square sizes, one of them for each batch')
-    add('--train-batch-sizes', type=int, nargs='+', metavar='N', help='batch size for each of them')
-    add('--train-size-probs', type=float, nargs='+', metavar='P', help='probability of each of them')
+    add('--train-img-sizes', type=int, nargs='+', metavar='N', help='square image sizes; each batch has one')
+    add('--train-batch-sizes', type=int, nargs='+', metavar='N', help='batch size for each image size')
+    add('--train-size-probs', type=float, nargs='+', metavar='P', help='probability of each image size')
     add('--train-size-schedule', default='constant', choices=('constant', 'progressive'),
-        help='the same mix in every epoch, or from the first size to the last')
+        help='use the same mix of sizes in every epoch, or progress from the first size to the last')
     add('--train-size-schedule-spread', type=float, default=0.65, metavar='X', help='width of the progressive mix')
-    add('--train-size-random-mix', type=float, default=0.1, metavar='P', help='share of sizes drawn at random in it')
-    add('--train-batches-per-epoch', '--train-steps-per-epoch', type=int, metavar='N', help='batches of an epoch')
+    add('--train-size-random-mix', type=float, default=0.1, metavar='P',
+        help='fraction of random sizes in the progressive mix')
+    add('--train-batches-per-epoch', '--train-steps-per-epoch', type=int, metavar='N', help='batches in an epoch')
     add('--variable-batch-loss-scale', default='none', choices=('none', 'sqrt', 'linear'),
-        help='how a gradient depends on the size of its batch')
+        help='how the loss is scaled with the size of its batch')
 
 
 def _naflex(parser: argparse.ArgumentParser) -> None:
@@ -171,22 +173,23 @@ def _naflex(parser: argparse.ArgumentParser) -> None:
     add_shared(group, 'naflex-loader', 'naflex-max-seq-len')
     add = group.add_argument
     add('--naflex-train-seq-lens', type=int, nargs='+', default=[128, 256, 576, 784, 1024], metavar='N',
-        help='numbers of patches, one of them for each batch')
-    add('--naflex-patch-sizes', type=int, nargs='+', metavar='N', help='patch sizes, one of them for each batch')
-    add('--naflex-patch-size-probs', type=float, nargs='+', metavar='P', help='probability of each of them')
+        help='sequence lengths in patches; each batch has one of them')
+    add('--naflex-patch-sizes', type=int, nargs='+', metavar='N', help='patch sizes; each batch has one of them')
+    add('--naflex-patch-size-probs', type=float, nargs='+', metavar='P', help='probability of each patch size')
     add('--naflex-loss-scale', default='linear', choices=('none', 'sqrt', 'linear'),
-        help='how a gradient depends on the size of its batch')
+        help='how the loss is scaled with the size of its batch')
     add('--naflex-patchify-channels-first', action='store_true', help='order of pixels in a patch: channels first')
 
 
 def _distillation(parser: argparse.ArgumentParser) -> None:
     add = flags.group_of(parser, 'Distillation').add_argument
-    add('--kd-model-name', metavar='NAME', help='teacher, with its published weights')
+    add('--kd-model-name', metavar='NAME', help='teacher model, with its published weights')
     add('--kd-distill-type', default='logit', choices=('logit', 'feature', 'token'), help='what is distilled')
     add('--kd-loss-type', default='kl', metavar='NAME', help='loss between logits: kl')
-    add('--distill-loss-weight', type=float, metavar='X', help='weight of the teacher')
-    add('--task-loss-weight', type=float, metavar='X', help='weight of the labels; alone, the teacher gets the rest')
+    add('--distill-loss-weight', type=float, metavar='X', help='weight of the distillation loss')
+    add('--task-loss-weight', type=float, metavar='X',
+        help='weight of the task loss; if given alone, the distillation loss has 1 minus it')
     add('--kd-temperature', type=float, default=4., metavar='X', help='temperature of the softmax')
-    add('--kd-student-feature-dim', type=int, metavar='N', help="width of the student's features, found if absent")
-    add('--kd-teacher-feature-dim', type=int, metavar='N', help="width of the teacher's features, found if absent")
+    add('--kd-student-feature-dim', type=int, metavar='N', help="width of the student's features, detected if absent")
+    add('--kd-teacher-feature-dim', type=int, metavar='N', help="width of the teacher's features, detected if absent")
     add('--kd-token-distill-type', default='soft', choices=('soft', 'hard'), help='targets of token distillation')

@@ -1,4 +1,4 @@
-"""The loaders of a run, with what mixes images."""
+"""Create the loaders of a run, with mixup and cutmix."""
 import argparse
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, Optional
@@ -23,14 +23,14 @@ _AUGMENTATION = {
 
 @dataclass
 class Loaders:
-    """What a run reads.
+    """The loaders of a run.
 
     Args:
         train: Loader of training batches.
-        validation: Loader of validation batches, None for a run without.
-        mixup: Mixes a batch on the device, where the loader does not mix.
-        average_batch_size: Images in a training batch, on average where batches differ.
-        batch_loss_scale: How a loss depends on the size of its batch: none, sqrt or linear.
+        validation: Loader of validation batches, None for a run without validation.
+        mixup: Mixes a batch on the device, None if the loader mixes or nothing does.
+        average_batch_size: Average number of images in a training batch.
+        batch_loss_scale: How the loss is scaled with the size of its batch: none, sqrt or linear.
     """
     train: Iterable
     validation: Optional[Iterable]
@@ -39,7 +39,7 @@ class Loaders:
     batch_loss_scale: str = 'none'
 
     def set_epoch(self, epoch: int, mixup_off_epoch: int) -> None:
-        """Tell samplers and datasets the epoch, and stop mixing from `mixup_off_epoch` on."""
+        """Set the epoch of samplers and datasets, and turn off mixup from `mixup_off_epoch` on."""
         if hasattr(self.train.dataset, 'set_epoch'):
             self.train.dataset.set_epoch(epoch)
         for sampler in (self.train.batch_sampler, self.train.sampler):
@@ -68,7 +68,7 @@ def create_loaders(
         process: Device and type of the images.
 
     Raises:
-        UserError: The data cannot be opened, or a flag does not go with it.
+        UserError: The data cannot be opened, or a flag does not fit it.
     """
     train, validation = open_splits(args, image_mode(args, data_config))
     common = dict(
@@ -106,7 +106,7 @@ def _validation_arguments(args: argparse.Namespace, data_config: Dict[str, Any])
         is_training=False,
         interpolation=data_config['interpolation'],
         crop_pct=data_config['crop_pct'],
-        # with fewer workers, streams of several processes differ less in length and need less padding
+        # with fewer workers, the streams of several processes have closer lengths and need less padding
         num_workers=min(2, args.workers) if args.distributed and streamed else args.workers,
     )
 
@@ -155,7 +155,7 @@ def _image_loaders(
 
 
 def _size_schedule(args: argparse.Namespace) -> Dict[str, Any]:
-    """Arguments of a loader whose batches differ in the size of their images, none for one size."""
+    """Return the arguments of a loader whose image size varies between batches; empty for a fixed size."""
     if args.train_img_sizes is None:
         return {}
     return dict(

@@ -1,4 +1,4 @@
-"""The model that a run trains."""
+"""Create the model of a run."""
 import argparse
 import logging
 import os
@@ -22,7 +22,7 @@ def create(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -> 
 
     Args:
         args: Arguments of the run.
-        create_model: `timm.create_model`, or what stands in for it.
+        create_model: `timm.create_model`, or a replacement.
 
     Raises:
         UserError: There is no such model, or its arguments or weights do not fit.
@@ -62,12 +62,12 @@ def build(
         architecture: Dict[str, Any],
         **weights: Any,
 ) -> nn.Module:
-    """Build the model that the arguments name, and set `num_classes` in them.
+    """Create the model that the arguments name, and set `num_classes` in the arguments.
 
     Args:
         args: Arguments of the script.
-        create_model: `timm.create_model`, or what stands in for it.
-        about: Flags to name where it cannot be built.
+        create_model: `timm.create_model`, or a replacement.
+        about: Flags to name in the error if the model cannot be created.
         architecture: Arguments of the model besides its input size, pooling and --model-kwargs.
         **weights: Arguments of `create_model` for its weights.
 
@@ -75,7 +75,7 @@ def build(
         UserError: There is no such model, or its arguments or weights do not fit.
     """
     check_name('--model', args.model)
-    architecture = dict(architecture, global_pool=args.gp)  # what is None here --model-kwargs may say
+    architecture = dict(architecture, global_pool=args.gp)  # --model-kwargs may set entries that are None here
     with user_errors(about, *MISFITS):
         arguments = resolve_model_input_args(
             args.model,
@@ -88,16 +88,16 @@ def build(
             **arguments, 'num_classes': num_classes, 'scriptable': args.torchscript, **weights})
     if args.num_classes is None:
         if not hasattr(model, 'num_classes'):
-            raise UserError(f'--model {args.model} does not say how many classes it has: give --num-classes.')
+            raise UserError(f'--model {args.model} does not define its number of classes: give --num-classes.')
         args.num_classes = model.num_classes
     return model
 
 
 def check_name(flag: str, name: str) -> None:
-    """Check that there is a model of this name.
+    """Check that timm has a model of this name.
 
     Raises:
-        UserError: There is none; the message offers the nearest names.
+        UserError: There is no such model. The message suggests the nearest names.
     """
     if not is_known_model(name):
         raise UserError(f'{flag}: {unknown_model(name)}')
@@ -106,7 +106,7 @@ def check_name(flag: str, name: str) -> None:
 def _pretrained_cfg_overlay(args: argparse.Namespace) -> Dict[str, Any]:
     overlay = {}
     if args.pretrained_path:
-        overlay = dict(file=args.pretrained_path, num_classes=-1)  # -1: whatever the head there is, ours is new
+        overlay = dict(file=args.pretrained_path, num_classes=-1)  # -1: always create a new classifier
     return {**overlay, **args.pretrained_cfg_overlay}
 
 
@@ -114,7 +114,7 @@ def _initialise_head(args: argparse.Namespace, model: nn.Module) -> None:
     if args.head_init_scale is None and args.head_init_bias is None:
         return
     head = model.get_classifier()
-    with torch.no_grad(), user_errors('--head-init-bias: the classifier has none', AttributeError):
+    with torch.no_grad(), user_errors('--head-init-bias: the classifier has no bias', AttributeError):
         if args.head_init_scale is not None:
             for parameter in head.parameters():
                 parameter.mul_(args.head_init_scale)
@@ -123,7 +123,7 @@ def _initialise_head(args: argparse.Namespace, model: nn.Module) -> None:
 
 
 def prepare(args: argparse.Namespace, model: nn.Module, process: Process) -> nn.Module:
-    """Convert the model as the arguments say, and move it to its device."""
+    """Convert the model according to the arguments, and move it to its device."""
     if args.split_bn:
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
     model.to(device=process.device, dtype=process.dtype)
@@ -132,7 +132,7 @@ def prepare(args: argparse.Namespace, model: nn.Module, process: Process) -> nn.
     if args.distributed and args.sync_bn:
         if process.device.type == 'cpu':
             raise UserError('--sync-bn works on GPUs only.')
-        args.dist_bn = ''  # the statistics are the same everywhere already
+        args.dist_bn = ''  # all processes have the same statistics already
         model = convert_sync_batchnorm(model)
     if args.torchscript:
         model = torch.jit.script(model)

@@ -1,4 +1,4 @@
-"""What is learned: the loss, and the task around it."""
+"""Create the loss and the training task."""
 import argparse
 from typing import Any, Dict
 
@@ -18,7 +18,7 @@ from .errors import UserError
 
 
 def mixes_labels(args: argparse.Namespace) -> bool:
-    """Whether mixup or cutmix are on."""
+    """Return whether mixup or cutmix is on."""
     return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
 
 
@@ -26,8 +26,8 @@ def criterion_arguments(args: argparse.Namespace) -> Dict[str, Any]:
     """Collect the arguments of `timm.loss.create_classification_loss` that do not come from the task.
 
     Raises:
-        OSError: A file with weights or statistics of classes cannot be read.
-        ValueError: Weights or statistics are not what the loss needs.
+        OSError: A file with class weights or class statistics cannot be read.
+        ValueError: Class weights or statistics are invalid for the loss.
     """
     stats = load_class_stats(args.class_stats)
     weights = {
@@ -64,11 +64,11 @@ def create_task(
         dtype: torch.dtype,
         verbose: bool,
 ) -> TrainingTask:
-    """Create the training task around a model: classification, several labels, or one of the distillations.
+    """Create the training task around a model: classification, multi-label classification or distillation.
 
     Raises:
-        UserError: Weights of classes do not fit their number.
-        ValueError: A model cannot be distilled in this way.
+        UserError: The number of class weights differs from the number of classes.
+        ValueError: The model does not support this distillation.
     """
     common = dict(
         criterion_kwargs=_fitting_criterion_arguments(args), device=device, dtype=dtype, verbose=verbose)

@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, what stands in it, and how a run goes on from it."""
+"""Create the folder of a run, write its files, and find the checkpoint to resume from."""
 import argparse
 import logging
 import os
@@ -22,13 +22,13 @@ LAST = 'last.pth.tar'
 
 
 def find_checkpoint(args: argparse.Namespace) -> str:
-    """Find the checkpoint to go on from: `--resume FILE`, or the last one of the run with `--resume auto`.
+    """Find the checkpoint to resume from: `--resume FILE`, or the last one of the run with `--resume auto`.
 
     Returns:
-        Its path, '' for a run that begins anew.
+        Path of the checkpoint, '' for a new run.
 
     Raises:
-        UserError: There is no such file, or --experiment names another run's folder.
+        UserError: The file does not exist, or --experiment names the folder of another run.
     """
     folder = Path(args.output or './output/train') / args.experiment
     if args.resume == 'auto':
@@ -38,22 +38,22 @@ def find_checkpoint(args: argparse.Namespace) -> str:
         raise UserError(f"--resume: there is no checkpoint '{args.resume}'.")
     if args.resume and args.experiment and (folder / LAST).exists() and not lies_in(Path(args.resume), folder):
         raise UserError(
-            f"--resume: '{args.resume}' is no checkpoint of '{folder}', which holds a run of its own. Go on with that "
-            'run by --resume auto, or give an --experiment that does not exist yet.')
+            f"--resume: '{args.resume}' is not a checkpoint of '{folder}', which holds another run. Continue that run "
+            'with --resume auto, or give an --experiment that does not exist yet.')
     return args.resume
 
 
 class RunFolder:
-    """Writes what a run leaves: args.yaml, summary.csv and checkpoints. One process of a run has it.
+    """Writes the files of a run: args.yaml, summary.csv and checkpoints. Only the first process has one.
 
     Args:
-        args: Arguments of the run, which checkpoints hold.
-        args_text: The arguments as they were given, in YAML.
+        args: Arguments of the run, stored in checkpoints.
+        args_text: The arguments in YAML, before the run changes them.
         task: Task to save.
-        optimizer: Its optimizer.
+        optimizer: Optimizer to save.
         process: Device and precision, with the scaler to save.
         image_size: Side of the images, for the name of the folder.
-        lower_is_better: Whether the metric should fall.
+        lower_is_better: Lower values of the metric are better.
     """
 
     def __init__(
@@ -88,7 +88,9 @@ class RunFolder:
         self.wandb = _start_wandb(args, name)
 
     def begin(self, checkpoint: str, start_epoch: int) -> None:
-        """Drop what an earlier run left after `start_epoch`, and take up its history if the run goes on in place."""
+        """Delete rows of the summary from `start_epoch` on. If the run resumes in its own folder, restore the history
+        of checkpoints.
+        """
         if checkpoint and lies_in(Path(checkpoint), Path(self.path)):
             self.saver.load_state_dict_from_checkpoint(checkpoint)
         trim_summary(self.summary, start_epoch)
@@ -119,7 +121,7 @@ class RunFolder:
         return best
 
     def save_recovery(self, epoch: int, update: int) -> None:
-        """Write a checkpoint in the midst of an epoch."""
+        """Write a checkpoint within an epoch."""
         self.saver.save_recovery(epoch, batch_idx=update)
 
 
@@ -129,10 +131,10 @@ def _start_wandb(args: argparse.Namespace, name: str) -> bool:
     try:
         import wandb
     except ImportError:
-        _logger.warning('--log-wandb: wandb is not installed, nothing is reported to it (pip install wandb).')
+        _logger.warning('--log-wandb is ignored: wandb is not installed (pip install wandb).')
         return False
     if args.wandb_resume_id and not args.resume:
-        raise UserError('--wandb-resume-id goes on with a run: give its checkpoint with --resume.')
+        raise UserError('--wandb-resume-id continues a run: give the checkpoint of that run with --resume.')
     wandb.init(
         project=args.wandb_project,
         name=name,

@@ -1,4 +1,4 @@
-"""Learning rate and its schedule."""
+"""Resolve the learning rate, and create its schedule."""
 import argparse
 import logging
 from typing import Any, Optional, Tuple
@@ -13,7 +13,7 @@ _logger = logging.getLogger(__name__)
 
 
 def resolve_learning_rate(args: argparse.Namespace, average_batch_size: float, primary: bool) -> None:
-    """Set `lr` in the arguments, from --lr-base and the images of an update, if it was not given."""
+    """Set `lr` in the arguments from --lr-base and the number of images per update, if --lr was not given."""
     if args.lr:
         return
     images = average_batch_size * args.world_size * args.grad_accum_steps
@@ -23,8 +23,8 @@ def resolve_learning_rate(args: argparse.Namespace, average_batch_size: float, p
     args.lr = scaled_learning_rate(args.lr_base, images / args.lr_base_size, args.lr_base_scale)
     if primary:
         _logger.info(
-            f'Learning rate {args.lr:g}: {args.lr_base:g} for {args.lr_base_size} images, {args.lr_base_scale} in the '
-            f'{images:g} images of an update.')
+            f'Learning rate {args.lr:g}: {args.lr_base:g} for {args.lr_base_size} images, scaled to {images:g} images '
+            f'per update ({args.lr_base_scale}).')
 
 
 def create_schedule(
@@ -37,12 +37,12 @@ def create_schedule(
 
     Args:
         args: Arguments of the run.
-        optimizer: Its optimizer.
-        updates_per_epoch: Updates in an epoch.
-        lower_is_better: Whether the metric that a plateau is seen in should fall.
+        optimizer: Optimizer of the run.
+        updates_per_epoch: Number of updates in an epoch.
+        lower_is_better: Lower values of the metric are better, for --sched plateau.
 
     Returns:
-        The scheduler or None, the number of its epochs, and the epoch to stop before.
+        The scheduler or None, its number of epochs, and the number of epochs after which the run stops.
 
     Raises:
         UserError: There is no such schedule, or it ends before --stop-epoch.
@@ -61,7 +61,7 @@ def create_schedule(
 
 
 def start_schedule(scheduler: Optional[Any], start_epoch: int, updates_per_epoch: int, on_updates: bool) -> None:
-    """Bring a scheduler to the epoch that a resumed run begins with."""
+    """Set a scheduler to the first epoch of a resumed run."""
     if scheduler is None or start_epoch == 0:
         return
     if on_updates:

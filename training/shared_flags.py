@@ -1,4 +1,4 @@
-"""Flags that several of the scripts have. Each is defined once: here, or with the options of pre-training."""
+"""Flags that several scripts share. Each is defined once: here, or in the table of pre-training's options."""
 import argparse
 from typing import Any, Dict
 
@@ -8,22 +8,22 @@ _FLAGS: Dict[str, Dict[str, Any]] = {
     # dataset
     'class-map': dict(default='', metavar='FILE', help='file that maps names of classes to numbers'),
     'target-format': dict(
-        choices=('indices', 'multihot'), help='labels of --task multilabel: class numbers or 0/1'),
+        choices=('indices', 'multihot'), help='labels of --task multilabel: class numbers, or a 0 or 1 per class'),
     'task': dict(
-        default='classification', choices=('classification', 'multilabel'), help='one label or several'),
+        default='classification', choices=('classification', 'multilabel'), help='one label per image, or several'),
     'multilabel-threshold': dict(
-        type=float, default=0.5, metavar='P', help='probability that counts as a label'),
+        type=float, default=0.5, metavar='P', help='threshold of the probability for a predicted label'),
     # loaders
     'no-prefetcher': dict(action='store_true', help='normalise images in the workers, not on the device'),
     'naflex-loader': dict(action='store_true', help='images of any aspect ratio, for NaFlex models'),
     'naflex-max-seq-len': dict(
-        type=int, default=576, metavar='N', help='number of patches of an image in validation'),
+        type=int, default=576, metavar='N', help='maximum number of patches per image in validation'),
     # model
-    'num-classes': dict(type=int, metavar='N', help='number of classes, as the model has it if absent'),
+    'num-classes': dict(type=int, metavar='N', help='number of classes (default: from the model)'),
     'gp': dict(
-        metavar='POOL', help='global pooling: avg, max, avgmax, catavgmax, token, map, as the model has it if absent'),
+        metavar='POOL', help='global pooling: avg, max, avgmax, catavgmax, token or map (default: from the model)'),
     'fuser': dict(default='', metavar='NAME', help='fuser of TorchScript: te, old, nvfuser or nvfuser2'),
-    'torchscript': dict(action='store_true', help='script the model'),
+    'torchscript': dict(action='store_true', help='compile the model with TorchScript'),
     # precision
     'model-dtype': dict(
         metavar='TYPE', help='type of the weights without --amp: float32, bfloat16 or float16'),
@@ -31,7 +31,7 @@ _FLAGS: Dict[str, Dict[str, Any]] = {
 
 
 def add_shared(group: argparse._ActionsContainer, *names: str) -> None:
-    """Add flags to a parser or a group of one.
+    """Add flags to a parser, or to a group of its flags.
 
     Args:
         group: Where to add them.

@@ -1,4 +1,4 @@
-"""Supervised training from end to end."""
+"""Run supervised training from start to end."""
 import argparse
 import json
 import logging
@@ -27,15 +27,15 @@ _logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace, args_text: str, create_model: Callable[..., nn.Module]) -> None:
-    """Train as the arguments say.
+    """Train a model on labelled images.
 
     Args:
         args: Arguments, resolved by `training.arguments.resolve`.
-        args_text: The same as they were given, for args.yaml.
-        create_model: `timm.create_model`, or what stands in for it.
+        args_text: The same arguments as YAML, for args.yaml.
+        create_model: `timm.create_model`, or a replacement.
 
     Raises:
-        UserError: The arguments ask for what there is not.
+        UserError: An argument is invalid, or names a file, a dataset or a model that does not exist.
     """
     if args.data_dir or args.dataset:
         check_source(args.dataset, args.data_dir)
@@ -85,7 +85,7 @@ def _train(
 
 
 def _resolve_metric(args: argparse.Namespace, task: TrainingTask, loaders: Loaders) -> str:
-    """Return the metric that tells the best epoch: --eval-metric, or the training loss if nothing is evaluated."""
+    """Return the metric that ranks epochs: --eval-metric, or the training loss for a run without validation."""
     if loaders.validation is None:
         return 'loss'
     evaluator = task.create_evaluator()
@@ -112,10 +112,10 @@ def _prepare_task(
         process: Process,
         checkpoint: str,
 ) -> Optional[int]:
-    """Resume, average, compile and distribute, in the order in which these stand on each other.
+    """Load the checkpoint, then set up the moving average, compilation and distribution. Each needs the ones before.
 
     Returns:
-        The epoch that follows the checkpoint's, None without one.
+        The epoch after that of the checkpoint, None without a checkpoint.
     """
     resumed_epoch = None
     if checkpoint:
@@ -166,7 +166,7 @@ def _train_epochs(epochs: range, epoch: Epoch, metric: str, folder: Optional[Run
 
 
 def _share_batch_norm(args: argparse.Namespace, module: nn.Module) -> None:
-    """Give all processes the same running statistics of batch norms."""
+    """Give all processes the same running statistics of batch norms, if --dist-bn asks for it."""
     if args.distributed and args.dist_bn in ('broadcast', 'reduce'):
         distribute_bn(module, args.world_size, args.dist_bn == 'reduce')
 
@@ -177,7 +177,7 @@ def _step_schedule(scheduler: Any, epoch: int, metric: Optional[float]) -> None:
 
 
 def _evaluate(epoch: Epoch) -> Optional[Dict[str, float]]:
-    """Evaluate the model, and then its moving average, whose metrics count if there is one."""
+    """Evaluate the model, and then its moving average if there is one. Return the metrics of the last of the two."""
     args, task, loader = epoch.args, epoch.task, epoch.loaders.validation
     if loader is None:
         return None
@@ -194,7 +194,7 @@ def _evaluate(epoch: Epoch) -> Optional[Dict[str, float]]:
 
 
 def _conclude(metric: str, best: Tuple[Optional[float], Optional[int]], results: List[Dict[str, Any]]) -> None:
-    """Report the best epoch, and print the ten best ones as JSON for scripts that read it."""
+    """Log the best epoch, and print the ten best epochs as JSON for other programs to read."""
     if best[0] is not None:
         _logger.info(f'Best {metric}: {best[0]:.4g} in epoch {best[1]}')
     ranked = sorted(

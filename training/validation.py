@@ -1,4 +1,4 @@
-"""Evaluation of one model, with published weights or a checkpoint."""
+"""Evaluate one model, with published weights or a checkpoint."""
 import argparse
 import logging
 from collections import OrderedDict
@@ -28,13 +28,13 @@ def validate(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -
 
     Args:
         args: Arguments of the script.
-        create_model: `timm.create_model`, or what stands in for it.
+        create_model: `timm.create_model`, or a replacement.
 
     Returns:
         Name, metrics in percent, millions of parameters, size and preprocessing of the images.
 
     Raises:
-        UserError: The arguments ask for what there is not.
+        UserError: An argument is invalid, or names a file, a dataset or a model that does not exist.
     """
     args.prefetcher = not args.no_prefetcher
     args.pretrained = args.pretrained or not args.checkpoint
@@ -73,7 +73,7 @@ def _set_up(args: argparse.Namespace) -> Process:
     check_precision(args)
     check_labels(args)
     if args.task == 'multilabel' and (args.real_labels or args.metrics_avg):
-        raise UserError('--real-labels and --metrics-avg are for one label an image.')
+        raise UserError('--real-labels and --metrics-avg do not work with --task multilabel.')
     speed_up_cuda()
     chosen = args.device is not None
     args.device = args.device or default_device()
@@ -103,7 +103,7 @@ def _prepare(args: argparse.Namespace, model: nn.Module, process: Process) -> nn
 
 def _compiled(args: argparse.Namespace, model: nn.Module) -> nn.Module:
     if args.torchcompile:
-        torch.compiler.reset()  # what an earlier model left
+        torch.compiler.reset()  # forget the previous model
         return torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
     if args.aot_autograd:
         from functorch.compile import memory_efficient_fusion
@@ -188,7 +188,7 @@ def _valid_labels(args: argparse.Namespace, device: torch.device) -> Optional[to
 
 
 class _Predictions:
-    """Collects predictions for precision, recall and F1 of scikit-learn."""
+    """Collects predictions, and computes precision, recall and F1 with scikit-learn."""
 
     def __init__(self):
         with user_errors('--metrics-avg needs scikit-learn', ImportError):

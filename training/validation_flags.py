@@ -4,12 +4,12 @@ import argparse
 from .definitions import flags
 from .shared_flags import add_shared
 
-# Of the flags that train.py has too
+# Defaults of the flags that are shared with train.py
 _DEFAULTS = dict(dataset='', interpolation='', workers=4, amp_dtype='float16', model_kwargs={})
 
 
 def create_parser() -> argparse.ArgumentParser:
-    """Create the parser of `validate.py`, with the flags and defaults of timm's."""
+    """Create the parser of `validate.py`, with the flags and defaults of timm's own script."""
     parser = flags.OneLineParser(
         usage='%(prog)s [--mim METHOD] --data-dir DIR [flags]',
         description='Evaluate image models.',
@@ -33,13 +33,13 @@ def _dataset_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add('--split', default='validation', metavar='NAME', help='split to evaluate on')
     add('--num-samples', type=int, metavar='N', help='length of the split, for streamed datasets')
-    add('--real-labels', default='', metavar='FILE', help='JSON with the labels of ImageNet ReaL')
-    add('--valid-labels', default='', metavar='FILE', help='file with the numbers of the only classes to look at')
+    add('--real-labels', default='', metavar='FILE', help='JSON file with the labels of ImageNet ReaL')
+    add('--valid-labels', default='', metavar='FILE', help='file with class numbers; evaluate these classes only')
     add('-b', '--batch-size', type=int, default=256, metavar='N', help='images in a batch')
-    add('--img-size', type=int, metavar='N', help='image size, as the model has it if absent')
-    add('--use-train-size', action='store_true', help='size of training, where the weights have another for tests')
-    add('--crop-mode', metavar='MODE', help='squash, border or center, as the model has it if absent')
-    add('--crop-border-pixels', type=int, metavar='N', help='pixels to cut off at each side of an image first')
+    add('--img-size', type=int, metavar='N', help='image size (default: from the model)')
+    add('--use-train-size', action='store_true', help='use the image size of training, not that of tests')
+    add('--crop-mode', metavar='MODE', help='squash, border or center (default: from the model)')
+    add('--crop-border-pixels', type=int, metavar='N', help='pixels to cut off at each side before resizing')
     add('--tf-preprocessing', action='store_true', help='preprocess with TensorFlow')
     add_shared(
         group,
@@ -52,14 +52,14 @@ def _model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Model')
     add = group.add_argument
     add('-m', '--model', default='dpn92', metavar='NAME', help='model, a pattern of names, a file of names, or all')
-    add('--pretrained', action='store_true', help='published weights; the default without --checkpoint')
+    add('--pretrained', action='store_true', help='use the published weights, as without --checkpoint')
     add('--checkpoint', default='', metavar='FILE', help='weights, or a folder of them')
-    add('--use-ema', action='store_true', help='the moving average of the checkpoint, if it has one')
-    add('--test-pool', action='store_true', help='pool after the classifier, where images are larger than in training')
+    add('--use-ema', action='store_true', help='use the moving average of the checkpoint, if it has one')
+    add('--test-pool', action='store_true', help='pool after the classifier if images are larger than in training')
     add('--reparam', action='store_true', help='reparameterise the model')
     compiled = group.add_mutually_exclusive_group()
     add_shared(compiled, 'torchscript', 'torchcompile')
-    compiled.add_argument('--aot-autograd', action='store_true', help='compile the model by functorch')
+    compiled.add_argument('--aot-autograd', action='store_true', help='compile the model with functorch')
     add_shared(group, 'num-classes', 'gp', 'model-kwargs', 'torchcompile-mode')
 
 
@@ -75,7 +75,7 @@ def _device_flags(parser: argparse.ArgumentParser) -> None:
 def _output_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('Output').add_argument
     add('--log-freq', type=int, default=10, metavar='N', help='batches between two reports')
-    add('--metrics-avg', choices=('micro', 'macro', 'weighted'), help='add precision, recall and F1, averaged so')
+    add('--metrics-avg', choices=('micro', 'macro', 'weighted'), help='add precision, recall and F1 with this average')
     add('--results-file', default='', metavar='FILE', help='write the results to this file')
-    add('--results-format', default='csv', choices=('csv', 'json'), help='its format')
+    add('--results-format', default='csv', choices=('csv', 'json'), help='format of --results-file')
     add('--retry', action='store_true', help='after an error, try again with smaller batches')

@@ -45,7 +45,7 @@ def modules_of(case: Case, device: torch.device, batch: int) -> tuple:
         from .. import ijepa
         torch.manual_seed(0)
         method = create_mim('ijepa', create_model(case.model, class_token=False, global_pool='avg'))
-        masks = method.sample_masks(torch.rand(method.noise_shape(batch)))
+        masks = method.make_mask(torch.rand(method.noise_shape(batch)))
         return ijepa.create_modules(method, device), (images, *(mask.to(device) for mask in masks))
     if case.method == 'mae':
         from .. import mae

@@ -51,7 +51,7 @@ def test_answered_without_torch(arguments, said):
     ('--mmi mae', ['p: error: there is no flag --mmi; did you mean --mim?']),
     ('--epoks=3 --zzz', ['p: error: there is no flag --epoks; did you mean --epochs?',
                          'p: error: there is no flag --zzz; --help lists all flags.']),
-    ('folder stray', ["p: error: what is 'stray' for? No flag takes it."]),
+    ('folder stray', ["p: error: no flag takes the argument 'stray'."]),
     ('--epochs x', ["p: error: argument --epochs: invalid int value: 'x'"]),
 ])
 def test_unknown_flags(words, said, capsys):
@@ -69,7 +69,7 @@ def test_unknown_flags(words, said, capsys):
     ('--data-dir /nowhere --model resnet500 --amp-dtype float64', [
         "timm has no model 'resnet500'; did you mean resnet50", '--amp-dtype']),
     ('--mim mae --mixup 1 --smoothing 0.1', ['--mixup has no meaning', '--smoothing has no meaning']),
-    ('--mim maee', ["'maee' is no method; did you mean mae?"]),
+    ('--mim maee', ["there is no method 'maee'; did you mean mae?"]),
 ])
 def test_mistakes_are_told_at_once_images_first(flags, said, train, capsys):
     lines = mistakes(lambda: train(flags, tiny=False), capsys)
@@ -130,7 +130,7 @@ def test_device_is_the_accelerator_that_is_there(monkeypatch):
 
 
 def test_device_is_told():
-    assert describe_device(torch.device('cpu'), chosen=False) == 'device: cpu, since there is no accelerator'
+    assert describe_device(torch.device('cpu'), chosen=False) == 'device: cpu, because there is no accelerator'
     assert describe_device(torch.device('cpu'), chosen=True) == 'device: cpu'
     assert describe_device(torch.device('mps'), chosen=False) == 'device: mps, the accelerator of this machine'
 

@@ -62,7 +62,7 @@ def test_truncated_checkpoint(share, train, uninterrupted, images, tmp_path, cap
     with caplog.at_level(logging.WARNING):
         train(f'{flags} --resume auto')
     assert f"'{tmp_path}/run/last.pth.tar' is not a complete checkpoint" in caplog.text
-    assert 'goes on after step 3' in (tmp_path / 'run' / 'train.log').read_text()
+    assert 'resuming after step 3' in (tmp_path / 'run' / 'train.log').read_text()
     assert_equal_runs(uninterrupted, tmp_path / 'run')
 
 
@@ -86,8 +86,8 @@ def test_damaged_tensor(damage, train, uninterrupted, images, tmp_path, caplog, 
     assert stopped.value.code == 2 and f"'{last}' is damaged: Bad CRC-32" in capsys.readouterr().err
     with caplog.at_level(logging.WARNING):
         train(f'{flags} --resume auto')
-    assert f"Left out: --resume auto: '{last}' is damaged" in caplog.text
-    assert 'goes on after step 3' in (tmp_path / 'run' / 'train.log').read_text()
+    assert f"Skipped: --resume auto: '{last}' is damaged" in caplog.text
+    assert 'resuming after step 3' in (tmp_path / 'run' / 'train.log').read_text()
     assert_equal_runs(uninterrupted, tmp_path / 'run')
 
 

@@ -90,7 +90,7 @@ def test_warnings_name_the_first(folder, caplog):
     images = keyed(folder / 'train')
     for index in range(12, 16):
         images[ImageKey(0, 7, index)]
-    named = [record.getMessage() for record in caplog.records if 'another image takes its place' in record.getMessage()]
+    named = [record.getMessage() for record in caplog.records if 'another image replaces it' in record.getMessage()]
     assert 3 == len(named) and all('.png' in line and ': ' in line for line in named)
 
 
@@ -155,7 +155,7 @@ def test_limit_of_pixels(name, transform, tmp_path, monkeypatch, caplog):
         Image.open(tmp_path / other).resize((10, 10)).save(tmp_path / other)
     assert found(5000) == 2
     assert found(4999) == ~2
-    assert '5000 pixels are more than --max-pixels 4999' in caplog.text
+    assert '5000 pixels exceed --max-pixels 4999' in caplog.text
     assert Image.MAX_IMAGE_PIXELS == own_limit
 
 
@@ -177,7 +177,7 @@ def test_limit_does_not_reach_streams(tmp_path):
     class Stream(IterableDataset):
         def __iter__(self):
             return iter(())
-    with pytest.raises(UserError, match='--max-pixels does not reach the images of a stream'):
+    with pytest.raises(UserError, match='--max-pixels has no effect on a stream'):
         create_train_loader(Stream(), options, config, torch.device('cpu'))
 
 
@@ -197,7 +197,7 @@ def test_they_are_counted(folder, train, tmp_path, caplog):
 
 @pytest.mark.parametrize('flags, message', [
     ('', 'of the images of an epoch cannot be read'),
-    ('--max-unreadable 0.05', '1 of the 11 images that are held out cannot be read'),
+    ('--max-unreadable 0.05', '1 of the 11 held-out images cannot be read'),
     ('--data-dir {broken} --max-unreadable 1 --workers 1', '10 images, drawn at random, cannot be read'),
 ])
 def test_too_many(flags, message, folder, tmp_path):

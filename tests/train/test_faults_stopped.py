@@ -33,7 +33,7 @@ def test_stopped(flags, act, steps, images, tmp_path):
     said = [line for line in log.splitlines() if line.startswith('train.py:')]
     assert said == [
         'train.py: SIGTERM: stopping after this step; again to stop now',
-        f'train.py: stopped, saved after step {steps} of 14; this command goes on:',
+        f'train.py: stopped, saved after step {steps} of 14; this command continues the run:',
     ]
     assert 'error' not in log.lower() and 'Traceback' not in log
     assert 'error' not in (tmp_path / 'run' / 'train.log').read_text().lower()
@@ -65,7 +65,7 @@ def test_stopped_before_the_first_step(images, tmp_path):
     """While the fills are measured that know nothing: nothing is saved, and the same command begins again."""
     flags = f'--data-dir {images} --output {tmp_path} {FLAGS} --epochs 1'
     assert run_child(flags, tmp_path / 'log', at_baselines(partial(send, signal.SIGINT))) == STOPPED
-    assert 'stopped, before the first step; this command goes on:' in (tmp_path / 'log').read_text()
+    assert 'stopped, before the first step; this command continues the run:' in (tmp_path / 'log').read_text()
     assert not list((tmp_path / 'run').glob('*.pth.tar'))
     assert run_child(flags, tmp_path / 'log') == 0
 
@@ -93,7 +93,7 @@ def test_stopped_in_an_evaluation(epoch, code, images, train, tmp_path, monkeypa
     assert not list((tmp_path / 'run').glob('recovery-*'))
     assert (tmp_path / 'run' / 'summary.json').exists() == (code is None)
     if code:
-        assert 'stopped, saved after step 3 of 6; this command goes on:' in capsys.readouterr().err
+        assert 'stopped, saved after step 3 of 6; this command continues the run:' in capsys.readouterr().err
 
 
 def test_interrupted_before_training(train, images, monkeypatch, capsys, tmp_path):
@@ -115,7 +115,7 @@ def test_one_of_two_is_told_to_stop(images, tmp_path):
     assert run('stopped', at_update(2, terminate)) == [STOPPED, STOPPED]
     assert saved(tmp_path / 'stopped') == 3
     logs = [(tmp_path / 'logs' / f'rank{rank}.log').read_text() for rank in range(2)]
-    assert [log.count('this command goes on:') for log in logs] == [1, 0]
+    assert [log.count('this command continues the run:') for log in logs] == [1, 0]
     assert run('stopped') == [0, 0]
     assert run('uninterrupted') == [0, 0]
     assert_equal_runs(tmp_path / 'uninterrupted' / 'run', tmp_path / 'stopped' / 'run')

@@ -91,11 +91,11 @@ def test_what_is_told(caplog):
     assert caplog.text == ''
     with caplog.at_level(logging.WARNING):
         check_same_data(checkpoint_of(8, data=ONE), MORE)
-        assert '6 images to train on, which were 5' in caplog.text
+        assert '6 images to train on instead of 5' in caplog.text
         check_same_data(checkpoint_of(8, data=ONE), OTHERS)
         assert '5 images to train on, as before, with other names' in caplog.text
         check_same_data(checkpoint_of(7), ONE)
-        assert 'is of an earlier version' in caplog.text
+        assert 'was written by an earlier version' in caplog.text
     for changed in (MORE, OTHERS):
         with pytest.raises(UserError, match='within an epoch of other images'):
             check_same_data(checkpoint_of(7, data=ONE), changed)
@@ -110,4 +110,4 @@ def test_run_with_one_image_more(train, tmp_path, caplog):
     Image.new('RGB', (80, 72)).save(tmp_path / 'images' / '99.png')
     with caplog.at_level(logging.WARNING):
         train(f'{flags} --resume auto')
-    assert '16 images to train on, which were 15' in caplog.text and 'held out' not in caplog.text.split('15')[-1][:10]
+    assert '16 images to train on instead of 15' in caplog.text and 'held out' not in caplog.text.split('15')[-1][:10]

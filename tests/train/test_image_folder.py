@@ -113,14 +113,14 @@ def test_probe_is_not_tested_on_what_it_was_fitted_on(folder):
         (folder / 'val' / name / 'x.png').symlink_to(f'../../train/{name}/00.png')
     data = open_probe_data(str(folder), 'RGB')
     assert len(data.test.labels) == 3 and len(data.train.labels) == 4
-    assert data.left_out == ['left out 3 images in train/ that are in val/ too']
+    assert data.left_out == ['left out 3 images in train/ that are also in val/']
     assert not any(path.endswith('00.png') for path, _ in data.train.images.reader.samples)
     assert [label for _, label in data.train.images.reader.samples] == data.train.labels.tolist()
 
 
 @pytest.mark.parametrize('options, message', [
     (dict(dataset='folder'), "'folder' must begin with hfds/"),
-    (dict(dataset='torch/image_folder'), 'the images to train on would be held out'),
+    (dict(dataset='torch/image_folder'), 'the training images would also be held out'),
     (dict(train_num_samples=3), '--train-num-samples is for --dataset'),
 ])
 def test_a_folder_by_another_name(options, message, folder):

@@ -107,7 +107,7 @@ def test_options_are_kept_and_run_again(finished_run, script):
 def test_what_is_printed(train, images, tmp_path, capsys):
     train(f'--data-dir {images} --output {tmp_path} --experiment run --epochs 1')
     text = capsys.readouterr().err
-    for part in ('from the recipe of simmim: mask_ratio 0.6, opt adamw, opt_betas 0.9 0.999, weight_decay 0.05',
+    for part in ('defaults of simmim: mask_ratio 0.6, opt adamw, opt_betas 0.9 0.999, weight_decay 0.05',
                  f'{images}: 1 of its 16 images held out', 'step 3/3', 'images/s', 'mean of the visible pixels',
                  'diffusion of the visible pixels', str(tmp_path / 'run'), 'import timm',
                  f"timm.create_model('test_vit', num_classes=0, img_size=(64, 64), checkpoint_path='{tmp_path}/run/"

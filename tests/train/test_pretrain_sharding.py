@@ -82,9 +82,9 @@ def test_blocks_of_decoder_and_target_encoder():
 
 
 @pytest.mark.parametrize('flags, message', [
-    ('--fsdp', '--fsdp shards a model over processes, and there is one'),
+    ('--fsdp', '--fsdp needs several processes, and there is one'),
     ('--fsdp --torchcompile eager', '--torchcompile does not work with --fsdp'),
-    ('--fsdp --clip-mode agc --clip-grad 1', '--clip-mode agc looks at whole parameters'),
+    ('--fsdp --clip-mode agc --clip-grad 1', '--clip-mode agc needs unsharded parameters'),
 ])
 def test_mistakes(flags, message, train, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -130,14 +130,14 @@ CASES = [
     ('', '--mim evaluates a --checkpoint'),
     ('--checkpoint {folder}/nowhere', 'there is no file'),
     ('--checkpoint {folder}/args.yaml', '--checkpoint: .* is not a complete checkpoint'),
-    ('--checkpoint {folder}/last.pth.tar --use-ema', 'holds no moving average'),
+    ('--checkpoint {folder}/last.pth.tar --use-ema', 'has no moving average'),
     ('--checkpoint {folder}/last.pth.tar --mim mae', 'was trained with simmim'),
     ('--checkpoint {folder}/last.pth.tar --real-labels x', '--real-labels has no meaning with --mim'),
     ('--checkpoint {folder}/last.pth.tar --data-dir {folder}/nowhere', 'does not exist'),
-    ('--checkpoint {folder}/last.pth.tar --split val', '--split is of a --data-dir'),
-    ('--checkpoint {folder}/last.pth.tar --mim-pictures {folder}/x.txt', 'must end like a picture'),
+    ('--checkpoint {folder}/last.pth.tar --split val', '--split needs --data-dir or --dataset'),
+    ('--checkpoint {folder}/last.pth.tar --mim-pictures {folder}/x.txt', 'needs the ending of an image format'),
     ('--checkpoint {folder}/last.pth.tar --mim-probe knn', '--mim-probe is for --mim-probe-dir'),
-    ('--checkpoint {folder}/other.pth.tar', 'is of no pre-training run'),
+    ('--checkpoint {folder}/other.pth.tar', 'is not from a pre-training run'),
 ]
 
 

@@ -44,7 +44,7 @@ def test_probes_are_asked_when_due(train, images, labelled, tmp_path, capsys):
     told = {line['epoch']: line for line in lines if 'eval_masked_l1' in line}
     assert 'eval_knn_top1' not in told[2] and told[3]['eval_knn_top1'] == 100
     text = capsys.readouterr().err
-    assert f'on {labelled}: 16 images to fit, 4 to test, 2 classes; always the most frequent: 50.0 %' in text
+    assert f'on {labelled}: 16 images to fit, 4 to test, 2 classes; the most frequent class alone gives 50.0 %' in text
     assert 'accuracy of probes of the last encoder' in text
     assert re.search(r'linear_top1, pixels +100\.0', text) and 'linear_top1, encoder before training' in text
 
@@ -62,4 +62,4 @@ def test_layer_that_is_not_there(train, images, labelled, tmp_path, capsys):
         train(f'--data-dir {images} --output {tmp_path} --experiment run --epochs 1 --mim-probe-dir {labelled} '
               '--mim-probe-layers 7')
     assert stopped.value.code == 2 and not (tmp_path / 'run').exists()
-    assert "no layer '7'; the model has 1 to 6" in capsys.readouterr().err.splitlines()[-1]
+    assert "no layer '7'; the model has layers 1 to 6" in capsys.readouterr().err.splitlines()[-1]

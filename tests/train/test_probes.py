@@ -138,7 +138,7 @@ def test_layers():
     assert resolve_layers(['all'], 4) == [1, 2, 3, 'last']
     assert resolve_layers(['2', 'last', '2'], 4) == [2, 'last']
     for layer in ('0', '5', '-1', 'first'):
-        with pytest.raises(UserError, match=f"no layer '{layer}'; the model has 1 to 4"):
+        with pytest.raises(UserError, match=f"no layer '{layer}'; the model has layers 1 to 4"):
             resolve_layers([layer], 4)
 
 
@@ -180,7 +180,7 @@ def test_train_and_val(tmp_path):
     (lambda root: None, 'there is no folder'),
     (lambda root: (root / 'a').mkdir(parents=True), 'no image in'),
     (lambda root: write(root, 3), 'two classes or more'),
-    (lambda root: write(root / 'train' / 'a', 3), 'no other half'),
+    (lambda root: write(root / 'train' / 'a', 3), 'not its counterpart'),
     (lambda root: (write(root / 'a', 3), write(root / 'b', 1)), 'class b in .* has one image'),
 ])
 def test_folders_that_are_refused(make, message, tmp_path):

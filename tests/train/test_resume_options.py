@@ -232,4 +232,4 @@ def test_first_epoch_is_not_gone_to_twice(train, images, tmp_path):
     flags = f'--data-dir {images} --output {tmp_path} --experiment run --resume auto --start-epoch 1 --epochs 3'
     train(f'{flags} --stop-epoch 2')
     train(flags)
-    assert 'goes on after step 6' in (tmp_path / 'run' / 'train.log').read_text()
+    assert 'resuming after step 6' in (tmp_path / 'run' / 'train.log').read_text()

@@ -70,7 +70,7 @@ def test_checkpoint_of_another_folder_is_refused(method, train, images, finished
     with pytest.raises(SystemExit) as stopped:
         train(f'{flags} --experiment run {method}')
     error = capsys.readouterr().err.splitlines()[-1]
-    assert stopped.value.code == 2 and 'is no checkpoint of' in error and 'that does not exist yet' in error
+    assert stopped.value.code == 2 and 'is not a checkpoint of' in error and 'that does not exist yet' in error
     assert files(copied_run) == before
     if not method:
         train(f'{flags} --experiment branch')
@@ -98,7 +98,7 @@ def test_checkpoint_before_others_is_refused(train, images, copied_run, capsys):
     with pytest.raises(SystemExit) as stopped:
         train(f'--data-dir {images} --output {copied_run.parent} --experiment run {FLAGS} --epochs 6 '
               f'--resume {copied_run}/checkpoint-2.pth.tar')
-    assert stopped.value.code == 2 and "is from before 'last.pth.tar'" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "is older than 'last.pth.tar'" in capsys.readouterr().err
     assert files(copied_run) == before
 
 

@@ -106,7 +106,7 @@ def test_arguments_of_a_run_run_again(script, tmp_path, monkeypatch):
 
 
 MISTAKES = [
-    ('--mask-ratio 0.5', '--mask-ratio has a meaning with --mim only'),
+    ('--mask-ratio 0.5', '--mask-ratio works only with --mim'),
     ('--tta 2', '--tta is not supported'),
     ("--resume auto --experiment ''", '--experiment'),
     ('--amp --model-dtype bfloat16', 'leave out --model-dtype bfloat16'),
@@ -198,7 +198,7 @@ def test_checkpoint_of_another_folder_does_not_overwrite_a_run(tmp_path):
     def find(path, experiment):
         return find_checkpoint(argparse.Namespace(output=str(tmp_path), experiment=experiment, resume=str(path)))
 
-    with pytest.raises(UserError, match='which holds a run of its own'):
+    with pytest.raises(UserError, match='which holds another run'):
         find(tmp_path / 'a' / 'last.pth.tar', 'b')
     for path in ('b/last.pth.tar', 'link/last.pth.tar', 'a/../b/last.pth.tar'):
         assert find(tmp_path / path, 'b') == str(tmp_path / path)

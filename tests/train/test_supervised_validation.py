@@ -116,7 +116,7 @@ def test_file_of_models(run, tmp_path):
     ('--checkpoint nowhere', 'nowhere'),
     ('--amp --model-dtype bfloat16', 'leave out --model-dtype bfloat16'),
     ('--target-format multihot', '--task multilabel'),
-    ('--task multilabel --metrics-avg micro', 'one label an image'),
+    ('--task multilabel --metrics-avg micro', 'do not work with --task multilabel'),
     ('--device tpuu', '--device tpuu'),
     ('--model resnet500', "timm has no model 'resnet500'; did you mean resnet50"),
     ('--checkpoint {checkpoints}/1.pth.tar --data-dir nowhere', "there is no 'nowhere'"),

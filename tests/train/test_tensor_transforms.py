@@ -149,7 +149,7 @@ def test_damaged_files_are_skipped(tmp_path, caplog):
     (tmp_path / '04.jpg').write_bytes(whole[:len(whole) // 2])
     (tmp_path / '05.jpg').write_bytes(b'no image')
     assert sum(len(batch) for batch in batches(options_of(data_dir=str(tmp_path)))) == 8
-    assert caplog.text.count('cannot be read, another image takes its place') >= 1
+    assert caplog.text.count('cannot be read, another image replaces it') >= 1
 
 
 def test_tar_file(tmp_path):

@@ -1,20 +1,23 @@
-"""Pre-training by masked image modeling, as a training script runs it.
+"""Pre-train an image model by masked image modeling.
 
-`python -m timm.mim.pretrain` is the program. A script of one's own needs two calls: `add_arguments(parser)` for the
-flags, and `run(args)` with the arguments that the user gave; `given_arguments(parser)` tells those where flags have
-defaults.
-Models, optimizers, schedules, checkpoints and readers are timm's; the task is in `timm.task`. In the order of a run:
+The program is `python -m timm.mim.pretrain`. Your own training script needs two calls: `add_arguments(parser)` adds the
+flags, and `run(args)` pre-trains with the arguments that the user gave. If the parser sets defaults, call
+`given_arguments(parser)` to get the arguments without them.
 
-- `flags/`, `options`: what the user asks for, with the `recipes` of the authors of the methods
+Models, optimizers, schedules, checkpoints and dataset readers are timm's; the training task is in `timm.task`. The
+modules, in the order of a run:
+
+- `flags/`, `options`, `recipes`: the user's options, the defaults of each method, and their checks
 - `data/`: the images, their order and their augmentation
-- `task`, `sharding`: what is trained, on one device or sharded over many
-- `trainer`: the updates
-- `held_out`, `probes/`: measure what was learned
-- `run_folder`, `checkpoints`, `encoder_files`: what a run writes
-- `resume`: how a run goes on from a checkpoint
-- `reporting/`: what a run prints and records
-- `run_loop`: the whole run, and `errors`: how it ends
-- `validate`: measures a checkpoint again
+- `task`, `sharding`: the model, the optimizer and the schedules, on one device or sharded over many
+- `trainer`: the training updates
+- `held_out`, `probes/`: evaluation
+- `run_folder`, `checkpoints`, `encoder_files`: the files that a run writes
+- `resume`: resuming from a checkpoint
+- `reporting/`: console output, logs, curves and pictures
+- `run_loop`: the whole run
+- `errors`: errors, signals and exit codes
+- `validate`: evaluation of a checkpoint
 """
 from . import flags as flags
 from .flags import add_arguments as add_arguments

@@ -1,6 +1,6 @@
-"""Pre-training without a clone: `python -m timm.mim.pretrain --mim mae --data-dir IMAGES`.
+"""Pre-train with the installed package alone: `python -m timm.mim.pretrain --mim mae --data-dir IMAGES`.
 
-It is what `train.py --mim` of the repository runs, with the flags that have a meaning in pre-training.
+The program does the same as the repository's `train.py --mim`. It has only the flags that apply to pre-training.
 """
 import argparse
 from typing import List, Optional
@@ -14,12 +14,12 @@ from .run_loop import run
 
 
 def create_parser() -> argparse.ArgumentParser:
-    """Create the parser of the program. Where the recipe of a method has a value, no default is shown."""
+    """Create the parser of the program. It shows no default for an option that a method's recipe sets."""
     parser = OneLineParser(
         prog=MODULE,
         description='Pre-train an image model by masked image modeling.',
         usage='%(prog)s --mim METHOD --data-dir IMAGES [flags]',
-        epilog='What the recipe of the method decides has no default here; the log of a run says what it decided.',
+        epilog="Options without a default here take the method's default; the log of a run lists these values.",
         formatter_class=DefaultsFormatter,
     )
     add_arguments(parser)
@@ -33,13 +33,13 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Run the program.
 
     Args:
-        argv: Command line without the program, that of the process if None.
+        argv: Arguments of the command line; None for `sys.argv[1:]`.
     """
     parser = create_parser()
     with exit_codes():
         args = only_given(parser, *parse(parser, argv))
     if 'mim' not in args:
-        parser.error('--mim METHOD says how to pre-train: simmim, mae or ijepa.')
+        parser.error('--mim METHOD is missing: give simmim, mae, ijepa or a method of your own.')
     setup_default_logging()
     run(args)
 

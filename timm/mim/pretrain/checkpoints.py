@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written by timm's saver, found and loaded here."""
+"""Write the checkpoints of a run with timm's saver, and find, verify and load them."""
 import argparse
 import logging
 import math
@@ -18,17 +18,17 @@ from .run_folder import LAST, plain_options
 
 _logger = logging.getLogger(__name__)
 
-# What a run that was killed leaves of the checkpoint that it was writing.
+# Files of a checkpoint that a killed run was still writing.
 _UNFINISHED = ('*.partial', 'tmp.pth.tar', 'recovery_tmp.pth.tar')
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was loaded, and its file.
+    """A loaded checkpoint and its file.
 
     Attributes:
         path: File.
-        content: What it holds; tensors are mapped into memory.
-        in_place: It is one of the folder of the run that goes on from it.
+        content: Content of the file. The tensors are memory-mapped.
+        in_place: The file is in the folder of the run that resumes from it.
     """
     path: Path
     content: Dict[str, Any]
@@ -36,40 +36,40 @@ class Checkpoint(NamedTuple):
 
     @property
     def run(self) -> Optional[Dict[str, Any]]:
-        """The place in the run, None for a checkpoint of another program."""
+        """Position in the run, None if another program wrote the checkpoint."""
         return self.content.get('run')
 
     @property
     def update(self) -> int:
-        """Number of updates done, -1 for a checkpoint of another program."""
+        """Number of updates done, -1 if another program wrote the checkpoint."""
         return -1 if self.run is None else self.run['update']
 
     @property
     def within_epoch(self) -> bool:
-        """It was written within an epoch."""
+        """Whether the checkpoint was written within an epoch."""
         return self.run is not None and self.run['update'] % self.run['updates_per_epoch'] != 0
 
     @property
     def goes_on(self) -> bool:
-        """The run that wrote it goes on. Otherwise another one begins from it."""
+        """Whether the run that wrote the checkpoint continues. Otherwise a new run starts from it."""
         return self.in_place and self.run is not None
 
 
 def load_checkpoint(path: Path, flag: str = '--resume', verify: bool = True) -> Checkpoint:
-    """Load a checkpoint, without running any code that it may hold.
+    """Load a checkpoint. Code that the file may contain is never run.
 
     Args:
         path: File of the checkpoint.
-        flag: Flag that named it.
-        verify: Compare tensors with their checksums, which reads the whole file. All else always is.
+        flag: Flag that names the file, for error messages.
+        verify: Also verify the checksums of tensors, which reads the whole file. Other checksums are always verified.
 
     Raises:
-        UserError: It is no complete checkpoint of a training run, is damaged, or holds more than data.
+        UserError: The file is not a complete checkpoint of a training run, is damaged, or contains more than data.
     """
     _verify(path, flag, tensors=verify)
     try:
         content = load_checkpoint_metadata(path)
-    except Exception as e:  # a file that is no checkpoint, or half of one, fails in many ways
+    except Exception as e:  # other files and truncated checkpoints raise errors of many types
         raise UserError(
             f"{flag}: '{path}' is not a complete checkpoint of a training run ({one_line(e)[:200]}).") from e
     if not isinstance(content, dict) or 'state_dict' not in content:
@@ -79,10 +79,10 @@ def load_checkpoint(path: Path, flag: str = '--resume', verify: bool = True) -> 
 
 
 def _verify(path: Path, flag: str, tensors: bool) -> None:
-    """Compare a checkpoint with the checksums of its archive, which PyTorch writes and does not look at.
+    """Verify the checksums in the archive of a checkpoint. PyTorch writes them, but does not verify them.
 
     Raises:
-        UserError: They differ.
+        UserError: A checksum is wrong.
     """
     try:
         verify_checksums(path, tensors)
@@ -91,7 +91,7 @@ def _verify(path: Path, flag: str, tensors: bool) -> None:
 
 
 def _check_run(run: Any, path: Path, flag: str) -> None:
-    """Check that a checkpoint says where in a run it was written, if it says anything of it."""
+    """Check that the position in the run is complete, if the checkpoint has one."""
     if run is None:
         return
     numbers = ('update', 'updates_per_epoch', 'images_per_update')
@@ -106,16 +106,16 @@ def _check_run(run: Any, path: Path, flag: str) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Optional[Checkpoint]:
-    """Load the checkpoint of most updates in a run folder whose checksums are right; damaged ones are named.
+    """Load the intact checkpoint with the most updates from a run folder, and log the damaged ones.
 
     Args:
         folder: Folder of a run.
 
     Returns:
-        The checkpoint, None where there are none.
+        The checkpoint, None if the folder has no checkpoints.
 
     Raises:
-        UserError: There are checkpoints, and all are damaged or cannot be read.
+        UserError: The folder has checkpoints, but all are damaged or unreadable.
     """
     found, unreadable = readable_checkpoints(folder)
     for checkpoint in found:
@@ -123,23 +123,23 @@ def newest_checkpoint(folder: Path) -> Optional[Checkpoint]:
             _verify(checkpoint.path, '--resume auto', tensors=True)
             return checkpoint
         except UserError as e:
-            _logger.warning(f'Left out: {e}')
+            _logger.warning(f'Skipped: {e}')
     if found or unreadable:
         raise UserError(
-            f"--resume auto: none of the {len(found) + unreadable} checkpoints in '{folder}' can be read; begin anew "
+            f"--resume auto: none of the {len(found) + unreadable} checkpoints in '{folder}' can be read; start again "
             'with another --experiment.')
     return None
 
 
 def readable_checkpoints(folder: Path, besides: Optional[Path] = None) -> Tuple[List[Checkpoint], int]:
-    """Load what can be read of the checkpoints in a run folder, without comparing tensors with their checksums.
+    """Load all readable checkpoints of a run folder, without verifying the checksums of tensors.
 
     Args:
         folder: Folder of a run.
-        besides: File to leave out, by all of its names.
+        besides: File to skip, also if the folder has it under another name.
 
     Returns:
-        Checkpoints, that of most updates first, and how many could not be read, which are named.
+        The checkpoints, sorted by falling number of updates, and the number of unreadable ones, which are logged.
     """
     found: List[Checkpoint] = []
     unreadable = 0
@@ -150,17 +150,17 @@ def readable_checkpoints(folder: Path, besides: Optional[Path] = None) -> Tuple[
             if besides is None or not os.path.samefile(path, besides):
                 found.append(load_checkpoint(path, verify=False))
         except (OSError, UserError) as e:
-            _logger.warning(f'Left out: {e}')
+            _logger.warning(f'Skipped: {e}')
             unreadable += 1
     return sorted(found, key=lambda c: (c.update, c.path.name == LAST, c.path), reverse=True), unreadable
 
 
 @contextmanager
 def mismatch_errors(path: Path, flag: str = '--resume') -> Iterator[None]:
-    """Tell the user which checkpoint it was where loading its parts fails.
+    """Add the path of the checkpoint to errors that loading its parts raises.
 
     Raises:
-        UserError: Something in the checkpoint does not fit.
+        UserError: A part of the checkpoint does not fit the run.
     """
     try:
         yield
@@ -169,13 +169,13 @@ def mismatch_errors(path: Path, flag: str = '--resume') -> Iterator[None]:
 
 
 def evaluation_weights(checkpoint: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[Dict[str, Any]]]:
-    """Return the weights and the task state of a checkpoint, those of its moving average where it has one."""
+    """Return the weights and the task state of a checkpoint, or of its moving average if it has one."""
     suffix = '_ema' if 'state_dict_ema' in checkpoint else ''
     return checkpoint[f'state_dict{suffix}'], checkpoint.get(f'task_state{suffix}')
 
 
 class RunSaver(CheckpointSaver):
-    """Timm's saver, with what a trainer adds to every checkpoint.
+    """timm's saver of checkpoints, which also stores the trainer's state and the results of the run.
 
     Args:
         folder: Folder of the run.
@@ -193,7 +193,7 @@ class RunSaver(CheckpointSaver):
             optimizer: torch.optim.Optimizer,
             scaler: Optional[NativeScaler] = None,
     ):
-        logging.getLogger('timm.utils.checkpoint_saver').setLevel(logging.WARNING)  # it lists every file each time
+        logging.getLogger('timm.utils.checkpoint_saver').setLevel(logging.WARNING)  # it logs every file at each save
         super().__init__(
             model=task.get_method(),
             optimizer=optimizer,
@@ -215,11 +215,11 @@ class RunSaver(CheckpointSaver):
     def _checkpoint_state(self, epoch: int, metric: Optional[float] = None) -> Dict[str, Any]:
         state = {**super()._checkpoint_state(epoch, metric), **self.added}
         if self.within_epoch:
-            state['saver'] = self.state_dict()  # it takes no place in the history
+            state['saver'] = self.state_dict()  # a checkpoint within an epoch is not part of the history
         return state
 
     def best_with(self, epoch: int, metric: Optional[float]) -> Tuple[Optional[int], Optional[float]]:
-        """Return the best epoch and its metric, None without metrics, counting one that is about to be saved."""
+        """Return the best epoch and its metric, including an epoch that is about to be saved; None without metrics."""
         ranked = metric is not None and not math.isnan(metric)
         if ranked and (self.best_metric is None or self.cmp(metric, self.best_metric)):
             return epoch, metric
@@ -232,13 +232,13 @@ class RunSaver(CheckpointSaver):
             added: Dict[str, Any],
             results: Dict[str, Any],
     ) -> None:
-        """Save a completed epoch, and drop what was saved within it.
+        """Save a completed epoch, and delete the checkpoints that were saved within it.
 
         Args:
             epoch: Number of the epoch.
-            metric: Held-out error, None where epochs cannot be compared by it.
-            added: What `Trainer.state_dict` returned.
-            results: What came out so far.
+            metric: Held-out error, None if it cannot compare epochs.
+            added: Result of `Trainer.state_dict`.
+            results: Results of the run so far.
         """
         self.added, self.within_epoch = dict(added, results=results), False
         self.save_checkpoint(epoch, metric=metric)
@@ -251,14 +251,14 @@ class RunSaver(CheckpointSaver):
             added: Dict[str, Any],
             results: Dict[str, Any],
     ) -> None:
-        """Save the state within an epoch, which the next one replaces."""
+        """Save the state within an epoch. The next checkpoint replaces it."""
         self.added, self.within_epoch = dict(added, results=results), True
         self.save_recovery(epoch, batch)
 
     def take_up(self, checkpoint: Checkpoint) -> None:
-        """Go on with the history of a checkpoint of this folder, and do what a kill left undone after it."""
+        """Restore the history of a checkpoint of this folder, and finish what a killed run left unfinished after it."""
         history = checkpoint.content.get('saver')
-        if not history:  # timm before 1.0.31 keeps none
+        if not history:  # timm before 1.0.31 does not store it
             return
         epoch, metric = history.get('pending', (None, None))
         if epoch is None or checkpoint.path.name != LAST:
@@ -269,7 +269,7 @@ class RunSaver(CheckpointSaver):
         self._tidy(epoch)
 
     def _tidy(self, epoch: int) -> None:
-        """What follows the checkpoint of a completed epoch."""
+        """Save the milestone if one is due, and delete the checkpoints within the completed epoch."""
         if epoch + 1 in self.options.save_epochs:
             self.save_milestone(epoch + 1)
         for path in Path(self.recovery_dir).glob(f'{self.recovery_prefix}-*{self.extension}'):

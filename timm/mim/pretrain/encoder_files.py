@@ -1,4 +1,4 @@
-"""Write the trained encoder to files, and say how to load, publish and fine-tune it."""
+"""Write the trained encoder to files, and make the commands that load, publish and fine-tune it."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ from ..files import write_complete
 from .flags.run_options import RunOptions
 from .run_folder import ENCODER
 
-HUB_FOLDER = 'encoder'  # the same weights with timm's hub configuration
+HUB_FOLDER = 'encoder'  # holds the same weights with timm's hub configuration
 _HUB_CONFIG = 'config.json'
 
 
@@ -26,16 +26,17 @@ def save_encoder(
         data_config: Dict[str, Any],
         tag: str,
 ) -> None:
-    """Write the weights of an encoder, alone and in a folder that `timm.create_model('local-dir:FOLDER')` loads.
+    """Write the weights of an encoder to a file, and to a folder that `timm.create_model('local-dir:FOLDER')` loads.
 
-    Each file is complete or not there. The weights in the folder are a hard link where the file system has them.
+    Each file is written atomically. The weights in the folder are a hard link to the file if the file system supports
+    that, and a copy otherwise.
 
     Args:
         folder: Folder of the run.
-        weights: Weights of the model by name, whole where the model has only a part of them.
+        weights: Unsharded weights of the model by name.
         model: Model without a classifier, made by `timm.create_model`.
         data_config: Input size, mean, standard deviation, interpolation and crop of images.
-        tag: What tells these weights from others of the model, as `vit_base_patch16_224.mae`.
+        tag: Tag of the weights in timm's naming, such as `mae` in `vit_base_patch16_224.mae`.
 
     Raises:
         OSError: A file cannot be written.
@@ -67,7 +68,7 @@ def loading_lines(path: Path, model: str, model_args: Dict[str, Any]) -> Tuple[s
     Args:
         path: File of the encoder.
         model: Name of the model.
-        model_args: Arguments that the model was built with.
+        model_args: Arguments with which the model was created.
     """
     arguments = ''.join(f'{name}={value!r}, ' for name, value in model_args.items())
     return (
@@ -77,7 +78,7 @@ def loading_lines(path: Path, model: str, model_args: Dict[str, Any]) -> Tuple[s
 
 
 def hub_lines(folder: Path) -> Tuple[str, str]:
-    """Return the lines of Python that load an encoder by its hub configuration, and publish it.
+    """Return two lines of Python: one loads an encoder from its folder with the hub configuration, one publishes it.
 
     Args:
         folder: Folder of the run.
@@ -94,7 +95,7 @@ def fine_tuning_command(path: Path, options: RunOptions, model_args: Dict[str, A
     Args:
         path: File of the encoder.
         options: Options of the run.
-        model_args: Arguments that the model was built with.
+        model_args: Arguments with which the model was created.
     """
     words = ['python', 'train.py', '--data-dir', 'LABELLED_FOLDER', '--model', options.model]
     words += ['--pretrained-path', str(path)]
@@ -102,7 +103,7 @@ def fine_tuning_command(path: Path, options: RunOptions, model_args: Dict[str, A
         words += ['--img-size', *map(str, model_args['img_size'])]
     if 'in_chans' in model_args:
         words += ['--in-chans', str(model_args['in_chans'])]
-    flags = ('img_size', 'in_chans', 'drop_path_rate')  # the rate is another one with labels
+    flags = ('img_size', 'in_chans', 'drop_path_rate')  # the command sets its own --drop-path
     arguments = [f'{name}={value}' for name, value in model_args.items() if name not in flags]
     if arguments:
         words += ['--model-kwargs', *arguments]

@@ -1,4 +1,4 @@
-"""Errors that end a run, signals that stop it, and the exit code and the single line that the user sees."""
+"""The errors that end a run, the signals that stop it, and the exit code and message that the user gets."""
 
 import multiprocessing
 import os
@@ -16,27 +16,27 @@ import torch
 from ..errors import one_line as one_line
 from .flags.errors import UserError as UserError
 
-# How gloo and sockets report it; NCCL has an exception of its own.
+# How gloo and sockets report that another process is gone. NCCL raises `DistError` instead.
 _LOST_PEER = re.compile('Connection (closed by|reset by|refused)|Broken pipe|Timed out waiting|Socket Timeout')
 
-# What a terminal sends when it closes does not exist on Windows.
+# SIGHUP, which a closing terminal sends, does not exist on Windows.
 SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP') if hasattr(signal, name))
 
-# Seconds within which a signal counts as sent once. timeout(1) sends it to the process, and again to its group.
+# A signal that repeats within this many seconds counts once: timeout(1) signals the process, and then its group.
 _SAME_REQUEST = 0.5
 
 MODULE = 'python -m timm.mim.pretrain'
 EXIT_MISTAKE = 2
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command with --resume auto goes on
+EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command with --resume auto continues the run
 
 
 class RunStopped(Exception):
-    """The run was asked to stop, and has saved what it takes to go on.
+    """A signal stopped the run, and the run can be continued.
 
     Attributes:
-        command: The command that goes on.
+        command: The command that continues the run.
     """
 
     def __init__(self, message: str = '', command: str = ''):
@@ -45,15 +45,15 @@ class RunStopped(Exception):
 
 
 def flag_name(name: str) -> str:
-    """Spell an argument as the user types it."""
+    """Return the flag of an option, as the user types it."""
     return '--' + name.replace('_', '-')
 
 
 def lost_process(error: RuntimeError) -> Optional[ConnectionError]:
-    """Say that another process of the run has died, if that is why this one failed."""
+    """Return a `ConnectionError` if an error means that another process of the run has died, None otherwise."""
     text = one_line(error)
     if re.search(r'DataLoader worker \(pid', text):
-        what = 'a process that loads images has died, for want of memory perhaps (--workers)'
+        what = 'a process that loads images has died, perhaps because memory ran out: try fewer --workers'
     elif isinstance(error, getattr(torch.distributed, 'DistError', ())) or _LOST_PEER.search(text):
         what = 'another process of the run has died or does not answer'
     else:
@@ -62,17 +62,18 @@ def lost_process(error: RuntimeError) -> Optional[ConnectionError]:
 
 
 class UnreadableImages(Exception):
-    """More of the images cannot be read than the user allows."""
+    """More images are unreadable than --max-unreadable allows."""
 
 
 class StopSignal:
-    """Notes a signal instead of dying of it, and says so at once. A second one of the same kind ends the program.
+    """Catches the signals that stop a run, so that the run can save its state first.
 
-    A signal of another kind is no second request: where Ctrl-C stops torchrun, its processes get SIGINT and SIGTERM.
-    Signals that were ignored before, as SIGHUP is under nohup, stay ignored.
+    The first signal prints a message and makes the object true. A second signal of the same kind ends the program at
+    once. A signal of another kind does not: when Ctrl-C stops torchrun, its processes get both SIGINT and SIGTERM.
+    Signals that were ignored before, such as SIGHUP under nohup, stay ignored.
 
-    Used as a context manager; truthy once a signal has come. Outside of the main thread, where Python allows no
-    handlers, it never is.
+    Use it as a context manager in the main thread. In other threads Python allows no handlers, and the object stays
+    false.
     """
 
     def __init__(self) -> None:
@@ -108,7 +109,7 @@ class StopSignal:
         self.received = number
 
     def _leave_terminal(self) -> None:
-        """Write to nowhere what was written to the terminal: it is gone, and a write to it would end the run."""
+        """Redirect output from the closed terminal to the null device, because a write to it would end the run."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for descriptor in self._terminals:
             os.dup2(nowhere, descriptor)
@@ -116,7 +117,7 @@ class StopSignal:
 
 
 def _die_of(number: int) -> None:
-    """Do what a signal does to a program that knows nothing of it, and end the processes that load images."""
+    """End the processes that load images, and end this one by the default action of the signal."""
     _announce(f'{signal.Signals(number).name}: stopped now')
     for child in multiprocessing.active_children():
         child.kill()
@@ -125,26 +126,25 @@ def _die_of(number: int) -> None:
 
 
 def _announce(line: str) -> None:
-    """Write a line for all processes of the run, past Python's buffers: the signal may have come while one is written.
-    """
+    """Write a line from the first process, without Python's buffers, which the signal may have interrupted."""
     if int(os.environ.get('RANK', 0)):
         return
     try:
-        above = '\n' if os.isatty(2) else ''  # the terminal shows ^C, or a progress bar
+        above = '\n' if os.isatty(2) else ''  # the current line of a terminal shows ^C or a progress bar
         os.write(2, f'{above}{os.path.basename(sys.argv[0])}: {line}\n'.encode(errors='replace'))
-    except OSError:  # nobody is there to read it
+    except OSError:  # the terminal is gone
         pass
 
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """End the program with one line and an exit code where the block cannot go on, and leave the other processes."""
+    """Turn errors of the block into one line for the user and an exit code, and leave the process group."""
     try:
         yield
     except UserError as e:
         _exit(e, EXIT_MISTAKE)
     except RunStopped as e:
-        _say(f'{one_line(e)}\n{e.command}')  # the command alone in its line, to be pasted
+        _say(f'{one_line(e)}\n{e.command}')  # the command has its own line, so that it can be copied
         raise SystemExit(EXIT_STOPPED) from None
     except KeyboardInterrupt:
         _say('interrupted, nothing was written.')
@@ -170,7 +170,13 @@ def program() -> str:
 
 
 def _exit(error: Exception, code: int, alone: bool = False) -> None:
-    """End the program with a line, which one process prints for all unless it is alone with the error."""
+    """Print the mistakes of an error, one per line, and end the program.
+
+    Args:
+        error: The error.
+        code: Exit code.
+        alone: This process alone has the error, so it prints with its rank. Otherwise only the first process prints.
+    """
     for mistake in error.mistakes if isinstance(error, UserError) else [one_line(error)]:
         _say(f'error: {mistake}', alone)
     raise SystemExit(code)
@@ -182,7 +188,7 @@ def _say(text: str, alone: bool = False) -> None:
         script = f'{script}: rank {rank}'
     if alone or rank == 0:
         try:
-            # names of files need not be text
+            # file names may hold bytes that are not valid text
             print(f'{script}: {text}'.encode(errors='backslashreplace').decode(), file=sys.stderr, flush=True)
-        except OSError:  # a terminal that is gone must not change the exit code
+        except OSError:  # the exit code stays the same when the terminal is gone
             pass

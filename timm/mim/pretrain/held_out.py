@@ -1,4 +1,4 @@
-"""Measure how well a method reconstructs images that it was not trained on, beside baselines that learn nothing."""
+"""Measure how well a method predicts held-out images, and compare it with baselines that are not learned."""
 
 import argparse
 from contextlib import contextmanager
@@ -21,16 +21,19 @@ from .data.loading import EVALUATION, create_evaluation_loader
 from .errors import UnreadableImages, UserError
 from .flags.run_options import RunOptions
 
-MASK_SEED = 0  # whatever the seed of the run, so that runs can be compared
-MIN_MASKS = 32  # few images get several masks each, until there are this many
+MASK_SEED = 0  # the same for every seed of a run, so that runs are comparable
+MIN_MASKS = 32  # if there are fewer images, each gets several masks to reach this number
 
 
 def mean_of_visible(images: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
-    """Fill masked pixels with the mean colour of the image's visible pixels.
+    """Fill masked pixels with the mean colour of the visible pixels of the image.
 
     Args:
-        images: Images [B, C, H, W].
-        pixel_mask: Bool mask [B, 1, H, W], True where masked.
+        images: Images (B, C, H, W).
+        pixel_mask: Bool mask (B, 1, H, W), True where masked.
+
+    Returns:
+        Filled images (B, C, H, W).
     """
     visible = ~pixel_mask
     mean = (images * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True)
@@ -43,21 +46,24 @@ def diffusion_fill(
         tolerance: float = 1e-4,
         max_iterations: int = 2000,
 ) -> torch.Tensor:
-    """Let the visible pixels diffuse into the masked ones until nothing changes (Laplace's equation).
+    """Fill masked pixels by solving Laplace's equation with the visible pixels as boundary values.
 
-    Every masked pixel becomes the mean of its neighbours, with no flow across the image border: the smoothest fill that
-    meets the visible pixels. Solved by conjugate gradients, all images and channels at a time.
+    Every masked pixel becomes the mean of its neighbours, without flow across the image border. This is the smoothest
+    fill that keeps the visible pixels. Conjugate gradients solve it for all images and channels at once.
 
     Args:
-        images: Images [B, C, H, W].
-        pixel_mask: Bool mask [B, 1, H, W], True where masked.
-        tolerance: Residual, relative to the first one, at which to stop.
-        max_iterations: Iterations after which to stop in any case.
+        images: Images (B, C, H, W).
+        pixel_mask: Bool mask (B, 1, H, W), True where masked.
+        tolerance: Norm of the residual at which to stop, divided by the norm of the first residual.
+        max_iterations: Maximum number of iterations.
+
+    Returns:
+        Filled images (B, C, H, W), float64.
     """
     images = images.double()
 
     def laplacian(x: torch.Tensor) -> torch.Tensor:
-        # Replicated borders add a zero difference, so that nothing flows across the border.
+        # Replicated borders have zero difference to their neighbours, so nothing flows across the border.
         padded = F.pad(x, (1, 1, 1, 1), mode='replicate')
         neighbours = padded[:, :, :-2, 1:-1] + padded[:, :, 2:, 1:-1] + padded[:, :, 1:-1, :-2] + padded[:, :, 1:-1, 2:]
         return (4 * x - neighbours) * pixel_mask
@@ -83,10 +89,12 @@ def diffusion_fill(
 
 
 class HeldOutShare(NamedTuple):
-    """This process's share of the held-out images: normalised, with their numbers over all processes.
+    """The held-out images of one process.
 
     Attributes:
-        unreadable: How many are missing.
+        images: Normalised images (N, C, H, W).
+        numbers: Their positions (N,) among the held-out images of all processes.
+        unreadable: Number of images of this process that cannot be read.
     """
     images: torch.Tensor
     numbers: torch.Tensor
@@ -102,16 +110,16 @@ def load_held_out(
         world_size: int = 1,
         limit: int = HELD_OUT_LIMIT,
 ) -> HeldOutShare:
-    """Load this process's share of the held-out images.
+    """Load the held-out images of one process.
 
     Args:
         dataset: Held-out images.
         options: Options of the run.
         data_config: Input size, mean, standard deviation, interpolation, crop and mode of the images.
-        device: Device to normalise images on; they are kept in main memory.
-        rank: This process.
+        device: Device that normalises the images. They are then kept in main memory.
+        rank: Rank of this process.
         world_size: Number of processes.
-        limit: Number of images over all processes; of more as many at most are taken, evenly spread.
+        limit: Maximum number of images over all processes. A larger dataset is subsampled evenly.
     """
     if isinstance(dataset, IterableDataset):
         images = _read_stream(dataset, options, data_config, device, count=-(-limit // world_size))
@@ -136,7 +144,7 @@ def _read_stream(
         device: torch.device,
         count: int,
 ) -> torch.Tensor:
-    """The first images of a stream, in main memory."""
+    """Load the first `count` images of a stream into main memory."""
     batch_size = options.validation_batch_size or options.batch_size
     loader = create_loader(
         dataset,
@@ -153,18 +161,18 @@ FILLS = dict(mean_of_visible=mean_of_visible, diffusion_fill=diffusion_fill)
 
 
 class HeldOutImages:
-    """Held-out images with fixed masks, on which reconstructions are compared.
+    """Measures methods on held-out images with fixed masks.
 
-    The masked L1 is the mean absolute difference over all masked pixels and channels, of normalised images: the formula
-    of SimMIM's loss. Every process holds a share of the images; results are over all of them.
+    The masked L1 is the mean absolute difference over all masked pixels and channels of normalised images, the formula
+    of SimMIM's loss. Every process holds a share of the images; results are over the images of all processes.
 
     Args:
-        images: Normalised images [N, C, H, W] of this process.
-        numbers: Their numbers [N] over all processes, which decide their masks.
+        images: Normalised images (N, C, H, W) of this process.
+        numbers: Their positions (N,) among the images of all processes, which determine their masks.
         num_images: Number of images over all processes.
-        device: Device to reconstruct on.
-        batch_size: Number of images to reconstruct at a time.
-        in_step: Processes have to do as many forward passes each, as those of a sharded model have to.
+        device: Device to compute on.
+        batch_size: Number of images per forward pass.
+        in_step: All processes must run the same number of forward passes, as a sharded model requires.
         mask_seed: Seed of the masks.
     """
 
@@ -187,7 +195,7 @@ class HeldOutImages:
         self.mask_numbers = (numbers.view(-1, 1) * self.num_masks + torch.arange(self.num_masks)).flatten()
 
         self.num_batches = -(-len(self.mask_numbers) // batch_size)
-        self.idle_batches = 0  # that this process does for the others' sake
+        self.idle_batches = 0  # extra forward passes of this process, whose results are not used
         self.in_step = in_step
         if in_step:
             counts = [None] * dist.get_world_size()
@@ -199,7 +207,7 @@ class HeldOutImages:
         return images, torch.rand(method.noise_shape(1), device=self.device)
 
     def batches(self, method: nn.Module) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
-        """Yield images and the noise that makes their masks, image by image with each of its masks."""
+        """Yield batches of images and the noise for their masks. An image appears once for each of its masks."""
         size = method.noise_shape(1)[1]
         for start in range(0, len(self.mask_numbers), self.batch_size):
             numbers = self.mask_numbers[start:start + self.batch_size]
@@ -208,14 +216,14 @@ class HeldOutImages:
 
     @torch.no_grad()
     def measure(self, method: nn.Module, autocast: Callable) -> Dict[str, float]:
-        """Return how well a method predicts, by name; the first is what epochs are compared by.
+        """Return the held-out errors of a method by name. The first one decides which epoch is best.
 
-        A method that reconstructs pixels has its masked L1, any other its own loss, what it logs, and the loss of
-        predictions that know nothing.
+        A method that reconstructs pixels has its masked L1. Any other method has its own loss, the values that it logs,
+        and the losses of uninformed predictions.
 
         Args:
             method: Masked image modeling method.
-            autocast: Context of mixed precision.
+            autocast: Creates the autocast context of a forward pass.
         """
         def values(images: torch.Tensor, noise: torch.Tensor) -> Dict[str, torch.Tensor]:
             with autocast():
@@ -229,7 +237,7 @@ class HeldOutImages:
 
     @torch.no_grad()
     def baselines(self, method: nn.Module, autocast: Callable) -> Dict[str, float]:
-        """Return the masked L1 of the fills that learn nothing, empty for a method that reconstructs no pixels."""
+        """Return the masked L1 of the fills that are not learned; empty for a method that reconstructs no pixels."""
         if not method.reconstructs_pixels:
             return {}
 
@@ -240,12 +248,12 @@ class HeldOutImages:
 
     @torch.no_grad()
     def views(self, method: nn.Module, autocast: Callable, count: int) -> List[View]:
-        """Return what a method has to show of the first images of this process, with their first masks.
+        """Return pictures of what a method sees and predicts, for the first images of this process.
 
         Args:
             method: Masked image modeling method.
-            autocast: Context of mixed precision.
-            count: Number of images at most.
+            autocast: Creates the autocast context of a forward pass.
+            count: Maximum number of images.
         """
         numbers = self.mask_numbers[::self.num_masks][:count].to(self.device)
         if len(numbers) == 0:
@@ -258,7 +266,7 @@ class HeldOutImages:
             return method.views(self.images[:count].to(self.device), noise)
 
     def _mean(self, method: nn.Module, values: Callable) -> Dict[str, float]:
-        """Mean over all images and masks of all processes."""
+        """Return the means of `values` over all images and masks of all processes."""
         sums, count = {}, 0
         with evaluating(method):
             for images, noise in self.batches(method):
@@ -271,7 +279,7 @@ class HeldOutImages:
         if dist.is_initialized():
             gathered = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, shares[0])
-            shares = [share for share in gathered if share[1]]  # a process may have no image
+            shares = [share for share in gathered if share[1]]  # a process may have no images
         total = sum(count for _, count in shares)
         return {name: sum(values[name] for values, _ in shares) / total for name in shares[0][0]}
 
@@ -284,19 +292,19 @@ def hold_out(
         limit: int = HELD_OUT_LIMIT,
         mask_seed: int = MASK_SEED,
 ) -> HeldOutImages:
-    """Load this process's share of the images to measure on.
+    """Load the held-out images of this process, and give them fixed masks.
 
     Args:
         dataset: Held-out images.
         options: Options of the run.
         data_config: Input size, mean, standard deviation, interpolation, crop and mode of the images.
         process: Device and rank of this process.
-        limit: Number of images over all processes at most.
+        limit: Maximum number of images over all processes.
         mask_seed: Seed of the masks.
 
     Raises:
-        UnreadableImages: More of them cannot be read than the user allows.
-        UserError: There are none.
+        UnreadableImages: More held-out images are unreadable than --max-unreadable allows.
+        UserError: There are no held-out images.
     """
     device = torch.device(process.device)
     share = load_held_out(dataset, options, data_config, device, process.rank, process.world_size, limit)
@@ -306,8 +314,8 @@ def hold_out(
     count, unreadable = map(int, counts.tolist())
     if unreadable > options.max_unreadable * (count + unreadable):
         raise UnreadableImages(
-            f'{unreadable} of the {count + unreadable} images that are held out cannot be read: remove or replace '
-            f'them, or allow more than --max-unreadable {options.max_unreadable:g}.')
+            f'{unreadable} of the {count + unreadable} held-out images cannot be read: remove or replace them, or '
+            f'raise --max-unreadable, which is {options.max_unreadable:g}.')
     if not count:
         raise UserError('--val-split: there is no image to hold out.')
     return HeldOutImages(
@@ -323,7 +331,7 @@ def hold_out(
 
 @contextmanager
 def evaluating(method: nn.Module) -> Iterator[None]:
-    """Evaluation mode, for as long as it lasts."""
+    """Put a method into evaluation mode for the block, and restore its mode afterwards."""
     training = method.training
     method.eval()
     yield

@@ -1,8 +1,7 @@
-"""Resolve what the user asked for into the options of a run, and check them before any work is done.
+"""Complete the user's options with the defaults of the method, and validate them before doing any work.
 
-A run starts from the flags that the user gave: a flag that was not given is absent, or None. This is how a value of
-the method's recipe is told apart from a value that the user chose. Flags of timm's training script that pre-training
-cannot honour are refused with a reason.
+A flag that the user did not give is absent or None, so that a default of the method never replaces a value that the
+user chose. Flags of timm's training script that pre-training does not support are refused with a reason.
 """
 
 import argparse
@@ -26,13 +25,13 @@ _LABELS = 'it works on class labels, and pre-training has none'
 _HEAD = "it acts on the classifier head, which a pre-trained encoder does not have"
 _MIXING = 'it mixes images and their labels'
 _ERASING = 'it erases pixels, which masking already does'
-_SPLITS = 'it compares augmented copies of an image by their predicted classes'
-_DISTILLATION = 'there is no teacher'
+_SPLITS = 'it compares the predicted classes of augmented copies of an image'
+_DISTILLATION = 'pre-training does not distill a classifier'
 _RESOLUTION = 'the image size of a pre-training run is fixed'
 _NAFLEX = 'pre-training uses a fixed patch grid'
-_SCHEDULE = 'schedules step at every update, as those of the published recipes do'
+_SCHEDULE = 'schedules step at every update, as in the published recipes'
 
-# Flags without meaning under --mim.
+# Flags that have no meaning in pre-training, and the reason.
 MEANINGLESS = {
     name: reason
     for reason, names in {
@@ -59,7 +58,7 @@ MEANINGLESS = {
     for name in names.split()
 }
 
-# Flags that pre-training could have and does not, with what to do instead.
+# Flags that pre-training could support but does not, and what to do instead.
 UNSUPPORTED = dict(
     torchscript='use --torchcompile',
     fuser='use --torchcompile',
@@ -69,18 +68,18 @@ UNSUPPORTED = dict(
     aug_repeats='use --epoch-repeats',
     bn_momentum='set it in --model-kwargs',
     bn_eps='set it in --model-kwargs',
-    sync_bn='batch statistics stay those of each process',
-    dist_bn='batch statistics stay those of each process',
+    sync_bn='each process keeps its own batch statistics',
+    dist_bn='each process keeps its own batch statistics',
     model_ema_force_cpu='the average stays on the device of the model',
-    patience_epochs='take another --sched than plateau',
-    worker_seeding='every image has a seed of its own, made from --seed',
-    use_multi_epochs_loader='workers live as long as the run does',
+    patience_epochs='--sched plateau is not available',
+    worker_seeding='every image has its own seed, derived from --seed',
+    use_multi_epochs_loader='workers are kept between epochs anyway',
     no_prefetcher='images are always normalised on the device',
-    save_images='the run folder gets pictures of held-out images',
+    save_images='the run folder contains pictures of held-out images',
 )
 
-_SEEDS = 2 ** 32  # as many as NumPy takes
-_LARGEST = 2 ** 31 - 1  # of a count; far beyond what a run can do, and what PyTorch and the file formats take
+_SEEDS = 2 ** 32  # number of seeds that NumPy accepts
+_LARGEST = 2 ** 31 - 1  # largest count that PyTorch and the file formats accept
 
 _NUMBERS = {
     ONE_OR_MORE: lambda value: value >= 1,
@@ -92,13 +91,13 @@ _PROBES = ('knn', 'linear', 'attentive')
 
 
 def check_values(options: RunOptions) -> None:
-    """Check what can be checked without a model or data.
+    """Validate all option values that can be checked without a model or data.
 
     Args:
         options: All options of a run.
 
     Raises:
-        UserError: A value is outside of its range, there is no such choice, or two options exclude each other.
+        UserError: A value is out of range or not among the choices, or two options exclude each other.
     """
     mistakes = Mistakes()
     for check in (_check_text, _check_numbers, _check_lists, _check_choices, _check_others):
@@ -121,7 +120,7 @@ def _check_choices(options: RunOptions) -> None:
 
 def _check_others(options: RunOptions) -> None:
     if options.stop_epoch is not None and options.stop_epoch > options.epochs:
-        raise UserError(f'--stop-epoch {options.stop_epoch} lies behind the last epoch, {options.epochs}.')
+        raise UserError(f'--stop-epoch {options.stop_epoch} is after the last epoch, {options.epochs}.')
     if options.torchcompile_mode and not options.torchcompile:
         raise UserError('--torchcompile-mode is for --torchcompile, which is not given.')
     if options.fsdp:
@@ -132,12 +131,12 @@ def _check_others(options: RunOptions) -> None:
 
 
 def _check_text(options: RunOptions) -> None:
-    """Check that names can be written as UTF-8: reports, checkpoints and trackers hold them."""
+    """Check that all text can be written as UTF-8, as reports, checkpoints and trackers do."""
     for name, value in vars(options).items():
         for word in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(word, str) and not _is_utf8(word):
                 shown = word.encode(errors='backslashreplace').decode()
-                raise UserError(f"{flag_name(name)}: '{shown}' is not UTF-8; rename it, or give a link to it.")
+                raise UserError(f"{flag_name(name)}: '{shown}' is not valid UTF-8; rename it, or give a link to it.")
 
 
 def _is_utf8(word: str) -> bool:
@@ -163,7 +162,7 @@ def _check_numbers(options: RunOptions) -> None:
         elif allowed != POSITIVE and value > _LARGEST:
             mistakes.add(f'{flag_name(name)} {value:.3g} is more than {_LARGEST}, the most that is allowed.')
     if options.crop_pct == 0:
-        mistakes.add('--crop-pct 0 leaves nothing of an image.')
+        mistakes.add('--crop-pct 0 removes the whole image: give more than 0.')
     mistakes.raise_all()
 
 
@@ -198,7 +197,7 @@ def _check_device(device: str) -> None:
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise UserError(f"--device: there is no '{device}'; cpu, cuda or cuda:1, for example.") from None
+        raise UserError(f"--device: there is no '{device}'; give cpu, cuda or cuda:1, for example.") from None
     if kind == 'cuda' and not torch.cuda.is_available():
         raise UserError(f'--device {device}: CUDA is not available here; leave out --device, or give --device cpu.')
 
@@ -210,22 +209,22 @@ def _check_sharding(options: RunOptions) -> None:
         if getattr(options, name):
             raise UserError(f'{flag_name(name)} does not work with --fsdp: leave one of them out.')
     if options.clip_grad and options.clip_mode == 'agc':
-        raise UserError('--clip-mode agc looks at whole parameters, and --fsdp shards them: use norm or value.')
+        raise UserError('--clip-mode agc needs unsharded parameters, and --fsdp shards them: use norm or value.')
 
 
 def given_arguments(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
-    """Parse the command line again, for what the user gave, and nothing else.
+    """Parse the command line again, and return only the arguments that the user gave.
 
-    The defaults of a script for supervised training are not those of pre-training, so that `run` must not see them.
-    Ends the program with exit code 2 where the configuration file cannot be read or names what is no flag.
+    A script for supervised training has other defaults than pre-training, so `run` must not receive them. Ends the
+    program with exit code 2 if the configuration file cannot be read or contains an unknown flag.
 
     Args:
-        parser: The parser of the script. What it must know of `-c/--config FILE` is known here: flags that the YAML
-            file names count as given, and what the command line says goes before them.
-        argv: The command line, that of the program if None.
+        parser: The parser of the script. It need not define `-c/--config FILE`: this function reads the YAML file.
+            Flags in the file count as given by the user; the command line overrides them.
+        argv: Arguments of the command line; None for `sys.argv[1:]`.
 
     Returns:
-        The arguments that were given, and no others.
+        The arguments that the user gave.
     """
     try:
         return only_given(parser, *parse(parser, argv))
@@ -234,13 +233,13 @@ def given_arguments(parser: argparse.ArgumentParser, argv: Optional[Sequence[str
 
 
 def resolve_options(given: argparse.Namespace) -> Tuple[RunOptions, List[str]]:
-    """Complete what the user gave with the recipe of the method and the general defaults.
+    """Complete the user's options with the defaults of the method and the general defaults.
 
     Args:
         given: The flags that the user gave; others are absent or None.
 
     Returns:
-        All options of a run, and the names of those that came from the recipe.
+        All options of a run, and the names of those that have the method's default.
 
     Raises:
         UserError: An option is unknown, has no meaning in pre-training, or has an impossible value.
@@ -254,9 +253,9 @@ def resolve_options(given: argparse.Namespace) -> Tuple[RunOptions, List[str]]:
 
     recipe = dict(RECIPES.get(chosen['mim'], {}))
     if 'lr_base' in chosen:
-        recipe.pop('lr_base_size', None)  # the user's base rate counts per 256 images unless he says otherwise
+        recipe.pop('lr_base_size', None)  # a base rate that the user gives is for 256 images, the general default
     if chosen.get('train_crop_mode', 'rrc') != 'rrc':
-        # its ranges are those of random resized crops
+        # the recipe's ranges are for random resized crops
         recipe = {k: v for k, v in recipe.items() if k not in ('scale', 'ratio')}
     for name in ('mask_ratio', 'mask_unit'):
         if name in chosen.get('mim_kwargs', {}):
@@ -279,7 +278,7 @@ def resolve_options(given: argparse.Namespace) -> Tuple[RunOptions, List[str]]:
 
 
 def _check(options: RunOptions) -> None:
-    """Tell all mistakes at once that can be seen without reading anything: images, model, values."""
+    """Check the image folder, the model name and all values, and report all mistakes together."""
     mistakes = Mistakes()
     if options.data_dir and not options.dataset:
         with mistakes.collected():
@@ -292,18 +291,18 @@ def _check(options: RunOptions) -> None:
 
 
 def resolve_learning_rate(options: RunOptions, global_batch_size: int) -> float:
-    """Return the absolute learning rate: `--lr`, or the base rate scaled to the batch."""
+    """Return the learning rate: `--lr`, or `--lr-base` scaled to the global batch size."""
     if options.lr is not None:
         return options.lr
     return scaled_learning_rate(options.lr_base, global_batch_size / options.lr_base_size, options.lr_base_scale)
 
 
 def scaled_learning_rate(base: float, ratio: float, scale: str) -> float:
-    """Return a base learning rate scaled to the images of an update.
+    """Scale a base learning rate to the number of images per update.
 
     Args:
         base: Learning rate for the base number of images.
-        ratio: Images of an update divided by the base number.
+        ratio: Number of images per update, divided by the base number.
         scale: 'linear' or 'sqrt'.
     """
     return base * (math.sqrt(ratio) if scale == 'sqrt' else ratio)
@@ -313,7 +312,7 @@ def _check_method(method: Optional[str]) -> None:
     if method not in list_mims():
         near = nearest_names(str(method), list_mims(), 1)
         hint = f'did you mean {near[0]}?' if near else f"choose {' or '.join(list_mims())}."
-        raise UserError(f"--mim: '{method}' is no method; {hint}")
+        raise UserError(f"--mim: there is no method '{method}'; {hint}")
 
 
 def _refuse(chosen: Dict[str, Any]) -> None:
@@ -327,10 +326,10 @@ def _refuse(chosen: Dict[str, Any]) -> None:
             mistakes.add(f'{flag_name(name)} is not an option of pre-training.')
     mistakes.raise_all()
     if 'data' in chosen and 'data_dir' in chosen:
-        raise UserError('the image folder is given twice: as --data-dir and by position.')
+        raise UserError('the image folder is given twice, with --data-dir and as a plain argument: give it once.')
     if chosen.get('model_kwargs', {}).get('patch_drop_rate'):
         raise UserError(
-            'patch_drop_rate in --model-kwargs drops patches at random before masking can act: leave it out.')
+            'patch_drop_rate in --model-kwargs drops random patches before masking: leave it out.')
 
 
 def _pair(name: str, value: Any) -> Tuple[int, int]:
@@ -354,6 +353,6 @@ def _image_size(options: RunOptions) -> Optional[Tuple[int, int]]:
 
 def _mask_unit(value: Any) -> Any:
     if value is None:
-        return None  # the method takes what fits the model
+        return None  # the method chooses a size that fits the model
     height, width = _pair('mask_unit', value)
     return height if height == width else (height, width)

@@ -1,7 +1,7 @@
-"""What the authors of each method train with.
+"""Default options of each method, from its paper.
 
-Lengths and sizes of a run are the user's, so they have general defaults (`options`); `recipes/` in the repository has
-the papers' runs whole.
+The length of a run and the sizes of model, images and batch have general defaults instead (`flags/run_options`). The
+complete settings of the papers' runs are in `recipes/` of the repository.
 """
 
 RECIPES = {

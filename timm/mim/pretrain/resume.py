@@ -1,4 +1,4 @@
-"""Resume a run: find its checkpoint, decide what becomes of each option that changed, and load the state."""
+"""Resume a run: find its checkpoint, accept or refuse each changed option, and load the state."""
 
 import argparse
 import logging
@@ -23,27 +23,28 @@ from .flags.run_options import BEGINNING, DEFAULTS, SAME, SAME_OPTIMIZER, SAME_W
 from .run_folder import first_checkpoint, lies_in, plain_options
 from .sharding import load_whole_optimizer
 
-_UNTOLD = ('output', 'experiment', 'resume', 'no_resume_opt', 'dataset_download', *names_with(resume=BEGINNING))
+# Options whose changes are not reported.
+_NOT_REPORTED = ('output', 'experiment', 'resume', 'no_resume_opt', 'dataset_download', *names_with(resume=BEGINNING))
 
 _logger = logging.getLogger(__name__)
 
-# What groups of parameters hold that the options of the present run decide on, and not the checkpoint: learning rate
-# and weight decay, which schedules set at every update, and how a step is computed on the device.
-_OF_THE_OPTIONS = ('lr', 'weight_decay', 'fused', 'foreach', 'capturable', 'differentiable')
+# Entries of a parameter group that come from the current options, not from the checkpoint: the learning rate and the
+# weight decay, which schedules set at every update, and the implementation of the step.
+_FROM_OPTIONS = ('lr', 'weight_decay', 'fused', 'foreach', 'capturable', 'differentiable')
 
-# What schedules note in a group to begin from.
-_OF_THE_SCHEDULES = ('initial_lr', 'initial_weight_decay')
+# Entries of a parameter group in which schedules keep their initial values.
+_FROM_SCHEDULES = ('initial_lr', 'initial_weight_decay')
 
 
 def check_same_run(checkpoint: Checkpoint, options: RunOptions) -> None:
-    """Check that no option was changed that has to stay as it was.
+    """Check that the options which must not change when a run resumes have not changed.
 
     Args:
-        checkpoint: Checkpoint to go on from.
+        checkpoint: Checkpoint to resume from.
         options: Options of the run.
 
     Raises:
-        UserError: One was.
+        UserError: Such an option has changed.
     """
     path = checkpoint.path
     _check_beginning(checkpoint, options)
@@ -58,44 +59,44 @@ def check_same_run(checkpoint: Checkpoint, options: RunOptions) -> None:
         if _differs(name, saved, options):
             raise UserError(
                 f"--resume: '{path}' was trained with {name} {_value(name, saved)}, not {_value(name, options)}; "
-                '--no-resume-opt goes on from the weights, with a new optimizer.')
+                '--no-resume-opt resumes the weights only, with a new optimizer.')
     for name in names_with(resume=SAME_WITHIN_EPOCH) if checkpoint.within_epoch else ():
         if _differs(name, saved, options):
             raise UserError(
                 f"--resume: '{path}' was written within an epoch with {name} {_value(name, saved)}, not "
-                f'{_value(name, options)}: change it where an epoch has ended.')
+                f'{_value(name, options)}: change it only at the end of an epoch.')
 
 
 def _check_beginning(checkpoint: Checkpoint, options: RunOptions) -> None:
     saved = saved_options(checkpoint) or argparse.Namespace()
     for name in names_with(resume=BEGINNING):
         if name == 'start_epoch' and not checkpoint.goes_on:
-            continue  # a run of its own begins there
+            continue  # a new run may begin at any epoch
         if _value(name, options) != DEFAULTS[name] and _differs(name, saved, options):
             what = (
-                'the run has begun already: give another --experiment to count epochs anew'
+                'the run has already begun: give another --experiment to start a new one'
                 if name == 'start_epoch' else f"the weights come from '{checkpoint.path}'")
             raise UserError(f'{flag_name(name)} {getattr(options, name)} has no effect with --resume: {what}.')
 
 
 def changes(checkpoint: Checkpoint, options: RunOptions) -> List[str]:
-    """Return what takes effect otherwise than when the checkpoint was written, as `lr 0.001 -> 0.0001`."""
+    """Return the options that have changed since the checkpoint was written, each as `lr 0.001 -> 0.0001`."""
     saved = saved_options(checkpoint)
     if saved is None:
         return []
     return [
         f'{name} {_value(name, saved)} -> {_value(name, options)}'
-        for name in DEFAULTS if name not in _UNTOLD and _differs(name, saved, options)]
+        for name in DEFAULTS if name not in _NOT_REPORTED and _differs(name, saved, options)]
 
 
 def saved_options(checkpoint: Checkpoint) -> Optional[argparse.Namespace]:
-    """The options of the run that wrote a checkpoint, None for one of another program."""
+    """Return the options of the run that wrote a checkpoint, None if another program wrote it."""
     saved = checkpoint.content.get('args')
     return saved if isinstance(saved, argparse.Namespace) else None
 
 
 def _value(name: str, options: RunOptions) -> Any:
-    """An option as checkpoints hold it; one that an older version did not have has its default."""
+    """Return an option as a checkpoint stores it. An option that an older version did not have gets its default."""
     return plain_options(argparse.Namespace(value=getattr(options, name, DEFAULTS[name])))['value']
 
 
@@ -104,17 +105,17 @@ def _differs(name: str, saved: argparse.Namespace, options: RunOptions) -> bool:
 
 
 def find_checkpoint(options: RunOptions, folder: Path) -> Optional[Checkpoint]:
-    """Load the checkpoint that `--resume` means, and check that the run may go on from it.
+    """Load the checkpoint that `--resume` names, and check that the run can resume from it.
 
     Args:
         options: Options of the run.
-        folder: Folder of the run, where `--resume auto` looks.
+        folder: Folder of the run, which `--resume auto` searches.
 
     Returns:
-        The checkpoint, None for a run that begins anew.
+        The checkpoint, None for a new run.
 
     Raises:
-        UserError: It is of another run, is damaged, or the folder has a newer one.
+        UserError: The checkpoint does not fit the options or is damaged, or the folder has a newer one.
     """
     if not options.resume:
         return None
@@ -139,60 +140,61 @@ def _check_begins_anew(folder: Path) -> None:
     first = first_checkpoint(folder)
     if first is not None:
         raise UserError(
-            f"--resume auto: the run in '{folder}' began from '{first}' and has no checkpoint yet: give --resume "
+            f"--resume auto: the run in '{folder}' started from '{first}' and has no checkpoint yet: give --resume "
             f'{first} again.')
 
 
 def _check_newest(checkpoint: Checkpoint, folder: Path) -> None:
-    """Check that no later checkpoint of the same folder would be lost."""
+    """Check that the folder has no newer checkpoint, which the resumed run would overwrite."""
     others, _ = readable_checkpoints(folder, besides=checkpoint.path)
     if others and others[0].update > checkpoint.update:
         raise UserError(
-            f"--resume: '{checkpoint.path}' is from before '{others[0].path.name}', which the run would overwrite: go "
-            'on with --resume auto, or begin a new run from this checkpoint: give an --experiment that does not exist '
-            'yet.')
+            f"--resume: '{checkpoint.path}' is older than '{others[0].path.name}', which the run would overwrite: "
+            'continue with --resume auto, or start a new run from this checkpoint with an --experiment that does not '
+            'exist yet.')
 
 
 def check_same_data(checkpoint: Checkpoint, fingerprint: Dict[str, Any], tell: bool = True) -> None:
-    """Tell what has changed in the lists of images since a checkpoint was written.
+    """Compare the image lists with those of a checkpoint, and warn about changes.
 
     Args:
-        checkpoint: Checkpoint to go on from.
-        fingerprint: That of the data now, see `timm.mim.pretrain.data.image_folder`.
-        tell: Warn of it, as one process of a run does.
+        checkpoint: Checkpoint to resume from.
+        fingerprint: Fingerprint of the current images, see `timm.mim.pretrain.data.image_folder`.
+        tell: Log the changes as a warning. One process of a run does so; the others log them at debug level.
 
     Raises:
-        UserError: The checkpoint was written within an epoch, whose images would be others.
+        UserError: The images have changed, and the checkpoint was written within an epoch.
     """
     if checkpoint.run is None:
         return
     warn = _logger.warning if tell else _logger.debug
     if 'data' not in checkpoint.run:
         warn(
-            f"'{checkpoint.path}' is of an earlier version, which did not note the images and held out others of a "
-            'folder without a validation split: images that are held out now may have been trained on.')
+            f"'{checkpoint.path}' was written by an earlier version, which did not store the list of images and held "
+            'out different images of a folder without a validation split: the run may have been trained on images that '
+            'are held out now.')
         return
     changed = describe_changes(checkpoint.run['data'], fingerprint)
     if not changed:
         return
     if checkpoint.within_epoch:
         raise UserError(
-            f"--resume: '{checkpoint.path}' was written within an epoch of other images: {changed}. Go on with the "
+            f"--resume: '{checkpoint.path}' was written within an epoch of other images: {changed}. Resume with the "
             'same images, or from a checkpoint at the end of an epoch.')
     warn(
-        f"the images are not those of '{checkpoint.path}': {changed}. Errors on held-out images compare only as far as "
-        'these are the same.')
+        f"the images are not those of '{checkpoint.path}': {changed}. Held-out errors before and after this point are "
+        'comparable only if the held-out images are the same.')
 
 
 def restore_weights(task: MaskedImageModelingTask, checkpoint: Checkpoint) -> None:
-    """Load the weights of a checkpoint, and those of its moving average if the task has one.
+    """Load the weights of a checkpoint, and its moving average if the task keeps one.
 
     Args:
         task: Task to load into.
         checkpoint: The checkpoint.
 
     Raises:
-        UserError: They do not fit.
+        UserError: The weights do not fit the task.
     """
     content = checkpoint.content
     with mismatch_errors(checkpoint.path):
@@ -206,50 +208,54 @@ def restore_optimizer(
         scaler: Optional[NativeScaler],
         checkpoint: Checkpoint,
 ) -> None:
-    """Load the state of optimizer and gradient scaler, as far as a checkpoint has them.
+    """Load the states of the optimizer and the gradient scaler, if the checkpoint has them.
 
-    Learning rate and weight decay stay those that the optimizer was created with.
+    The optimizer keeps the learning rate and the weight decay that it was created with.
 
     Args:
         optimizer: Optimizer, whose parameters may be sharded.
-        scaler: Gradient scaler, None without one.
+        scaler: Gradient scaler, or None.
         checkpoint: The checkpoint.
 
     Raises:
-        UserError: They do not fit.
+        UserError: A state does not fit.
     """
     content = checkpoint.content
     with mismatch_errors(checkpoint.path):
         if 'optimizer' in content:
-            load_whole_optimizer(optimizer, _with_present_options(content['optimizer'], optimizer))
+            load_whole_optimizer(optimizer, _with_current_options(content['optimizer'], optimizer))
         if scaler is not None and scaler.state_dict_key in content:
             scaler.load_state_dict(content[scaler.state_dict_key])
 
 
-def _with_present_options(saved: Dict[str, Any], optimizer: torch.optim.Optimizer) -> Dict[str, Any]:
-    """The state of an optimizer that was saved, with what the present options say of its groups."""
+def _with_current_options(saved: Dict[str, Any], optimizer: torch.optim.Optimizer) -> Dict[str, Any]:
+    """Return a saved optimizer state whose parameter groups have the settings of the current options.
+
+    Raises:
+        ValueError: The two optimizers have different parameter groups.
+    """
     groups = optimizer.state_dict()['param_groups']
     if [len(group['params']) for group in groups] != [len(group['params']) for group in saved['param_groups']]:
         raise ValueError(
-            'its optimizer groups the parameters otherwise, as --weight-decay 0 does and any other weight decay does '
-            'not; --no-resume-opt goes on from the weights, with a new optimizer')
+            'its optimizer has other parameter groups, as when only one of the two runs has --weight-decay 0; '
+            '--no-resume-opt resumes the weights only, with a new optimizer')
     kept = [
-        {name: value for name, value in group.items() if name not in _OF_THE_OPTIONS + _OF_THE_SCHEDULES}
+        {name: value for name, value in group.items() if name not in _FROM_OPTIONS + _FROM_SCHEDULES}
         for group in saved['param_groups']]
-    present = [{name: group[name] for name in _OF_THE_OPTIONS if name in group} for group in groups]
-    return {**saved, 'param_groups': [{**old, **new} for old, new in zip(kept, present)]}
+    current = [{name: group[name] for name in _FROM_OPTIONS if name in group} for group in groups]
+    return {**saved, 'param_groups': [{**old, **new} for old, new in zip(kept, current)]}
 
 
 def updates_done(checkpoint: Checkpoint, updates_per_epoch: int, images_per_update: int) -> int:
-    """Return the number of updates after which a run goes on from a checkpoint.
+    """Return the number of updates that a resumed run counts as done.
 
     Args:
-        checkpoint: The checkpoint; one of another program counts as written at the end of its epoch.
-        updates_per_epoch: Number of updates of an epoch now. Completed epochs may have had another.
-        images_per_update: Number of images of an update now.
+        checkpoint: The checkpoint. If another program wrote it, it counts as written at the end of its epoch.
+        updates_per_epoch: Current number of updates in an epoch. Completed epochs may have had another number.
+        images_per_update: Current number of images per update.
 
     Raises:
-        UserError: The checkpoint was written within an epoch that is divided otherwise now.
+        UserError: The checkpoint was written within an epoch, and one of the two numbers has changed.
     """
     run = checkpoint.run
     if run is None:
@@ -259,6 +265,6 @@ def updates_done(checkpoint: Checkpoint, updates_per_epoch: int, images_per_upda
     if (run['updates_per_epoch'], run['images_per_update']) != (updates_per_epoch, images_per_update):
         raise UserError(
             f'--resume: the checkpoint was written within an epoch of {run["updates_per_epoch"]} updates with '
-            f'{run["images_per_update"]} images, which has {updates_per_epoch} with {images_per_update} now: go on '
-            'with as many images and the same batch over all processes.')
+            f'{run["images_per_update"]} images each, and an epoch now has {updates_per_epoch} with '
+            f'{images_per_update}: resume with the same number of images and the same global batch size.')
     return run['update']

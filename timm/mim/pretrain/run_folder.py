@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, who may write to it, and how each file is written whole or not at all."""
+"""Choose, create and lock the folder of a run, and write its options and results."""
 
 import errno
 import logging
@@ -32,14 +32,14 @@ ENCODER = 'encoder.safetensors'
 
 
 class FolderLock:
-    """Makes the folder of a run and locks it until the block ends.
+    """Creates the folder of a run, and locks it until the block ends.
 
-    The lock is a POSIX record lock on a file in the folder. The system drops it with the process, also after SIGKILL.
-    Processes that load images do not inherit it, as they would inherit one of `flock`: a run that was killed can go on
-    at once, although its loaders live a few seconds longer. The file says who has the lock.
+    The lock is a POSIX record lock on a file in the folder. The system releases it when the process ends, even after
+    SIGKILL. Data loading workers do not inherit it, as they would inherit a lock of `flock`: a killed run can be
+    resumed at once, although its workers live a few seconds longer. The lock file names the process that holds it.
 
-    Used as a context manager. At the end the lock file is removed, and so are folders that it made and that are empty,
-    as after a user's mistake.
+    Use it as a context manager. When the block ends, the lock file is removed, and so are created folders that are
+    still empty, for example after a user's mistake.
     """
 
     def __init__(self) -> None:
@@ -64,13 +64,13 @@ class FolderLock:
         self._made = []
 
     def make(self, folder: Path) -> bool:
-        """Make a folder with its parents, and return whether it is new. Of several processes one makes it.
+        """Create a folder with its parents, and return whether it is new. It is new for one of several processes.
 
         Args:
             folder: Folder of the run.
 
         Raises:
-            OSError: It cannot be made.
+            OSError: The folder cannot be created.
         """
         parent, missing = folder.absolute().parent, []
         while not os.path.lexists(parent):
@@ -88,14 +88,14 @@ class FolderLock:
         return True
 
     def take(self, folder: Path) -> None:
-        """Lock a folder. Where the file system has no locks, a warning says so.
+        """Lock a folder. If the file system does not support locks, log a warning instead.
 
         Args:
-            folder: Folder of the run, which exists.
+            folder: Folder of the run, which must exist.
 
         Raises:
-            UserError: Another process has the lock.
-            OSError: The folder cannot be written.
+            UserError: Another process holds the lock.
+            OSError: The lock file cannot be written.
         """
         path = folder / LOCK
         file = open(path, 'a+')
@@ -112,7 +112,7 @@ class FolderLock:
             _logger.warning(
                 f"'{folder}' cannot be locked ({one_line(e)}): make sure that no other run writes to it.")
             return
-        if not _is_at(file, path):  # whoever had the lock removed the file between the two calls
+        if not _is_at(file, path):  # the previous holder removed the file between the two calls
             file.close()
             self.take(folder)
             return
@@ -151,15 +151,15 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 
 def claim_run_folder(options: RunOptions, lock: FolderLock) -> Path:
-    """Decide on the folder of a run, make it if it is new, and lock it. The first process does so for all.
+    """Choose the folder of a run, create it if it is new, and lock it. Only the first process calls this.
 
     Args:
         options: Options of the run.
         lock: Lock that keeps other runs out of the folder.
 
     Raises:
-        UserError: The folder holds another run, another process runs in it, it cannot be written, or there is no such
-            checkpoint.
+        UserError: The folder holds another run, another process uses it, it is not writable, or the checkpoint of
+            --resume does not exist.
         OSError: The disk is full.
     """
     folder = _named_folder(options)
@@ -174,16 +174,16 @@ def claim_run_folder(options: RunOptions, lock: FolderLock) -> Path:
         for number in count(2):
             if lock.make(folder) or not generated:
                 break
-            folder = folder.with_name(f'{name}-{number}')  # another run began in the same second
+            folder = folder.with_name(f'{name}-{number}')  # another run started in the same second
         lock.take(folder)
     except OSError as e:
         raise _not_writable(folder, e) from None
-    _check_belongs(folder, options)  # once more: a run may have ended in it since
+    _check_belongs(folder, options)  # again: another run may have ended in the folder before the lock
     return folder
 
 
 def lies_in(checkpoint: Path, folder: Path) -> bool:
-    """Return whether a checkpoint is one of a folder, by whatever path it is named."""
+    """Return whether a checkpoint lies in a folder, also if a path with links names it."""
     return any(
         parent.is_dir() and folder.is_dir() and os.path.samefile(parent, folder)
         for parent in (checkpoint.parent, checkpoint.resolve().parent))
@@ -194,11 +194,11 @@ def _parent(options: RunOptions) -> Path:
 
 
 def _named_folder(options: RunOptions) -> Optional[Path]:
-    """The folder that the options name, None if the run gets one of its own."""
+    """Return the folder that the options name, None if the run gets a generated name."""
     if options.experiment:
         return _parent(options) / options.experiment
     if options.resume == 'auto':
-        raise UserError('--resume auto looks into the run folder: name it with --experiment.')
+        raise UserError('--resume auto searches the run folder: name the folder with --experiment.')
     if options.resume and not options.output:
         path = Path(options.resume)
         return next((folder for folder in (path.parent, path.resolve().parent) if _holds_run(folder)), None)
@@ -210,28 +210,28 @@ def _holds_run(folder: Path) -> bool:
 
 
 def _check_belongs(folder: Path, options: RunOptions) -> None:
-    """Check that nothing of another run is in a folder.
+    """Check that a folder holds no other run.
 
     Raises:
-        UserError: There is.
+        UserError: The folder holds another run, or the checkpoint of --resume does not exist.
     """
     if options.resume == 'auto':
         return
     if not options.resume:
         if _holds_run(folder):
             raise UserError(
-                f"'{folder}' holds a run already: go on with --resume auto, or choose another --output or "
+                f"'{folder}' already holds a run: continue it with --resume auto, or choose another --output or "
                 '--experiment.')
         return
     path = Path(options.resume)
     if not path.is_file():
         raise UserError(f"--resume: there is no checkpoint '{path}'.")
-    # A run that was killed before its first checkpoint may begin from another run's once more.
+    # A run that started from another run's checkpoint and was killed before its own first one may start again.
     has_results = (folder / ENCODER).exists() or next(folder.glob('*.pth.tar'), None) is not None
     if has_results and not lies_in(path, folder):
         raise UserError(
-            f"--resume: '{path}' is no checkpoint of '{folder}', which holds a run of its own. Go on with that run by "
-            '--resume auto, or begin a new one from this checkpoint: give an --experiment that does not exist yet.')
+            f"--resume: '{path}' is not a checkpoint of '{folder}', which holds another run. Continue that run with "
+            '--resume auto, or start a new one from this checkpoint with an --experiment that does not exist yet.')
 
 
 def _check_writable(folder: Path) -> None:
@@ -243,14 +243,15 @@ def _check_writable(folder: Path) -> None:
 
 
 def _not_writable(path: Path, error: OSError) -> Exception:
-    """Return the error of a file or folder that cannot be written: the user's mistake, unless the disk is full."""
+    """Return the error to raise for an unwritable file or folder: an `OSError` if the disk is full, else a `UserError`.
+    """
     if is_full(error):
         return OSError(f"'{path}' cannot be written: {one_line(error)}")
     return UserError(f"--output: '{path}' cannot be written: {error.strerror or one_line(error)}.")
 
 
 def save_options(folder: Path, options: RunOptions) -> None:
-    """Write the options of the run to its folder, as `args.yaml`.
+    """Write the options of a run to `args.yaml` in its folder, and create the folder for pictures.
 
     Args:
         folder: Folder of the run.
@@ -258,7 +259,7 @@ def save_options(folder: Path, options: RunOptions) -> None:
 
     Raises:
         OSError: The disk is full.
-        UserError: The folder cannot be written.
+        UserError: The folder is not writable.
     """
     path = folder / _OPTIONS
     try:
@@ -269,7 +270,7 @@ def save_options(folder: Path, options: RunOptions) -> None:
 
 
 def first_checkpoint(folder: Path) -> Optional[str]:
-    """Return the checkpoint of another run that the run in a folder began from, None if it began anew."""
+    """Return the checkpoint that the run in a folder started from, None if it started without one."""
     path = folder / _OPTIONS
     try:
         options = yaml.safe_load(path.read_text()) if path.exists() else None
@@ -280,7 +281,7 @@ def first_checkpoint(folder: Path) -> Optional[str]:
 
 
 def plain_options(options: RunOptions) -> Dict[str, Any]:
-    """Return options as lists, numbers and strings, which YAML and checkpoints hold, tuples as lists."""
+    """Return options as a dictionary of plain values for YAML and checkpoints. Tuples become lists."""
     def plain(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [plain(v) for v in value]

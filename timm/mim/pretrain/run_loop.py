@@ -1,4 +1,4 @@
-"""A whole run: build its parts from the options, then train, evaluate, report and save, epoch by epoch."""
+"""Run pre-training from start to end: build the parts, then train, evaluate, report and save in every epoch."""
 
 import argparse
 import logging
@@ -33,15 +33,15 @@ _PICTURE_ROWS = 4
 
 
 class RunLoop:
-    """Runs a trainer to the end of its schedule. Every process has one, the first one writes.
+    """Runs a trainer to the end of its schedule. Every process has a loop; only the first process writes files.
 
     Args:
-        trainer: What is run.
+        trainer: Trainer to run.
         held_out: Held-out images.
         folder: Folder of the run.
-        records: Records of the run, None on all processes but the first.
-        checkpoint: Checkpoint that the trainer went on from.
-        probes: Probes of the encoder, None where none were asked for.
+        records: Records of the run; None on all processes but the first.
+        checkpoint: Checkpoint that the trainer resumed from.
+        probes: Probes of the encoder; None if the user asked for none.
     """
 
     def __init__(
@@ -74,10 +74,11 @@ class RunLoop:
             bar: Show a progress bar.
 
         Returns:
-            What came out, empty if all epochs were done before, elsewhere.
+            Results of the run. If all epochs were already done: the results in the checkpoint, or none if the
+            checkpoint is in another folder.
 
         Raises:
-            RunStopped: The run was asked to stop, and was saved.
+            RunStopped: A signal stopped the run, and its state is saved.
         """
         trainer = self.trainer
         first_epoch = trainer.update // trainer.updates_per_epoch
@@ -104,56 +105,52 @@ class RunLoop:
         return self.results
 
     def _probe_baselines(self) -> Dict[str, Dict[str, float]]:
-        """What the probes find on pixels, and on the encoder before training unless the run is resumed."""
+        """Probe the pixels, and also the untrained encoder if the run starts at its first update."""
         trainer = self.trainer
-        found = {'pixels': self.probes.measure_pixels()}
+        accuracies = {'pixels': self.probes.measure_pixels()}
         if trainer.update == 0:
-            found['encoder before training'] = self.probes.measure(trainer.trained_method, trainer.autocast)
-        return found
+            accuracies['encoder before training'] = self.probes.measure(trainer.trained_method, trainer.autocast)
+        return accuracies
 
     def _run_epoch(self, epoch: int, progress: Progress) -> None:
-        stopped = self._train_epoch(epoch, progress)
+        self._train_epoch(epoch, progress)
         completed = self.trainer.update == (epoch + 1) * self.trainer.updates_per_epoch
         if completed and self._is_due(epoch + 1):
             self.evaluate(epoch)
             progress.pause()
-            if epoch + 1 < self.trainer.last_epoch:  # after the last one there is nothing left to stop
+            if epoch + 1 < self.trainer.last_epoch:  # the last epoch ends the run anyway
                 self._stop_if_asked()
-        elif stopped:
+        elif self.trainer.stopping:
             self._save_within(epoch)
             self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
-        """End the run if a process was asked to stop, where the state is saved, or none has been reached yet.
+        """End the run if some process got a signal to stop. Call this only after saving, or before the first update.
 
         Raises:
-            RunStopped: It was.
+            RunStopped: Some process got a signal to stop.
         """
         trainer = self.trainer
         if trainer.is_asked_to_stop():
             last = trainer.last_epoch * trainer.updates_per_epoch
             saved = f'saved after step {trainer.update} of {last}' if trainer.update else 'before the first step'
             command = go_on_command(typed_command(), self.options, self.folder)
-            raise RunStopped(f'stopped, {saved}; this command goes on:', command)
+            raise RunStopped(f'stopped, {saved}; this command continues the run:', command)
 
-    def _train_epoch(self, epoch: int, progress: Progress) -> bool:
-        """Train for an epoch, and return whether the run was asked to stop."""
+    def _train_epoch(self, epoch: int, progress: Progress) -> None:
+        """Train until the epoch ends or the trainer stops, and report and save in between."""
         options, length = self.options, self.trainer.updates_per_epoch
-        try:
-            for update in self.trainer.updates():
-                progress.advance()
-                number = update - epoch * length  # in this epoch
-                if number % options.log_interval == 0 or number == length:
-                    self._report(epoch, update, progress)
-                if options.recovery_interval and number % options.recovery_interval == 0 and number < length:
-                    self._save_within(epoch)
-                    progress.pause()
-        except RunStopped:
-            return True
-        return False
+        for update in self.trainer.updates():
+            progress.advance()
+            number = update - epoch * length  # in this epoch
+            if number % options.log_interval == 0 or number == length:
+                self._report(epoch, update, progress)
+            if options.recovery_interval and number % options.recovery_interval == 0 and number < length:
+                self._save_within(epoch)
+                progress.pause()
 
     def _report(self, epoch: int, update: int, progress: Progress) -> None:
-        """Tell means since the last report. All processes do so together."""
+        """Report the means since the last report. All processes must call this together."""
         means = self.trainer.means.report()
         learning_rate = self.trainer.optimizer.param_groups[0]['lr']
         progress.report(epoch, update, means['loss'], learning_rate)
@@ -185,7 +182,7 @@ class RunLoop:
         return completed == self.trainer.last_epoch or bool(interval) and completed % interval == 0
 
     def _probe(self, epoch: int, method: nn.Module) -> Dict[str, Optional[float]]:
-        """Return what probes find, None for each where they are not asked in this epoch."""
+        """Run the probes if they are due after this epoch. Otherwise return None for each of their accuracies."""
         if self.probes is None:
             return {}
         if not self._is_probed(epoch + 1):
@@ -203,7 +200,7 @@ class RunLoop:
         """Measure the held-out error, and write records, checkpoint, encoder and picture.
 
         Args:
-            epoch: Number of the epoch, which was completed.
+            epoch: Number of the completed epoch, from 0.
         """
         trainer = self.trainer
         method = trainer.trained_method
@@ -235,19 +232,19 @@ class RunLoop:
         if best_epoch in (epoch, None):
             save_encoder(
                 self.folder, encoder, method.encoder, self.records.data_config, tag=self.options.mim)
-        # Last, since it says that the epoch is done: a run that is killed before does it all again.
+        # Saved last, because the checkpoint marks the epoch as done: a run that is killed earlier repeats the epoch.
         self.saver.save_epoch(epoch, metric, state, self.results)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Pre-train as the arguments say.
+    """Pre-train a model.
 
-    Ends the program with one line and an exit code where it cannot go on: 2 for a user's mistake, before anything is
-    written; 1 for a loss that is not finite, data that cannot be read or a disk that is full; 75 after SIGTERM or
-    Ctrl-C, when the run was saved and can go on.
+    On failure, ends the program with one line and an exit code: 2 for a user's mistake, before anything is written;
+    1 for a loss that is not finite, unreadable data or a full disk; 75 after SIGTERM or Ctrl-C, once the state is saved
+    and the run can be continued.
 
     Args:
-        args: The arguments that the user gave; what was not given is absent or None.
+        args: The arguments that the user gave. Arguments that the user did not give are absent or None.
     """
     with exit_codes(), FolderLock() as lock, LogFile() as log:
         _run(args, log, lock)
@@ -274,10 +271,10 @@ def _run(args: argparse.Namespace, log: LogFile, lock: FolderLock) -> None:
     held_out = hold_out(data.held_out, options, data_config, process)
 
     with StopSignal() as stop, ending_workers(train_loader):
-        if not options.fsdp:  # shards are moved one by one
+        if not options.fsdp:  # with --fsdp, `fully_shard` moves each block to the device
             method = method.to(device)
         trainer = Trainer(options, method, train_loader, process, stop, checkpoint, images)
-        # once the trainer may have sharded the method
+        # after the trainer, which may shard the method
         probes = Probes(options, trainer.trained_method, data_config, process) if options.mim_probe_dir else None
         if not is_primary(process):
             log.open(None)
@@ -300,7 +297,7 @@ def _begin(
         process: argparse.Namespace,
         lock: FolderLock,
 ) -> Tuple[Path, Optional[Checkpoint]]:
-    """Claim the folder of the run, and load the checkpoint to go on from. The first process decides for all."""
+    """Lock the run folder, and load the checkpoint to resume from. The first process chooses both for all processes."""
     folder = checkpoint = error = None
     if is_primary(process):
         try:
@@ -323,7 +320,7 @@ def _load_as_first_process(path: Path, in_place: bool) -> Checkpoint:
     """Load the checkpoint that the first process found and verified.
 
     Raises:
-        OSError: This process cannot read it.
+        OSError: This process cannot read the checkpoint.
     """
     try:
         return load_checkpoint(path, verify=False)._replace(in_place=in_place)

@@ -1,6 +1,6 @@
-"""Models that outgrow one device: parameters, gradients and optimizer state in shards (FSDP2, `fully_shard`).
+"""Shard parameters, gradients and optimizer state over processes with FSDP2 (`fully_shard`).
 
-What is saved is whole, as if nothing had been sharded, and what is loaded was: runs go on with and without shards.
+Checkpoints store unsharded tensors, so a run can resume with or without --fsdp, whichever it had before.
 """
 from contextlib import contextmanager
 from typing import Any, Iterator, List
@@ -15,15 +15,15 @@ try:
 except ImportError:
     has_fsdp2 = False
 
-# Methods that use parameters and are called from outside of `forward`
+# Methods that use parameters and are called from outside `forward`
 _FORWARD_METHODS = ('apply_to_encoder', 'reconstruct', 'reconstruct_with_target_statistics', 'views')
 
 
 def shard(method: nn.Module, device: torch.device) -> None:
-    """Shard a method over all processes, block by block, in place.
+    """Shard a method over all processes in place, one block at a time.
 
-    Blocks are what stands in the innermost lists of modules of one type, as the blocks of every transformer of timm do;
-    each is gathered for its forward and backward pass. The rest is gathered for the whole step.
+    Each of the `repeated_blocks`, such as the blocks of a transformer, is gathered for its own forward and backward
+    pass. The other parameters are gathered for the whole step.
 
     Args:
         method: Masked image modeling method, with equal weights on all processes.
@@ -39,7 +39,8 @@ def shard(method: nn.Module, device: torch.device) -> None:
 
 
 def repeated_blocks(module: nn.Module) -> List[nn.Module]:
-    """The modules with parameters in the innermost lists (`ModuleList`, `Sequential`) of modules of one type."""
+    """Return the members of the innermost `ModuleList`s and `Sequential`s whose members have one type and parameters.
+    """
     below = [block for child in module.children() for block in repeated_blocks(child)]
     if below or not isinstance(module, (nn.ModuleList, nn.Sequential)):
         return below
@@ -50,18 +51,18 @@ def repeated_blocks(module: nn.Module) -> List[nn.Module]:
 
 @contextmanager
 def gradients_unreduced(method: nn.Module) -> Iterator[None]:
-    """Leave the gradients of a sharded method on their process, for all parts of an update but the last."""
+    """Skip the gradient reduction of a sharded method, for all batches of an update but the last."""
     method.set_requires_gradient_sync(False)
     yield
     method.set_requires_gradient_sync(True)
 
 
 def whole(state: Any, keep: bool = True) -> Any:
-    """Gather the shards in a state of any nesting, in main memory. All processes have to take part.
+    """Gather the sharded tensors of a nested state into main memory. All processes must call this together.
 
     Args:
-        state: State of a model, an optimizer, or several.
-        keep: This process wants the result; others have None in place of tensors.
+        state: State of a model, an optimizer, or several of them.
+        keep: Return the gathered tensors. Otherwise None takes the place of each sharded tensor.
     """
     if isinstance(state, dict):
         return {name: whole(value, keep) for name, value in state.items()}
@@ -74,14 +75,14 @@ def whole(state: Any, keep: bool = True) -> Any:
 
 
 def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Load the whole state of an optimizer into one whose parameters may be sharded.
+    """Load an unsharded optimizer state into an optimizer whose parameters may be sharded.
 
     Args:
-        optimizer: Optimizer, with parameters in the order of the one that was saved.
-        state: What `whole(optimizer.state_dict())` was.
+        optimizer: Optimizer, with its parameters in the order of the saved optimizer.
+        state: Result of `whole(optimizer.state_dict())`.
 
     Raises:
-        ValueError: The optimizer that was saved has other parameters.
+        ValueError: The saved optimizer has other parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
 
@@ -93,7 +94,7 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
 
     if has_fsdp2 and any(isinstance(parameter, DTensor) for parameter in parameters):
         if len(state['state']) > len(parameters):
-            raise ValueError(f"the optimizer has {len(parameters)} parameters, that of the checkpoint more")
+            raise ValueError(f'the optimizer has {len(parameters)} parameters, and the one in the checkpoint has more')
         state = {**state, 'state': {
             number: {name: as_parameter(number, value) for name, value in values.items()}
             for number, values in state['state'].items()

@@ -1,4 +1,4 @@
-"""Build what is trained: device and rank, model, method, precision, optimizer, schedules and the training task."""
+"""Set up training: device and rank, model, method, precision, optimizer, schedules and the training task."""
 
 import argparse
 import importlib
@@ -44,52 +44,52 @@ def default_device() -> str:
 
 
 def describe_device(device: torch.device, chosen: bool) -> str:
-    """Say in one line where a run computes.
+    """Return one line that names the device of a run.
 
     Args:
         device: Device of this process.
-        chosen: Whether the user named it.
+        chosen: The user named the device.
     """
     text = f'device: {device}'
     if device.type == 'cuda':
         text += f' ({torch.cuda.get_device_name(device)})'
     if chosen:
         return text
-    return text + (', since there is no accelerator' if device.type == 'cpu' else ', the accelerator of this machine')
+    return text + (', because there is no accelerator' if device.type == 'cpu' else ', the accelerator of this machine')
 
 
 def init_process(options: RunOptions) -> argparse.Namespace:
-    """Find the device and the rank of this process, in a namespace of its own: args.yaml says what the user gave.
+    """Set up the device and the rank of this process.
 
     Args:
-        options: Options of the run.
+        options: Options of the run. They do not change: args.yaml stores what the user gave.
 
     Returns:
         What `timm.utils.init_distributed_device` sets: `device`, `distributed`, `rank`, `local_rank` and `world_size`.
 
     Raises:
-        UserError: There is one process only, and `--fsdp` shards over several.
+        UserError: `--fsdp` is given, and there is only one process.
     """
     process = argparse.Namespace(device=options.device or default_device())
     if options.fsdp and int(os.environ.get('WORLD_SIZE', 1)) < 2:
-        raise UserError('--fsdp shards a model over processes, and there is one: start the script with torchrun.')
+        raise UserError('--fsdp needs several processes, and there is one: start the script with torchrun.')
     init_distributed_device(process)
     speed_up_cuda()
     return process
 
 
 def speed_up_cuda() -> None:
-    """Let matrix products on CUDA devices use TF32, and convolutions the fastest algorithm for their size."""
+    """Enable TF32 matrix products on CUDA devices, and cuDNN's search for the fastest convolution algorithm."""
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
 
 
 def import_device_modules(modules: Optional[List[str]]) -> None:
-    """Import the modules of `--device-modules`, which make a device known to PyTorch.
+    """Import the modules of `--device-modules`, which register a device with PyTorch.
 
     Raises:
-        UserError: One cannot be imported.
+        UserError: A module cannot be imported.
     """
     for module in modules or []:
         try:
@@ -99,22 +99,23 @@ def import_device_modules(modules: Optional[List[str]]) -> None:
 
 
 def autocast_of(options: RunOptions, device: torch.device) -> Callable:
-    """Return what makes the context of a forward pass."""
+    """Return a function that creates the autocast context of a forward pass; without --amp the context does nothing.
+    """
     if not options.amp:
         return nullcontext
     return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, options.amp_dtype))
 
 
 def scaler_of(options: RunOptions, device: torch.device) -> Optional[NativeScaler]:
-    """Return the scaler of the gradients, None where they need none: bfloat16 has the range of float32."""
+    """Return the gradient scaler for float16, None for other types: bfloat16 has the range of float32."""
     return NativeScaler(device=device.type) if options.amp and options.amp_dtype == 'float16' else None
 
 
 def import_mim_module(args: argparse.Namespace) -> None:
-    """Import the module of `--mim-module`, which makes methods and models of the user's known.
+    """Import the module of `--mim-module`, which registers the user's methods and models.
 
     Raises:
-        UserError: It cannot be imported.
+        UserError: The module cannot be imported.
     """
     name = getattr(args, 'mim_module', None)
     try:
@@ -125,16 +126,16 @@ def import_mim_module(args: argparse.Namespace) -> None:
 
 
 def create_method(options: RunOptions) -> Tuple[nn.Module, Dict[str, Any]]:
-    """Build the model and the method around it.
+    """Create the model and the method around it.
 
     Args:
         options: Options of the run.
 
     Returns:
-        The method, and the arguments with which `timm.create_model` builds such a model again.
+        The method, and the arguments with which `timm.create_model` creates the same model again.
 
     Raises:
-        UserError: There is no such model, the method cannot serve it, or an option does not suit it.
+        UserError: There is no such model, the method does not support it, or an option does not fit it.
     """
     try:
         model_args = resolve_model_input_args(
@@ -150,7 +151,7 @@ def create_method(options: RunOptions) -> Tuple[nn.Module, Dict[str, Any]]:
     mim_options = dict(options.mim_kwargs)
     for name, flag in _FLAGS_INSTEAD.items():
         if name in mim_options:
-            raise UserError(f'--mim-kwargs {name}: give it as {flag}.')
+            raise UserError(f'--mim-kwargs {name}: use {flag} instead.')
     for name in ('mask_ratio', 'mask_unit'):
         if getattr(options, name) is not None:
             mim_options.setdefault(name, getattr(options, name))
@@ -158,10 +159,10 @@ def create_method(options: RunOptions) -> Tuple[nn.Module, Dict[str, Any]]:
         method = create_mim(options.mim, backbone, img_size=options.img_size, **mim_options)
     except MIMUnsupportedError as e:
         raise UserError(one_line(e)) from e
-    except Exception as e:  # a value of --mim-kwargs that nobody foresaw fails in any way, and so does a teacher's file
+    except Exception as e:  # bad values of --mim-kwargs and bad teacher files raise errors of any type
         about = '' if isinstance(e, (AssertionError, OSError, RuntimeError, ValueError)) else '--mim-kwargs: '
         raise UserError(about + one_line(e)) from e
-    method.fast_path = True  # nobody looks at predictions of visible patches here
+    method.fast_path = True  # training does not use predictions for visible patches
     if options.grad_checkpointing:
         method.set_grad_checkpointing(True)
     rebuild_args = {k: v for k, v in model_args.items() if k not in ('model_name', 'pretrained_cfg')}
@@ -191,20 +192,21 @@ def _create_backbone(options: RunOptions, model_args: Dict[str, Any]) -> nn.Modu
     try:
         with _noting_missing_weights() as missing:
             model = create_model(**build_args)
-    except Exception as e:  # files that hold no weights fail in every way
+    except Exception as e:  # files without weights raise errors of many types
         files = [
             f" with {flag_name(name)} '{getattr(options, name)}'" for name in _WEIGHT_FILES if getattr(options, name)]
         raise UserError(f'--model {options.model}{"".join(files)} cannot be built: {one_line(e)[:300]}') from e
     if 2 * len(missing) > len(model.state_dict()):
         raise UserError(
             f"--pretrained-path: '{options.pretrained_path}' lacks {len(missing)} of the {len(model.state_dict())} "
-            f'weights of {options.model}, {missing[0]} for one: they would be random.')
+            f'weights of {options.model}, for example {missing[0]}: these would stay random.')
     return model
 
 
 @contextmanager
 def _noting_missing_weights() -> Iterator[List[str]]:
-    """Note the names of weights that pretrained weights lack. timm logs them, and goes on with random ones."""
+    """Collect the names of weights that a file of pretrained weights lacks. timm only logs them, and keeps random ones.
+    """
     missing: List[str] = []
 
     def note(record: logging.LogRecord) -> bool:
@@ -224,10 +226,10 @@ def _noting_missing_weights() -> Iterator[List[str]]:
 
 
 def check_model_name(options: RunOptions) -> None:
-    """Check that there is a model of the name that the options give.
+    """Check that timm has the model that the options name.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no such model.
     """
     if not is_known_model(options.model):
         models = list_mim_models(options.mim)
@@ -241,16 +243,16 @@ def create_optimizer(
         learning_rate: float,
         device: torch.device,
 ) -> torch.optim.Optimizer:
-    """Create the optimizer, a fused one where PyTorch has it: that is faster, and can skip a step without the host.
+    """Create the optimizer. It is fused where PyTorch supports that: faster, and it skips a step without the host.
 
     Args:
-        method: Method whose parameters that require a gradient are optimized.
+        method: Method, whose parameters that require a gradient are optimized.
         options: Options of the run.
-        learning_rate: Learning rate at the top of the schedule.
+        learning_rate: Peak learning rate of the schedule.
         device: Device of the parameters.
 
     Raises:
-        UserError: An option does not suit the optimizer.
+        UserError: An option does not fit the optimizer.
     """
     config = optimizer_kwargs(argparse.Namespace(**{**vars(options), 'lr': learning_rate}))
     chosen = options.opt_kwargs
@@ -258,7 +260,7 @@ def create_optimizer(
     if can_fuse and not {'fused', 'foreach', 'capturable', 'differentiable'} & chosen.keys():
         try:
             return create_optimizer_v2(method, **config, **chosen, fused=True)
-        except Exception:  # a PyTorch without one for this device, or a mistake that the other tells as well
+        except Exception:  # PyTorch has no fused version here, or the user made a mistake: then the next call fails too
             pass
     try:
         return create_optimizer_v2(method, **config, **chosen)
@@ -267,7 +269,7 @@ def create_optimizer(
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
-    """Yield the tensors of the state of an optimizer: moments, counts of steps, and what else it keeps."""
+    """Yield the tensors in the state of an optimizer, such as moments and step counts."""
     yield from _tensors(list(optimizer.state.values()))
 
 
@@ -280,18 +282,18 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
 
 
 class Schedules:
-    """Steps learning rate and weight decay at every update, as the published recipes do.
+    """Steps the learning rate and the weight decay at every update, as in the published recipes.
 
     Attributes:
-        num_epochs: Number of epochs of the schedule of the learning rate, with its warm-up and cool-down.
+        num_epochs: Number of epochs of the learning rate schedule, including warm-up and cool-down.
 
     Args:
         optimizer: Optimizer.
         options: Options of the run.
-        updates_per_epoch: Number of updates of an epoch.
+        updates_per_epoch: Number of updates in an epoch.
 
     Raises:
-        UserError: An option does not suit the schedule.
+        UserError: An option does not fit the schedule.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, options: RunOptions, updates_per_epoch: int):
@@ -315,7 +317,7 @@ def _create_scheduler(
         options: RunOptions,
         updates_per_epoch: int,
 ) -> Tuple[Optional[Any], int]:
-    """Create timm's scheduler of the learning rate, None with `--sched none`, and tell its number of epochs."""
+    """Create timm's learning rate scheduler, None with `--sched none`, and return it with its number of epochs."""
     arguments = {**scheduler_kwargs(options, decreasing_metric=True), 'step_on_epochs': False}
     arguments = {name: value for name, value in arguments.items() if value is not None}
     try:
@@ -325,15 +327,15 @@ def _create_scheduler(
 
 
 class WeightDecaySchedule:
-    """Moves the weight decay along half a cosine, as I-JEPA and DINO do, in the groups that have one.
+    """Changes the weight decay along half a cosine, as in I-JEPA and DINO, in parameter groups whose decay is above 0.
 
     Args:
         optimizer: Optimizer.
-        end: Weight decay at the end, None to leave it as it is.
+        end: Weight decay at the end of the run, None to keep it constant.
         num_updates: Number of updates of the whole run.
 
     Raises:
-        UserError: There is no weight decay to begin from.
+        UserError: No parameter group has a weight decay above 0.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, end: Optional[float], num_updates: int):
@@ -359,16 +361,16 @@ def create_task(
         process: argparse.Namespace,
         checkpoint: Optional[Checkpoint] = None,
 ) -> MaskedImageModelingTask:
-    """Create the task, with its moving average, the weights of a checkpoint, and shards where they are asked for.
+    """Create the training task, set up its moving average, load the checkpoint, and shard the method with --fsdp.
 
     Args:
         options: Options of the run.
         method: Masked image modeling method, on its device.
         process: Device and rank of this process.
-        checkpoint: Checkpoint to go on from.
+        checkpoint: Checkpoint to resume from.
 
     Raises:
-        UserError: The checkpoint does not fit.
+        UserError: The checkpoint does not fit the method.
     """
     device = torch.device(process.device)
     if options.channels_last:
@@ -378,7 +380,7 @@ def create_task(
         task.setup_ema(
             decay=options.model_ema_decay,
             use_warmup=options.model_ema_warmup,
-            foreach=not options.fsdp,  # shards and buffers, which have none, do not mix in one operation
+            foreach=not options.fsdp,  # one operation cannot mix sharded parameters with buffers, which are unsharded
         )
     if checkpoint is not None:
         restore_weights(task, checkpoint)
@@ -393,10 +395,10 @@ def compile_and_distribute(
         options: RunOptions,
         process: argparse.Namespace,
 ) -> None:
-    """Compile the method, and average its gradients over the processes, unless shards do that.
+    """Compile the method, and wrap it in DistributedDataParallel unless it is sharded.
 
     Args:
-        task: Task, whose optimizer exists already: that goes by the names of parameters, which wrappers change.
+        task: Training task. Create the optimizer first: it reads parameter names, which the wrappers change.
         options: Options of the run.
         process: Device and rank of this process.
 

@@ -1,7 +1,7 @@
-"""Train: turn batches into losses and updates, equally on one process or many, in a new run or a resumed one.
+"""Train a method: forward and backward passes, optimizer steps, and the checks that processes agree on.
 
-Masks, augmentation and the random numbers of the model depend only on the seed and the number of the update. A run
-therefore needs no saved random state to go on: weights, optimizer state and the number of updates are enough.
+Masks, augmentation and the model's random numbers depend only on the seed and the number of the update. To resume, a
+run therefore needs the weights, the optimizer state and the number of updates, but no saved random state.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from ..masking import keyed_noise
 from .checkpoints import Checkpoint
 from .data.loading import batches_of_epoch
 from .data.reading import sample_seed
-from .errors import RunStopped, StopSignal, UnreadableImages, UserError
+from .errors import StopSignal, UnreadableImages, UserError
 from .flags.run_options import RunOptions
 from .options import resolve_learning_rate
 from .resume import restore_optimizer, updates_done
@@ -38,10 +38,10 @@ _STATISTICS = ('running_mean', 'running_var')
 
 
 class RunningMeans:
-    """Sums on the device, which the host fetches only to report.
+    """Sums values on the device; the host reads them only to report.
 
-    Sums are in float64 where the device has it: it holds them without rounding, so that a run that was interrupted
-    tells the same means.
+    The sums are float64 where the device supports it, which a checkpoint stores without rounding. A resumed run
+    therefore reports the same means as an uninterrupted one.
 
     Args:
         device: Device of the values.
@@ -52,13 +52,17 @@ class RunningMeans:
         self.reset()
 
     def reset(self) -> None:
-        """Begin an epoch."""
+        """Clear all sums at the start of an epoch."""
         self.epoch: Dict[str, torch.Tensor] = {}  # sums since the beginning of the epoch
         self.recent: Dict[str, torch.Tensor] = {}  # sums since the last report
         self.epoch_count = self.recent_count = 0
 
     def add(self, **values: torch.Tensor) -> None:
-        """Add the values of an update, scalars on the device."""
+        """Add the values of an update.
+
+        Args:
+            **values: Scalar tensors on the device, by name.
+        """
         for sums in (self.epoch, self.recent):
             for name, value in values.items():
                 sums[name] = sums.get(name, self.zero) + value.detach()
@@ -66,17 +70,17 @@ class RunningMeans:
         self.recent_count += 1
 
     def report(self) -> Dict[str, float]:
-        """Means since the last report, over all processes."""
+        """Return the means since the last report over all processes, and clear their sums."""
         means = _over_processes(self.recent, self.recent_count)
         self.recent, self.recent_count = {}, 0
         return means
 
     def of_epoch(self) -> Dict[str, float]:
-        """Means since the beginning of the epoch, over all processes."""
+        """Return the means since the start of the epoch, over all processes."""
         return _over_processes(self.epoch, self.epoch_count)
 
     def state_dict(self) -> Dict[str, Any]:
-        """The sums of all processes."""
+        """Return the sums, averaged over processes, and the number of updates in each."""
         return dict(
             sums=_over_processes(self.epoch, 1),
             count=self.epoch_count,
@@ -102,22 +106,31 @@ def _over_processes(sums: Dict[str, torch.Tensor], count: int) -> Dict[str, floa
 
 
 class Verdict(NamedTuple):
-    """What all processes agreed on."""
+    """Result of a check over all processes.
+
+    Attributes:
+        finite: The losses of all processes are finite.
+        stop: Some process got a signal to stop.
+    """
     finite: bool
     stop: bool
 
 
 class StepGuard:
-    """Lets the processes agree before each step of the optimizer.
+    """Checks over all processes, before each optimizer step, that the loss is finite and whether to stop.
 
-    Where the optimizer is fused, it skips steps by itself from the first loss on that is not finite, and the verdict
-    is that on the step before: the host never waits for the device. Otherwise it is that on the present step.
+    A fused optimizer skips every step from the first loss on that is not finite. The check then returns the result for
+    the previous step, so that the host never waits for the device. With other optimizers it waits, and returns the
+    result for the current step.
+
+    Attributes:
+        deferred: The check returns the result for the previous step.
 
     Args:
         optimizer: Optimizer whose steps are guarded.
-        device: Device that losses are on.
+        device: Device of the losses.
         distributed: There are several processes.
-        scaler: A gradient scaler is in use, which has its own way of skipping steps.
+        scaler: A gradient scaler is in use. It skips steps in its own way.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, distributed: bool, scaler: bool):
@@ -126,7 +139,7 @@ class StepGuard:
         self.deferred = getattr(optimizer, '_step_supports_amp_scaling', False) and not scaler
         self.pending: Optional[torch.Tensor] = None
         if self.deferred:
-            # The convention of torch.amp.GradScaler with fused optimizers: no step where found_inf is 1.
+            # torch.amp.GradScaler's convention for fused optimizers: they skip the step where found_inf is 1
             self.not_finite = torch.zeros((), device=device)
             optimizer.grad_scale, optimizer.found_inf = None, self.not_finite
 
@@ -135,7 +148,10 @@ class StepGuard:
 
         Args:
             loss: Loss of this process.
-            stop: This process was asked to stop.
+            stop: This process got a signal to stop.
+
+        Returns:
+            The result for this step, or for the previous step if `deferred`.
         """
         status = torch.stack([(~torch.isfinite(loss)).float(), torch.full_like(loss, float(stop))])
         if self.distributed:
@@ -147,12 +163,12 @@ class StepGuard:
         return Verdict(True, False) if previous is None else _read(previous)
 
     def finish(self) -> Verdict:
-        """The verdict on the last step, before anything is saved."""
+        """Return the result for the last step, if it is still pending. Call this before saving."""
         previous, self.pending = self.pending, None
         return Verdict(True, False) if previous is None else _read(previous)
 
     def any_process(self, value: bool, device: torch.device) -> bool:
-        """Whether a value is true on some process."""
+        """Return whether a value is true on any process."""
         if not self.distributed:
             return value
         found = torch.tensor(float(value), device=device)
@@ -160,8 +176,9 @@ class StepGuard:
         return bool(found)
 
     def all_finite(self, tensors: Iterable[torch.Tensor]) -> bool:
-        """Whether the tensors of all processes are finite, without any they are. The host waits for the device."""
-        found: Dict[torch.device, List[torch.Tensor]] = {}  # an optimizer may count its steps on the host
+        """Return whether the tensors of all processes are finite; True for no tensors. The host waits for the device.
+        """
+        found: Dict[torch.device, List[torch.Tensor]] = {}  # an optimizer may keep its step counts on the CPU
         for tensor in tensors:
             shard = tensor.to_local() if hasattr(tensor, 'to_local') else tensor
             found.setdefault(shard.device, []).append(shard.detach().isfinite().all())
@@ -206,17 +223,17 @@ def backward(
         need_update: bool,
         create_graph: bool = False,
 ) -> None:
-    """Run the backward pass of a batch, and update the parameters if the batch completes an update.
+    """Run the backward pass of a batch, and step the optimizer if the batch completes an update.
 
     Args:
         loss: Loss of the batch.
         optimizer: Optimizer that updates the parameters.
-        scaler: Scaler of the gradients, None where they need none.
+        scaler: Gradient scaler, None to run without one.
         parameters: Parameters whose gradients are clipped.
-        clip_grad: Limit of the gradients, None for none.
+        clip_grad: Limit for clipping, None for no clipping.
         clip_mode: How gradients are clipped: norm, value or agc.
-        need_update: Whether the batch completes an update.
-        create_graph: Whether the optimizer needs second derivatives.
+        need_update: The batch completes an update.
+        create_graph: The optimizer needs second derivatives.
     """
     if scaler is not None:
         scaler(
@@ -240,23 +257,24 @@ class Trainer:
     """Trains a method.
 
     Attributes:
-        task: The task, with the method in it.
+        task: Training task, which holds the method.
         update: Number of updates done in the whole run.
-        updates_per_epoch: Number of updates of an epoch.
+        updates_per_epoch: Number of updates in an epoch.
         num_epochs: Number of epochs of the schedule.
-        means: Means of the present epoch.
+        means: Means over the current epoch.
+        stopping: Some process got a signal to stop; `updates` ended after the current update.
 
     Args:
         options: Options of the run.
         method: Masked image modeling method, on its device.
         train_loader: Loader of normalised training images.
         process: Device and rank of this process, as `init_distributed_device` sets them.
-        stop: Signal to stop.
-        checkpoint: Checkpoint to go on from.
-        data: Fingerprint of the images, which checkpoints hold.
+        stop: Catches the signals that stop the run.
+        checkpoint: Checkpoint to resume from.
+        data: Fingerprint of the image lists, stored in checkpoints.
 
     Raises:
-        UserError: An option has an impossible value, or the checkpoint does not fit.
+        UserError: An option has an impossible value, or the checkpoint does not fit the run.
     """
 
     def __init__(
@@ -275,7 +293,7 @@ class Trainer:
         self.data = data
         self.train_loader = train_loader
         self.device = torch.device(process.device)
-        self.counts_unreadable = not isinstance(train_loader.dataset, IterableDataset)  # a stream tells nothing
+        self.counts_unreadable = not isinstance(train_loader.dataset, IterableDataset)  # a stream does not report them
         self.noise_size = method.noise_shape(1)[1]
 
         self.updates_per_epoch = len(train_loader) // options.grad_accum_steps
@@ -287,18 +305,19 @@ class Trainer:
         self.autocast, self.scaler = autocast_of(options, self.device), scaler_of(options, self.device)
         self.means = RunningMeans(self.device)
         self.update = 0
+        self.stopping = False
 
         self.task = create_task(options, method, process, checkpoint)
         self.optimizer = create_optimizer(method, options, self.learning_rate, self.device)
-        self._go_to_start(checkpoint)
+        self._set_start(checkpoint)
         compile_and_distribute(self.task, options, process)
         self.schedules = Schedules(self.optimizer, options, self.updates_per_epoch)
         self.schedules.step(self.update)
         self.num_epochs = self.schedules.num_epochs
         self.guard = StepGuard(self.optimizer, self.device, process.distributed, self.scaler is not None)
 
-    def _go_to_start(self, checkpoint: Optional[Checkpoint]) -> None:
-        """Go to the place in the run that a checkpoint or --start-epoch says, with the optimizer as it was there."""
+    def _set_start(self, checkpoint: Optional[Checkpoint]) -> None:
+        """Set the first update from the checkpoint or --start-epoch, and restore the optimizer from the checkpoint."""
         options = self.options
         if checkpoint is not None:
             if not options.no_resume_opt:
@@ -306,22 +325,23 @@ class Trainer:
             self.update = updates_done(checkpoint, self.updates_per_epoch, self.images_per_update)
             if self.update % self.updates_per_epoch:
                 self.means.load_state_dict(checkpoint.run['means'])
-        # A run that goes on has begun there already.
+        # A run that continues has already applied --start-epoch.
         if options.start_epoch is not None and not (checkpoint is not None and checkpoint.goes_on):
             self.update = options.start_epoch * self.updates_per_epoch
             self.means.reset()
 
     def state_dict(self) -> Dict[str, Any]:
-        """The place in the run for a checkpoint, and what has to be gathered for it. All processes ask together.
+        """Return what a checkpoint stores besides the saver's own content: the position in the run, and with --fsdp
+        the gathered weights and optimizer state. All processes must call this together.
 
         Raises:
-            FloatingPointError: The last loss of a process, the weights or the state of the optimizer are not finite,
-                and nothing should be saved.
+            FloatingPointError: The last loss of a process, the weights or the optimizer state are not finite. The state
+                must not be saved.
         """
-        self._judge(self.guard.finish(), self.update - 1)
-        if not self.guard.all_finite(self._weights()):  # the gradients of a finite loss may not be
+        self._check_finite(self.guard.finish(), self.update - 1)
+        if not self.guard.all_finite(self._weights()):  # a finite loss may have gradients that are not finite
             raise self._not_finite(f'the weights are not finite after step {self.update}', 'they were not saved')
-        # A gradient that is too large to be squared makes the second moment infinite, and steps zero for ever after.
+        # If the square of a gradient overflows, the second moment stays infinite, and all later steps are zero.
         if not self.guard.all_finite(state_tensors(self.optimizer)):
             raise self._not_finite(
                 f'the state of the optimizer is not finite after step {self.update}, a gradient was too large',
@@ -342,7 +362,7 @@ class Trainer:
         return dict(whole(state, keep=is_primary(self.process)), run=run)
 
     def _weights(self) -> Iterator[torch.Tensor]:
-        """All weights that checkpoints hold, and the running statistics of norms."""
+        """Yield all parameters that a checkpoint stores, and the running statistics of norm layers."""
         for ema in (False, True) if self.task.has_ema() else (False,):
             method = self.task.get_method(ema=ema)
             yield from method.parameters()
@@ -350,12 +370,12 @@ class Trainer:
 
     @property
     def trained_method(self) -> nn.Module:
-        """The method that counts: its moving average where there is one."""
+        """The method that is evaluated and saved: its moving average if the run keeps one."""
         return self.task.get_method(ema=self.task.has_ema())
 
     @property
     def num_images(self) -> Optional[int]:
-        """Number of images to train on, None of a stream."""
+        """Number of training images, None for a stream."""
         dataset = self.train_loader.dataset
         return None if isinstance(dataset, IterableDataset) else len(dataset)
 
@@ -365,11 +385,13 @@ class Trainer:
         return min(self.options.stop_epoch or self.num_epochs, self.num_epochs)
 
     def updates(self) -> Iterator[int]:
-        """Train until the end of the present epoch, yield the number of updates done after each.
+        """Train until the end of the current epoch, or until some process gets a signal to stop (see `stopping`).
+
+        Yields:
+            The number of updates done, after each update.
 
         Raises:
-            FloatingPointError: The loss of a process is not finite; no step was taken with it.
-            RunStopped: The processes were asked to stop. The last update is complete.
+            FloatingPointError: The loss of a process is not finite. The optimizer did not step with it.
         """
         accumulation = self.options.grad_accum_steps
         epoch, done = divmod(self.update, self.updates_per_epoch)
@@ -378,32 +400,36 @@ class Trainer:
         self.task.train()
         batches = batches_of_epoch(self.train_loader, epoch, first=done * accumulation)
         for _ in range(done, self.updates_per_epoch):
-            stop = self._train_update(batches)
+            self._train_update(batches)
             yield self.update
-            if stop:
-                raise RunStopped
-        self._judge(self.guard.finish(), self.update - 1)
+            if self.stopping:
+                return
+        self._check_finite(self.guard.finish(), self.update - 1)
 
     def is_asked_to_stop(self) -> bool:
-        """Whether some process was asked to stop. All processes ask together."""
+        """Return whether some process got a signal to stop. All processes must call this together."""
         return self.guard.any_process(bool(self.stop), self.device)
 
     def check_readable(self) -> float:
-        """Return the share of unreadable images in what was seen of the epoch. All processes ask together.
+        """Return the unreadable fraction of the images seen in this epoch. All processes must call this together.
 
         Raises:
-            UnreadableImages: They are more of the whole epoch than the user allows.
+            UnreadableImages: The unreadable images exceed --max-unreadable, as a fraction of the whole epoch.
         """
         share = self.means.of_epoch().get('unreadable', 0.)
         of_epoch = share * self.means.epoch_count / self.updates_per_epoch
         if of_epoch > self.options.max_unreadable:
             raise UnreadableImages(
-                f'{of_epoch:.1%} of the images of an epoch cannot be read, some are named above: remove or replace '
-                f'them, or allow more than --max-unreadable {self.options.max_unreadable:g}.')
+                f'{of_epoch:.1%} of the images of an epoch cannot be read; the log above names some of them. Remove or '
+                f'replace them, or raise --max-unreadable, which is {self.options.max_unreadable:g}.')
         return share
 
-    def _train_update(self, batches: Iterator[Tuple[torch.Tensor, torch.Tensor]]) -> bool:
-        """Do an update, and return whether to stop after it."""
+    def _train_update(self, batches: Iterator[Tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Do one update, and set `stopping` if some process got a signal to stop.
+
+        Raises:
+            FloatingPointError: The loss of a process is not finite.
+        """
         parts = self.options.grad_accum_steps
         total, unreadable = None, 0.
         for part in range(parts):
@@ -415,26 +441,27 @@ class Trainer:
                 loss = output['loss'] / parts
                 total = loss.detach() if total is None else total + loss.detach()
                 if last:
-                    stop = self._judge(self.guard.check(total, bool(self.stop)), self.update - self.guard.deferred)
+                    verdict = self.guard.check(total, bool(self.stop))
+                    self._check_finite(verdict, self.update - self.guard.deferred)
+                    self.stopping = verdict.stop
                 self._backward(loss, last)
         logs = dict(output.get('logs') or {})
         if self.counts_unreadable:
             logs['unreadable'] = unreadable
         self.means.add(loss=total, **logs)
         self._after_step()
-        return stop
 
     def _gradients_unreduced(self) -> ContextManager:
-        """Leave gradients on their process, for all parts of an update but the last."""
+        """Return a context in which processes do not average gradients, for all batches of an update but the last."""
         return gradients_unreduced(self.task.get_method()) if self.options.fsdp else self.task.no_sync()
 
     def _forward(self, images: torch.Tensor, part: int) -> Dict[str, torch.Tensor]:
-        """Mask the images of a part of the update, and predict."""
+        """Run the task on one batch of the update, with the masks and random numbers of that batch."""
         options = self.options
         if options.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        # Masks depend on the place of an image in the global batch, whatever process it is on. Dropout need not: its
-        # seed only has to be the same when a run is resumed.
+        # Masks depend on the position of an image in the global batch, not on the process. Dropout is seeded per
+        # process: its seed only has to be the same when the run is resumed.
         first = (part * self.process.world_size + self.process.rank) * options.batch_size
         positions = torch.arange(first, first + len(images), device=self.device)
         noise = keyed_noise(options.seed, self.update, positions, self.noise_size)
@@ -456,19 +483,22 @@ class Trainer:
         if self.options.synchronize_step and self.device.type == 'cuda':
             torch.cuda.synchronize()
 
-    def _judge(self, verdict: Verdict, update: int) -> bool:
-        """Return whether to stop.
+    def _check_finite(self, verdict: Verdict, update: int) -> None:
+        """Check the losses of a step.
+
+        Args:
+            verdict: Result of `StepGuard` for the step.
+            update: Number of updates done before the step.
 
         Raises:
-            FloatingPointError: The loss of some process is not finite.
+            FloatingPointError: The loss of a process is not finite.
         """
-        if verdict.finite:
-            return verdict.stop
-        raise self._not_finite(f'the loss is not finite in step {update + 1}', 'no step was taken with it')
+        if not verdict.finite:
+            raise self._not_finite(f'the loss is not finite in step {update + 1}', 'no step was taken with it')
 
     def _not_finite(self, what: str, consequence: str, advice: str = 'lower') -> FloatingPointError:
         learning_rate = self.optimizer.param_groups[0]['lr']
         return FloatingPointError(
             f'{what}, with a learning rate of {learning_rate:.3g}: {consequence}. {advice[0].upper()}{advice[1:]} --lr '
-            'or lengthen --warmup-epochs, or use --amp-dtype bfloat16 if it is float16; --resume auto goes on from the '
-            'last checkpoint, with what is changed.')
+            'or lengthen --warmup-epochs, or replace --amp-dtype float16 by bfloat16; --resume auto continues from the '
+            'last checkpoint with the changed options.')

@@ -1,7 +1,7 @@
-"""Evaluation of a pre-training run by its checkpoint: how well it predicts, pictures, probes.
+"""Evaluate the checkpoint of a pre-training run: held-out errors, pictures and probes.
 
-A script needs two calls, as for training: `add_arguments(parser)`, and `run(args)` with the arguments that the user
-gave. Model, method and images are those of the run unless said otherwise.
+As for training, a script needs two calls: `add_arguments(parser)`, and `run(args)` with the arguments that the user
+gave. Options that the user does not give come from the run.
 """
 import argparse
 import csv
@@ -33,7 +33,7 @@ from .probes.probes import Probes
 _logger = logging.getLogger(__name__)
 
 _PICTURE_ROWS = 8
-# Flags of timm's validation script that go into the options of a run, and their names there
+# Flags of timm's validation script, and the options of a run that they set.
 _OPTIONS = dict(
     data='data_dir', data_dir='data_dir', dataset='dataset', split='val_split', num_samples='val_num_samples',
     batch_size='validation_batch_size',
@@ -48,12 +48,12 @@ _SOURCES = ('data', 'data_dir', 'dataset', 'split')
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluate as the arguments say: print the results as JSON, write them and pictures where that is asked for.
+    """Evaluate a checkpoint and print the results as JSON. Also write results and pictures if the arguments ask for it.
 
-    Ends the program with one line and exit code 2 for a user's mistake, 1 for data that cannot be read.
+    On failure, ends the program with one line and exit code 2 for a user's mistake, 1 for unreadable data.
 
     Args:
-        args: The arguments that the user gave; what was not given is absent or None.
+        args: The arguments that the user gave. Arguments that the user did not give are absent or None.
     """
     with exit_codes():
         results = evaluate({name: value for name, value in vars(args).items() if value is not None})
@@ -62,13 +62,16 @@ def run(args: argparse.Namespace) -> None:
 
 
 def evaluate(given: Dict[str, Any]) -> Dict[str, Any]:
-    """Return how well a checkpoint does by name, empty on all processes but the first.
+    """Evaluate a checkpoint.
 
     Args:
         given: The arguments that the user gave.
 
+    Returns:
+        Results by name; empty on all processes but the first.
+
     Raises:
-        UserError: The arguments ask for what there is not.
+        UserError: A flag is invalid or missing, or the checkpoint, the images or the method cannot be loaded.
     """
     _check_flags(given)
     path = Path(given['checkpoint'])
@@ -113,23 +116,27 @@ def _check_flags(given: Dict[str, Any]) -> None:
         if name not in _OPTIONS and name not in _OWN:
             raise UserError(f'{flag_name(name)} has no meaning with --mim.')
     if not given.get('checkpoint'):
-        raise UserError('--mim evaluates a --checkpoint, which is not given.')
+        raise UserError('--mim needs --checkpoint FILE, the checkpoint to evaluate.')
     if not Path(given['checkpoint']).is_file():
         raise UserError(f"--checkpoint: there is no file '{given['checkpoint']}'.")
     picture = given.get('mim_pictures')
     if picture and Path(picture).suffix.lower() not in Image.registered_extensions():
-        raise UserError(f"--mim-pictures: '{picture}' must end like a picture, in .png for example.")
+        raise UserError(f"--mim-pictures: '{picture}' needs the ending of an image format, such as .png.")
 
 
 def _options_of_run(given: Dict[str, Any], checkpoint: Dict[str, Any], path: Path) -> argparse.Namespace:
-    """The options that the run had, with what is said otherwise now."""
+    """Return the options of the run, changed by the arguments that the user gave.
+
+    Raises:
+        UserError: The checkpoint is not from a pre-training run or from another method, or an option is invalid.
+    """
     saved = vars(checkpoint['args']) if isinstance(checkpoint.get('args'), argparse.Namespace) else {}
     if 'mim' not in saved:
-        raise UserError(f"--checkpoint: '{path}' is of no pre-training run, it does not say by which method.")
+        raise UserError(f"--checkpoint: '{path}' is not from a pre-training run: it does not name a method.")
     import_mim_module(argparse.Namespace(mim_module=given.get('mim_module', saved.get('mim_module'))))
     if given['mim'] != saved['mim']:
         raise UserError(f"--mim {given['mim']}: '{path}' was trained with {saved['mim']}.")
-    # what has to do with training, or with where the run was written, is of no interest
+    # options that matter only in training, or on the machine of the run
     others = ('resume', 'fsdp', 'torchcompile', 'torchcompile_mode', 'log_wandb', 'wandb_project', 'wandb_tags',
               'wandb_resume_id', 'log_tensorboard', 'mim_probe_dir', 'mim_probe', 'mim_probe_layers',
               'mim_probe_interval', 'mim_probe_pool', 'pretrained', 'pretrained_path', 'initial_checkpoint',
@@ -147,7 +154,10 @@ def _open_images(
         mode: str,
         checkpoint: Dict[str, Any],
 ) -> Tuple[Dataset, str]:
-    """The images that are named, or those that the run held out; a warning says so if these are not the same now."""
+    """Open the images that the user names, or else those that the run held out, and describe them in one line.
+
+    A warning says so if the held-out images are not the same as during the run.
+    """
     if any(name in given for name in _SOURCES):
         dataset, description = open_to_measure(options, mode)
         root = getattr(getattr(dataset, 'reader', None), 'root', '')
@@ -169,10 +179,14 @@ def _open_images(
 
 
 def _load(method: nn.Module, checkpoint: Dict[str, Any], path: Path, use_ema: bool) -> bool:
-    """Load the weights that count, and return whether they are a moving average."""
+    """Load the moving average if the checkpoint has one, else the weights. Return whether it has a moving average.
+
+    Raises:
+        UserError: `--use-ema` is given and the checkpoint has no moving average, or the weights do not fit.
+    """
     ema = 'state_dict_ema' in checkpoint
     if use_ema and not ema:
-        raise UserError(f"--use-ema: '{path}' holds no moving average.")
+        raise UserError(f"--use-ema: '{path}' has no moving average; leave out --use-ema.")
     with mismatch_errors(path, flag='--checkpoint'):
         MaskedImageModelingTask(method, verbose=False).load_checkpoint_state(*evaluation_weights(checkpoint))
     return ema

@@ -1,1 +1,1 @@
-"""The images of a run: which, in what order, with what augmentation."""
+"""Choose, order, read and augment the images of a run."""

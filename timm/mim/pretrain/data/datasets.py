@@ -1,4 +1,4 @@
-"""Choose the images of a run: which to train on, which to hold out, their mode, size and normalisation."""
+"""Choose the training images and the held-out images of a run, and their mode, size and normalisation."""
 
 import copy
 import logging
@@ -23,7 +23,7 @@ _MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 
 _logger = logging.getLogger(__name__)
 HELD_OUT_SHARE = 0.05  # of a folder without a validation split
-HELD_OUT_LIMIT = 256  # images that the masked error is measured on
+HELD_OUT_LIMIT = 256  # maximum number of images for the held-out error
 _SOURCES = ('hfds', 'hfids', 'tfds', 'wds', 'torch')
 _ONLY_WITH_DATASET = ('train_num_samples', 'val_num_samples', 'target_key', 'dataset_download')
 _TRAINING_FOLDERS = ('train', 'training')
@@ -31,14 +31,14 @@ _VALIDATION_FOLDERS = ('validation', 'val', 'valid', 'eval', 'evaluation')
 
 
 def image_mode(in_chans: int, mode: Optional[str] = None) -> str:
-    """Return the PIL mode that images are converted to.
+    """Return the PIL mode to convert images to.
 
     Args:
-        in_chans: Input channels of the model.
-        mode: PIL mode that the user wants, the usual one for so many channels if None.
+        in_chans: Number of input channels of the model.
+        mode: PIL mode that the user chose; None for the usual mode with this number of channels.
 
     Raises:
-        UserError: There is no such mode, or it has another number of bands.
+        UserError: PIL has no such mode, or the mode has another number of channels.
     """
     if mode is None:
         if in_chans not in _MODES:
@@ -48,7 +48,7 @@ def image_mode(in_chans: int, mode: Optional[str] = None) -> str:
     try:
         bands = len(Image.new(mode, (1, 1)).getbands())
     except ValueError:
-        raise UserError(f"--input-img-mode: PIL has no mode '{mode}'; L, RGB or RGBA, for example.") from None
+        raise UserError(f"--input-img-mode: PIL has no mode '{mode}'; give L, RGB or RGBA, for example.") from None
     if bands != in_chans:
         raise UserError(f'--input-img-mode {mode} has {bands} channel(s), the model takes {in_chans}.')
     return mode
@@ -59,7 +59,7 @@ def resolve_image_config(options: RunOptions, method: nn.Module, mode: str) -> D
 
     Args:
         options: Options of the run.
-        method: Method, whose size is that of the images, and whose backbone has the defaults of the rest.
+        method: Method. It determines the image size; its backbone has the defaults of the other values.
         mode: PIL mode of the images.
     """
     config = resolve_data_config(
@@ -76,9 +76,9 @@ def resolve_image_config(options: RunOptions, method: nn.Module, mode: str) -> D
 
 
 def with_statistics_per_channel(config: Dict[str, Any]) -> Dict[str, Any]:
-    """Return a data configuration whose mean and standard deviation have a value per channel.
+    """Return a data configuration whose mean and standard deviation have one value per channel.
 
-    The statistics of a model are those of RGB images: other images get their averages over the three channels.
+    If the number of values differs from the number of channels, each channel gets the average of the values.
     """
     channels = config['input_size'][0]
     adapted = {
@@ -88,14 +88,14 @@ def with_statistics_per_channel(config: Dict[str, Any]) -> Dict[str, Any]:
 
 
 class PretrainData(NamedTuple):
-    """Datasets of a run, and one line that says where the images come from."""
+    """The datasets of a run, and one line that describes where the images come from."""
     train: Dataset
     held_out: Dataset
     description: str
 
 
 class DecodedImages(Dataset):
-    """A few images, decoded once: cropping a photograph takes a fraction of the time of decoding it.
+    """A few images, decoded once, because decoding a photograph takes much longer than cropping it.
 
     Args:
         samples: Images with their names.
@@ -115,14 +115,14 @@ class DecodedImages(Dataset):
 
 
 def open_data(options: RunOptions, mode: str) -> PretrainData:
-    """Find the images to train on and those to hold out.
+    """Open the training images and the held-out images.
 
     Args:
         options: Options of the run.
         mode: PIL mode to convert images to.
 
     Raises:
-        UserError: There are no images, or too few to hold any out.
+        UserError: There are no images, too few to hold any out, or an option does not fit the dataset.
     """
     if is_sample(options.dataset) or not (options.data_dir or options.dataset):
         return _open_samples(options, mode)
@@ -137,22 +137,25 @@ def open_data(options: RunOptions, mode: str) -> PretrainData:
     held_out = _create_dataset(options, options.val_split or 'validation', mode, is_training=False)
     if getattr(train, 'samples', None) and train.samples == getattr(held_out, 'samples', None):  # torch/image_folder
         raise UserError(
-            f"--dataset {options.dataset}: '{options.data_dir}' has no folder of its own for validation, so that "
-            'the images to train on would be held out: leave --dataset out, and a share of the folder is held out.')
+            f"--dataset {options.dataset}: '{options.data_dir}' has no separate folder for validation, so the training "
+            'images would also be held out. Leave out --dataset to hold out a share of the folder.')
     return PretrainData(
         train, held_out, f'{options.dataset}: {options.train_split} to train on, '
         f'{options.val_split or "validation"} held out')
 
 
 def open_to_measure(options: RunOptions, mode: str) -> Tuple[Dataset, str]:
-    """Open images to measure on: the validation split of a folder where it has one, all of its images otherwise.
+    """Open images for evaluation: the validation split of a folder if it has one, otherwise all of its images.
 
     Args:
-        options: Options of the run, with the images in place of those that it was trained on.
+        options: Options of the run, with the images to evaluate on.
         mode: PIL mode to convert images to.
 
     Returns:
-        The images, and one line that says where they come from.
+        The images, and one line that describes where they come from.
+
+    Raises:
+        UserError: The images cannot be opened.
     """
     if is_sample(options.dataset):
         split = options.val_split or 'validation'
@@ -162,7 +165,7 @@ def open_to_measure(options: RunOptions, mode: str) -> Tuple[Dataset, str]:
         split = options.val_split or 'validation'
         return _create_dataset(options, split, mode, is_training=False), f'{options.dataset}: {split}'
     if not options.data_dir:
-        raise UserError('--split is of a --data-dir or --dataset, which is not given.')
+        raise UserError('--split needs --data-dir or --dataset, and neither is given.')
     check_folder(options.data_dir)
     folder = _validation_folder(options) or options.data_dir
     options = replace(options, data_dir=str(folder))
@@ -182,10 +185,10 @@ def _open_samples(options: RunOptions, mode: str) -> PretrainData:
 
 
 def check_folder(path: str) -> None:
-    """Check that there is a folder or .tar file of this name.
+    """Check that a path is a folder or a complete .tar file.
 
     Raises:
-        UserError: There is none.
+        UserError: The path is neither.
     """
     if not os.path.exists(path):
         raise UserError(f"--data-dir: '{path}' does not exist.")
@@ -197,15 +200,15 @@ def check_folder(path: str) -> None:
 
 
 def _check_name(name: str) -> None:
-    # timm takes any other name for a folder, and the whole of it for each of its splits
+    # timm treats any other name as a folder, and reads the whole folder for every split
     if name and name.partition('/')[0].lower() not in _SOURCES:
         raise UserError(
-            f"--dataset: '{name}' must begin with {', '.join(f'{source}/' for source in _SOURCES)}; a folder of "
-            'images is given by --data-dir alone.')
+            f"--dataset: '{name}' must begin with {', '.join(f'{source}/' for source in _SOURCES)}; for a folder of "
+            'images give --data-dir without --dataset.')
 
 
 def _check_split(options: RunOptions) -> None:
-    # timm reads the whole folder where a split does not exist, which is right for the default name only
+    # If a split does not exist, timm reads the whole folder. That is right only for the default name.
     split = options.train_split
     if split != DEFAULTS['train_split'] and not (Path(options.data_dir) / split).is_dir():
         raise UserError(f"--train-split: there is no folder '{split}' in '{options.data_dir}'.")
@@ -236,14 +239,14 @@ def _create_dataset(options: RunOptions, split: str, mode: str, is_training: boo
             num_samples=num_samples,
             trust_remote_code=options.dataset_trust_remote_code,
         )
-    except Exception as e:  # every source has errors of its own
+    except Exception as e:  # every source raises its own types of errors
         if not options.dataset:
             raise UserError(f"--data-dir: '{options.data_dir}' cannot be read: {one_line(e)}") from e
         raise UserError(f"--dataset {options.dataset} with {flag} '{split}' cannot be read: {one_line(e)}") from e
 
 
 def _open_images(options: RunOptions, split: str, mode: str) -> Dataset:
-    """Open a folder of images, or the folder of a split in it."""
+    """Open the folder of a split if there is one, otherwise the whole folder."""
     root = Path(options.data_dir)
     splits = _TRAINING_FOLDERS if split in _TRAINING_FOLDERS else (split,)
     root = next((root / name for name in (split, *splits) if name and (root / name).is_dir()), root)
@@ -256,20 +259,20 @@ def _open_images(options: RunOptions, split: str, mode: str) -> Dataset:
 
 
 def _left_out(*datasets: Dataset) -> List[str]:
-    """What the lists of images do not have, one phrase each."""
-    said = (getattr(getattr(dataset, 'reader', None), 'left_out', '') for dataset in datasets)
-    return [phrase for phrase in said if phrase]
+    """Return one phrase for each dataset whose reader left out files."""
+    phrases = (getattr(getattr(dataset, 'reader', None), 'left_out', '') for dataset in datasets)
+    return [phrase for phrase in phrases if phrase]
 
 
 def _open_folder(options: RunOptions, train: Dataset, mode: str) -> PretrainData:
-    """Hold out the validation split of a folder, or a share of the images if it has none."""
+    """Hold out the validation split of a folder, or a share of its images if it has no such split."""
     folder = _validation_folder(options)
     if folder is None:
         count = min(max(1, round(len(train) * HELD_OUT_SHARE)), HELD_OUT_LIMIT, len(train) - 1)
         train_indices, held_out_indices = draw_held_out(image_names(train), count)
         share = f'{len(held_out_indices)} of its {len(train)} images held out'
         if len(held_out_indices) == 0:
-            raise UserError(f"--data-dir: '{options.data_dir}' has one image, and one has to be held out: add more.")
+            raise UserError(f"--data-dir: '{options.data_dir}' has one image, and one must be held out: add more.")
         return PretrainData(
             select(train, train_indices),
             select(train, held_out_indices),
@@ -278,7 +281,7 @@ def _open_folder(options: RunOptions, train: Dataset, mode: str) -> PretrainData
 
     held_out = _create_dataset(
         replace(options, data_dir=str(folder)), '', mode, is_training=False)
-    # Without a folder for training, the whole data folder is read, validation images included.
+    # Without a folder for training, the reader lists the whole data folder, including the validation images.
     shared = shared_files(train.reader, held_out.reader)
     kept = sorted({*range(len(train))}.difference(shared))
     if not kept:
@@ -303,14 +306,14 @@ def _validation_folder(options: RunOptions) -> Optional[Path]:
 
 
 def select(dataset: Dataset, indices: Sequence[int]) -> Dataset:
-    """Return a dataset of some of the images of another, which stays as it is.
+    """Return a dataset with some of the images of another dataset, which does not change.
 
-    A folder's file list is cut itself: timm replaces an unreadable image by the next one in that list, which must not
-    be an image of the other part.
+    For a folder this shortens the reader's file list: timm replaces an unreadable image by the next one in the list,
+    which must not be an image of the other part.
     """
     samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
     if samples is None or len(samples) != len(dataset) or not isinstance(samples[0], tuple):
-        return Subset(copy.copy(dataset), indices)  # a copy, each part has a transform of its own
+        return Subset(copy.copy(dataset), indices)  # a copy, because each part has its own transform
     dataset = copy.copy(dataset)
     dataset.reader = copy.copy(dataset.reader)
     dataset.reader.samples = [samples[i] for i in indices]
@@ -320,7 +323,7 @@ def select(dataset: Dataset, indices: Sequence[int]) -> Dataset:
 
 
 def file_names(dataset: Dataset, limit: int = HELD_OUT_LIMIT) -> List[str]:
-    """Return the names of a dataset's images, as far as it knows them."""
+    """Return the names of at most `limit` images of a dataset; empty if the dataset has no names."""
     if isinstance(dataset, DecodedImages):
         return dataset.names
     reader = getattr(dataset, 'reader', None)

@@ -1,4 +1,4 @@
-"""Find the images of a folder or a tar file, check that they can be read, and choose which to hold out by name."""
+"""List the images of a folder, check a tar file, choose held-out images by name, and detect changed images."""
 
 import hashlib
 import os
@@ -21,16 +21,16 @@ _Identity = Tuple[int, int, int]
 
 
 def check_archive(path: str) -> None:
-    """Check that a file begins like a tar file and ends like a complete one.
+    """Check that a file is a complete tar file.
 
-    A tar file ends with two blocks of zeros. Without them it was cut short: `tarfile` lists what is left of it, so that
-    a run would go on with a part of the images and not say so.
+    A complete tar file ends with two blocks of zeros. `tarfile` reads a truncated file without an error, so that a run
+    would train on a part of the images unnoticed.
 
     Args:
-        path: Archive that is not compressed.
+        path: Uncompressed archive.
 
     Raises:
-        UserError: It is no tar file, or was cut short.
+        UserError: The file is not a tar file, or is truncated.
     """
     try:
         with tarfile.open(path, 'r:'):
@@ -40,16 +40,16 @@ def check_archive(path: str) -> None:
             file.seek(max(0, size - 2 * _BLOCK))
             ending = file.read()
     except (OSError, tarfile.TarError) as e:
-        raise UserError(f"--data-dir: '{path}' is no tar file that can be read: {one_line(e)}.") from e
+        raise UserError(f"--data-dir: '{path}' cannot be read as a tar file: {one_line(e)}.") from e
     if size % _BLOCK or len(ending) < 2 * _BLOCK or any(ending):
-        raise UserError(f"--data-dir: '{path}' was cut short, it does not end as a tar file does: copy it again.")
+        raise UserError(f"--data-dir: '{path}' is truncated, it lacks the end of a tar file: copy it again.")
 
 
 def image_names(dataset: Dataset) -> Optional[List[str]]:
-    """Return the names of a dataset's images, relative to its folder, None where a list of them is not at hand.
+    """Return the names of a dataset's images relative to its folder, None if the dataset has no list of names.
 
     Args:
-        dataset: Dataset of timm: of a folder, of a tar file or of decoded images, or a part of one.
+        dataset: Dataset of a folder, of a tar file or of decoded images, or a subset of one.
     """
     if isinstance(dataset, Subset):
         names = image_names(dataset.dataset)
@@ -63,19 +63,19 @@ def image_names(dataset: Dataset) -> Optional[List[str]]:
     if isinstance(samples[0][0], str):
         root = os.path.join(str(reader.root), '')
         return [path[len(root):].replace(os.sep, '/') if path.startswith(root) else path for path, *_ in samples]
-    if hasattr(samples[0][0], 'name'):  # of a tar file, or of one of several
+    if hasattr(samples[0][0], 'name'):  # in one or several tar files
         return ['/'.join(str(getattr(part, 'name', part)) for part in _place_in_tar(sample)) for sample in samples]
     return None
 
 
 def _place_in_tar(sample: Sequence[Any]) -> List[Any]:
-    """The image, after the tar files that it lies in, where there are several."""
+    """Return the entry of an image, after the tar files that contain it if there are several."""
     image, *parents = sample
     return [parent for parent in parents if isinstance(parent, str) or hasattr(parent, 'name')] + [image]
 
 
 def draw_held_out(names: Sequence[str], count: int) -> Tuple[List[int], List[int]]:
-    """Choose images to hold out by the hashes of their names: of nearly the same images, nearly the same are chosen.
+    """Choose held-out images by the hashes of their names. After a few images change, nearly the same are chosen.
 
     Args:
         names: Names of all images.
@@ -84,14 +84,14 @@ def draw_held_out(names: Sequence[str], count: int) -> Tuple[List[int], List[int
     Returns:
         Positions of the images to train on, and of those to hold out, both in the order of the names.
     """
-    # Folders may hold many images of one name in tar files: position breaks the tie.
+    # Tar files in a folder may hold several images of one name: the position breaks the tie.
     hashes = [hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=8).digest() for name in names]
     chosen = set(sorted(range(len(names)), key=lambda i: (hashes[i], i))[:count])
     return [i for i in range(len(names)) if i not in chosen], sorted(chosen)
 
 
 def fingerprint(train: Dataset, held_out: Dataset) -> Dict[str, Dict[str, Any]]:
-    """Return how many images there are of each part, and a hash of their names, as far as they are known."""
+    """Return the number of images of each part and a hash of their names, None for what a dataset does not know."""
     return {part: _fingerprint(dataset) for part, dataset in dict(train=train, held_out=held_out).items()}
 
 
@@ -104,44 +104,44 @@ def _fingerprint(dataset: Dataset) -> Dict[str, Any]:
 
 
 def describe_changes(before: Dict[str, Dict[str, Any]], now: Dict[str, Dict[str, Any]]) -> str:
-    """Say what is different between two fingerprints, '' if nothing is."""
-    told = []
+    """Describe the differences between two fingerprints; '' if there are none."""
+    changes = []
     for part, what in dict(train='to train on', held_out='held out').items():
         old, new = before.get(part, {}), now[part]
         if old.get('count') != new['count']:
-            told.append(f'{new["count"]} images {what}, which were {old.get("count")}')
+            changes.append(f'{new["count"]} images {what} instead of {old.get("count")}')
         elif old.get('names') != new['names']:
-            told.append(f'{new["count"]} images {what}, as before, with other names')
-    return ' and '.join(told)
+            changes.append(f'{new["count"]} images {what}, as before, with other names')
+    return ' and '.join(changes)
 
 
 class _File(NamedTuple):
-    """An image file, its class by the name of its folder, and the inode number that the folder gives for it."""
+    """An image file, the name of its folder as its class, and its inode number in the directory entry."""
     path: str
     label: str
     inode: int
 
 
 class ImageFolder(ReaderImageFolder):
-    """timm's reader of a folder, which lists every image once and nothing that could block a read.
+    """timm's folder reader, changed to list every file once and to skip entries that are not regular files.
 
-    timm's own follows every link: a link that leads back lists the images again and again, a held-out copy of a
-    training image among them, and a FIFO called `x.jpg` is opened and waits for ever. Order and classes are timm's.
+    timm's reader follows every link. A link to a parent folder would list images repeatedly, some both in training and
+    held out, and opening a FIFO named `x.jpg` would block forever. Order and classes are timm's.
 
-    A broken link stays in the list. It stands for an image, and is counted as one that cannot be read.
+    A broken link stays in the list and counts as an unreadable image.
 
     Attributes:
         samples: Path and class number of each image, sorted by path.
-        inodes: Inode number [N] of each image, 0 for one that does not exist.
-        left_out: What is not in the list and why, as one phrase; empty if nothing was left out.
+        inodes: Inode number (N,) of each image, 0 for one that does not exist.
+        left_out: Phrase that says which files are not in the list and why; empty if none were left out.
 
     Args:
         root: The folder.
-        class_map: Class numbers by name. Images of other classes are not in the list.
-        input_key: File endings separated by semicolons, those of timm if None.
+        class_map: Class numbers by name. Images of other classes are left out.
+        input_key: File endings separated by semicolons; None for timm's list.
 
     Raises:
-        RuntimeError: There is no image.
+        RuntimeError: The folder has no image.
     """
 
     def __init__(self, root: str, class_map: Optional[Dict[str, int]] = None, input_key: Optional[str] = None):
@@ -162,11 +162,11 @@ class ImageFolder(ReaderImageFolder):
 
 
 def shared_files(images: ImageFolder, others: ImageFolder) -> List[int]:
-    """Return the places in `images` of the files that `others` has too, under any name.
+    """Return the indices of the images whose files are also in `others`, under any name.
 
     Args:
-        images: Images of which some may be shared.
-        others: The other images.
+        images: Images to search.
+        others: Images to compare with.
     """
     numbers = images.inodes[np.isin(images.inodes, others.inodes) & (images.inodes != 0)]
     known = {_identity(others.samples[i][0]) for i in np.flatnonzero(np.isin(others.inodes, numbers))}
@@ -175,7 +175,7 @@ def shared_files(images: ImageFolder, others: ImageFolder) -> List[int]:
 
 
 class _Walk:
-    """Walks a folder: first what is really in it, then what links lead to, so that a file keeps its own name.
+    """Walks a folder. It follows links last, so that a file is listed under its own name rather than a link's.
 
     Args:
         root: The folder.
@@ -195,7 +195,7 @@ class _Walk:
         files = list(self._walk())
         numbers = _inode_array(files)
         _, inverse, counts = np.unique(numbers, return_inverse=True, return_counts=True)
-        # Most inode numbers are there once, and need no stat. The same number twice may be two file systems.
+        # Most inode numbers occur once and need no stat call. Equal numbers may come from two file systems.
         suspects = np.flatnonzero((counts[inverse] > 1) & (numbers != 0)).tolist()
         seen, repeated = set(), set()
         for place in suspects:
@@ -208,19 +208,19 @@ class _Walk:
         return [file for place, file in enumerate(files) if place not in repeated]
 
     def left_out(self) -> str:
-        """Say what was left out, and why."""
+        """Return a phrase that says what was left out and why; empty if nothing was left out."""
         reasons = (
             (self.repeated, 'further name of an image', 'further names of images'),
             (self.known_folders, 'link to a folder that is read already', 'links to folders that are read already'),
             (self.special, 'entry that is no regular file', 'entries that are no regular files'),
             (self.unreadable, 'folder that cannot be opened', 'folders that cannot be opened'),
         )
-        said = [
+        phrases = [
             f'{len(paths)} {one if len(paths) == 1 else many} '
             f'({os.path.relpath(paths[0], self.root)}{", ..." if len(paths) > 1 else ""})'
             for paths, one, many in reasons if paths
         ]
-        return f'left out {", ".join(said)}' if said else ''
+        return f'left out {", ".join(phrases)}' if phrases else ''
 
     def _walk(self) -> Iterator[_File]:
         pending, links, seen = deque([self.root]), deque(), set()
@@ -260,7 +260,7 @@ class _Walk:
         return os.path.splitext(path)[1].lower() in self.types
 
     def _read_link(self, link: str, label: str) -> Iterator[_File]:
-        """The image that a link leads to."""
+        """Yield the image that a link points to, or the link itself if it is broken."""
         identity = _identity(link)
         if identity is None:
             yield _File(link, label, 0)
@@ -275,9 +275,9 @@ def _inode_array(files: List[_File]) -> np.ndarray:
 
 
 def _identity(path: str) -> Optional[_Identity]:
-    """What two names of one file have in common, None if there is no file."""
+    """Return what identifies a file under any name, None if the file does not exist."""
     try:
         status = os.stat(path)
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_size  # a file system that makes up inode numbers may repeat them
+    return status.st_dev, status.st_ino, status.st_size  # size, because some file systems repeat inode numbers

@@ -1,7 +1,7 @@
 """Load images in batches: their order, their augmentation, and the worker processes.
 
-Order and augmentation depend only on the seed, the epoch and the position in the epoch. One process or several, with
-few workers or many, in a new run or a resumed one, see the same images.
+Order and augmentation depend only on the seed, the epoch and the position in the epoch. They are therefore the same for
+any number of processes and workers, and in a new and a resumed run.
 """
 
 import math
@@ -21,13 +21,13 @@ from ..errors import SIGNALS, UserError
 from ..flags.run_options import DEFAULTS, RunOptions
 from .reading import ImageKey, KeyedImages, sample_seed
 
-# What transforms and loaders of timm take from the configuration of the images.
+# Entries of the image configuration that timm's transforms and loaders take.
 _NORMALISATION = ('input_size', 'mean', 'std')
 EVALUATION = (*_NORMALISATION, 'interpolation', 'crop_pct')
 
 
 def leave_signals_alone(loader: DataLoader) -> None:
-    """Let the workers of a loader ignore the signals that stop a run."""
+    """Make the workers of a loader ignore the signals that stop a run."""
     loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
 
 
@@ -40,29 +40,28 @@ def _init_worker(others: Optional[Callable], worker: int) -> None:
 
 @contextmanager
 def ending_workers(loader: PrefetchLoader) -> Iterator[None]:
-    """End the workers of a loader with the block: they ignore the signal that would end them with the program."""
+    """End the workers of a loader when the block ends, because they ignore the signals that stop the program."""
     try:
         yield
     finally:
-        iterator = getattr(loader.loader, '_iterator', None)  # there is no public way
+        iterator = getattr(loader.loader, '_iterator', None)  # PyTorch has no public way
         if hasattr(iterator, '_shutdown_workers'):
             iterator._shutdown_workers()
 
 
 class EpochSampler(Sampler):
-    """Shuffles, repeats and distributes the images of an epoch in whole global batches.
+    """Shuffles, repeats and distributes the images of an epoch in whole updates.
 
-    Yields an `ImageKey` per image. Positions run over all processes: a batch of two processes holds the images that
-    one process has in a batch of twice the size. An epoch that is too short for one batch is repeated until it fills
-    one.
+    Yields an `ImageKey` per image. Positions count over all processes, so two processes together see the same images
+    as one process with twice the batch size. If an epoch has too few images for one update, they are repeated.
 
     Args:
         num_images: Number of images in the dataset.
-        batch_size: Batch size of one process.
-        steps_per_update: Batches that make one update.
-        repeats: How often the images are repeated in an epoch, at least once.
+        batch_size: Batch size per process.
+        steps_per_update: Number of batches per update.
+        repeats: Number of passes over the images in an epoch, at least 1.
         seed: Seed of the order.
-        rank: This process.
+        rank: Rank of this process.
         world_size: Number of processes.
     """
 
@@ -87,7 +86,7 @@ class EpochSampler(Sampler):
         self.num_samples = num_updates * update_size
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Go to an epoch, and into it where a run goes on that was interrupted."""
+        """Set the epoch, and the batch to start with when a run resumes within the epoch."""
         self.epoch = epoch
         self.first_batch = first_batch
 
@@ -111,15 +110,18 @@ def create_train_loader(
         rank: int = 0,
         world_size: int = 1,
 ) -> PrefetchLoader:
-    """Create the loader of the training images, in whole global batches.
+    """Create the loader of the training images.
 
     Args:
         dataset: Training images.
         options: Options of the run.
         data_config: Input size, mean, standard deviation, interpolation and mode of the images.
-        device: Device that images are brought to and normalised on.
-        rank: This process.
+        device: Device that receives and normalises the images.
+        rank: Rank of this process.
         world_size: Number of processes.
+
+    Raises:
+        UserError: A batch does not fit into main memory, or an augmentation option is invalid.
     """
     _check_batch(options.batch_size, data_config['input_size'])
     arguments = dict(is_training=True, **{name: data_config[name] for name in _NORMALISATION}, **_augmentation(options))
@@ -145,11 +147,11 @@ def _check_batch(batch_size: int, image_size: Sequence[int]) -> None:
     """Check that a batch fits into main memory.
 
     Raises:
-        UserError: It does not.
+        UserError: The batch is larger.
     """
     try:
         memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    except (AttributeError, OSError, ValueError):  # the system does not tell
+    except (AttributeError, OSError, ValueError):  # this system does not report its memory
         return
     size = 4 * batch_size * math.prod(image_size)  # in float32
     if size > memory:
@@ -159,7 +161,7 @@ def _check_batch(batch_size: int, image_size: Sequence[int]) -> None:
 
 
 def _augmentation(options: RunOptions) -> Dict[str, Any]:
-    """The arguments of timm's training transform that flags give."""
+    """Return the arguments of timm's training transform that come from flags."""
     names = (
         'no_aug', 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob',
         'gaussian_blur_prob',
@@ -179,9 +181,9 @@ def _create_stream_loader(
         distributed: bool,
         arguments: Dict[str, Any],
 ) -> PrefetchLoader:
-    """Create timm's loader of a stream, which decides on the order itself, and decodes images itself."""
+    """Create timm's loader of a stream. The stream determines the order, and its reader decodes the images."""
     if options.max_pixels != DEFAULTS['max_pixels']:
-        raise UserError('--max-pixels does not reach the images of a stream, which its reader decodes: leave it out.')
+        raise UserError('--max-pixels has no effect on a stream, whose reader decodes the images: leave it out.')
     loader = create_loader(
         dataset,
         batch_size=options.batch_size,
@@ -202,15 +204,16 @@ def create_evaluation_loader(
         data_config: Dict[str, Any],
         device: torch.device,
 ) -> PrefetchLoader:
-    """Create a loader of some images of a dataset, resized and cropped alike each time; with each comes its index,
-    `~index` where it cannot be read and another one is in its place.
+    """Create a loader of some images of a dataset, with a fixed resize and crop.
+
+    It yields images and their indices, `~index` where the image cannot be read and another image replaces it.
 
     Args:
         dataset: Images.
-        indices: Which of them, in the order in which they come.
+        indices: Indices of the images to load, in order.
         options: Options of the run.
         data_config: Input size, mean, standard deviation, interpolation, crop and mode of the images.
-        device: Device that images are brought to and normalised on.
+        device: Device that receives and normalises the images.
     """
     transform = create_transform(use_prefetcher=True, **{name: data_config[name] for name in EVALUATION})
     return _create_loader(
@@ -235,7 +238,7 @@ def _create_loader(
         device: torch.device,
         persistent_workers: bool = True,
 ) -> PrefetchLoader:
-    """Create timm's loader with an order of our own, which `timm.data.create_loader` does not take."""
+    """Create timm's loader with a custom sampler, which `timm.data.create_loader` does not accept."""
     loader = DataLoader(
         KeyedImages(dataset, transform, data_config['mode'], options.seed, options.max_pixels),
         batch_size=batch_size,
@@ -260,16 +263,16 @@ def batches_of_epoch(
         epoch: int,
         first: int = 0,
 ) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
-    """Return an iterator over the batches of an epoch: images [B, C, H, W] and their indices [B].
+    """Return an iterator over the batches of an epoch: images (B, C, H, W) and their indices (B,).
 
     Args:
         loader: Loader of the training images.
         epoch: Number of the epoch.
-        first: Number of the batch to begin with.
+        first: Number of the first batch, from 0.
     """
     if hasattr(loader.sampler, 'set_epoch'):
         loader.sampler.set_epoch(epoch, first)
         return iter(loader)
     if hasattr(loader.dataset, 'set_epoch'):
         loader.dataset.set_epoch(epoch)
-    return islice(loader, first, None)  # a stream can only be read again
+    return islice(loader, first, None)  # a stream must be read from the start

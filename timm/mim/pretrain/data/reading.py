@@ -1,8 +1,8 @@
-"""Read, decode, crop and flip images. An image that cannot be read is counted, and another takes its place.
+"""Read, decode, crop and flip images. Unreadable images are counted and replaced by other images.
 
-Crops and flips act on uint8 tensors, which takes about half the time of PIL images. The random choices are timm's own:
-its transform draws crop boxes and flips, in the same order. Pixels of a resized crop differ from PIL's by at most two
-levels of 256, because both round intermediate results. JPEG files are decoded at full size.
+Crops and flips work on uint8 tensors, in about half the time that PIL images take. timm's own transform draws the crop
+boxes and flips, in the same order. Pixels of a resized crop differ from PIL's by at most 2 of 256 levels, because both
+round intermediate results. JPEG files are decoded at full size.
 """
 
 import logging
@@ -25,26 +25,26 @@ from ..errors import one_line
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # deprecated since torchvision 0.29; without it PIL decodes, and three quarters of the speed remain
+except ImportError:  # deprecated since torchvision 0.29; then PIL decodes, at three quarters of the speed
     decode_jpeg = None
-_MODES = ('L', 'RGB')  # PIL weighs colours by their opacity where there is an alpha channel
+_MODES = ('L', 'RGB')  # with an alpha channel, PIL's resize weights colours by opacity, which tensors do not
 _INTERPOLATIONS = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
 _ON_TENSORS = (RandomHorizontalFlip, RandomVerticalFlip, MaybePILToTensor)
 
 _logger = logging.getLogger(__name__)
-_ATTEMPTS = 10  # to find another image
-_NAMED = 3  # unreadable files that each process names
+_ATTEMPTS = 10  # images to try before giving up
+_NAMED = 3  # number of unreadable files that each process names in the log
 
 
 def on_tensors(transform: Callable, mode: str) -> Optional[Callable]:
-    """Turn a transform of PIL images into one of uint8 tensors (C, H, W), with the same random choices.
+    """Turn a transform of PIL images into one of uint8 tensors (C, H, W) that makes the same random choices.
 
     Args:
-        transform: timm's transform for training.
+        transform: timm's training transform.
         mode: PIL mode of the images.
 
     Returns:
-        None if a step of it needs a PIL image.
+        The transform, None if a step of it needs PIL images.
     """
     crop, *others = getattr(transform, 'transforms', [None])
     if mode not in _MODES or type(crop) is not RandomResizedCropAndInterpolation:
@@ -65,18 +65,18 @@ def read_jpeg(file: BinaryIO, image: Image.Image, mode: str) -> Optional[torch.T
 
     Args:
         file: The open file.
-        image: The image that PIL opened, and did not decode.
-        mode: PIL mode that is wanted.
+        image: The image that PIL has opened but not decoded.
+        mode: PIL mode to decode to.
 
     Returns:
-        None if it is another file or mode, for PIL.
+        The tensor, None if PIL must decode the file: another format or mode, or a damaged file.
     """
     if decode_jpeg is None or image.format != 'JPEG' or not image.mode == mode == 'RGB':
         return None
     file.seek(0)
     try:
         return decode_jpeg(torch.frombuffer(bytearray(file.read()), dtype=torch.uint8), ImageReadMode.RGB)
-    except RuntimeError:  # a damaged file, of which PIL tells more, or a torchvision that was built without it
+    except RuntimeError:  # a damaged file, which PIL reports better, or a torchvision without JPEG support
         file.seek(0)
         return None
 
@@ -88,7 +88,7 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 class CropAndResize:
-    """Does on uint8 tensors (C, H, W) what timm's random crop does on PIL images.
+    """Applies timm's random resized crop to uint8 tensors (C, H, W).
 
     Args:
         crop: timm's random crop.
@@ -103,7 +103,7 @@ class CropAndResize:
         choices = _choices(crop)
         interpolation = random.choice(choices) if isinstance(crop.interpolation, tuple) else choices[0]
         region = image[None, :, top:top + height, left:left + width]
-        # torchvision's own function goes through float32, which is four times slower
+        # torchvision's resize converts to float32, which is four times slower
         return F.interpolate(region, crop.size, mode=interpolation.value, antialias=True)[0]
 
 
@@ -120,17 +120,17 @@ def sample_seed(seed: int, epoch: int, position: int) -> int:
 
 
 class KeyedImages(Dataset):
-    """Seeds the random augmentation of every image with its key, and converts images of any dataset to one mode.
+    """Converts the images of a dataset to one mode, and augments each with a seed that its `ImageKey` determines.
 
-    Yields an image and its index, `~index` if it cannot be read and another one, drawn with the same key, is in its
-    place.
+    An item is an image and its index. If the image is unreadable, the item is another image, drawn with the same key,
+    and `~index`.
 
     Args:
         dataset: Dataset with a `transform`.
-        transform: timm's transform of a PIL image. Done on tensors where that gives the same.
+        transform: timm's transform of a PIL image. It runs on tensors if `on_tensors` can convert it.
         mode: PIL mode to convert images to.
         seed: Seed of the run.
-        max_pixels: Images of more pixels count as unreadable, 0 for no limit.
+        max_pixels: Images with more pixels count as unreadable; 0 for no limit.
     """
 
     def __init__(self, dataset: Dataset, transform: Callable, mode: str, seed: int, max_pixels: int):
@@ -142,7 +142,7 @@ class KeyedImages(Dataset):
         self.seed = seed
         self.to_mode = ToMode(mode)
         self.num_unreadable = 0
-        # The dataset only converts, so that what fails in it is the file.
+        # The dataset only converts images, so that an error in it means an unreadable file.
         (dataset.dataset if isinstance(dataset, Subset) else dataset).transform = self.to_mode
 
     def __getitem__(self, key: ImageKey) -> Tuple[torch.Tensor, int]:
@@ -150,35 +150,38 @@ class KeyedImages(Dataset):
         image, index = self._read(key.index, random.Random(seed))
         random.seed(seed)
         np.random.seed(seed)
-        torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would queue a call for CUDA each time
+        torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would also queue a call for CUDA
         return self.transform(image), index
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def _read(self, index: int, generator: random.Random) -> Tuple[Union[Image.Image, torch.Tensor], int]:
-        """Read an image, or another one.
+        """Read an image, or a random other image if it is unreadable.
+
+        Returns:
+            The image, and its index, `~index` for another image.
 
         Raises:
-            OSError: Many others cannot be read either.
+            OSError: The other images that were tried are unreadable too.
         """
         tried = index
         for attempt in range(_ATTEMPTS):
             try:
                 with _pixel_limit(self.max_pixels):
                     return self._decode(tried), index if attempt == 0 else ~index
-            except Exception as e:  # decoders of broken files fail in every way
+            except Exception as e:  # decoders raise errors of many types for broken files
                 name, reason = self._name(tried), one_line(e)[:200]
             self.num_unreadable += 1
             if self.num_unreadable <= _NAMED:
-                _logger.warning(f'{name} cannot be read, another image takes its place: {reason}')
+                _logger.warning(f'{name} cannot be read, another image replaces it: {reason}')
             tried = generator.randrange(len(self.dataset))
-        raise OSError(f'{_ATTEMPTS} images, drawn at random, cannot be read, of which the last is {name}: {reason}')
+        raise OSError(f'{_ATTEMPTS} images, drawn at random, cannot be read; the last is {name}: {reason}')
 
     def _decode(self, index: int) -> Union[Image.Image, torch.Tensor]:
         dataset, index = self._place(index)
         if isinstance(dataset, ImageDataset):
-            # Not by its __getitem__, which replaces an image without telling.
+            # `ImageDataset.__getitem__` would replace an unreadable image silently.
             file = dataset.reader[index][0]
             image = Image.open(file)
             pixels = read_jpeg(file, image, self.to_mode.mode) if self.on_tensors else None
@@ -193,7 +196,7 @@ class KeyedImages(Dataset):
         dataset, place = self._place(index)
         try:
             return f"'{dataset.filename(place)}'"
-        except Exception:  # few datasets know
+        except Exception:  # few datasets know their file names
             return f'image {index} of the dataset'
 
     def _place(self, index: int) -> Tuple[Dataset, int]:
@@ -203,26 +206,26 @@ class KeyedImages(Dataset):
 
 @contextmanager
 def _pixel_limit(max_pixels: int) -> Iterator[None]:
-    """Let PIL refuse images of more pixels by their header, before anything is decoded.
+    """Make PIL refuse images with more than `max_pixels` pixels when it reads the header, before decoding.
 
     Raises:
-        ValueError: An image has more.
+        ValueError: An image has more pixels.
     """
     previous = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = max_pixels / 2 if max_pixels else None  # PIL refuses twice as many, and warns of as many
+    Image.MAX_IMAGE_PIXELS = max_pixels / 2 if max_pixels else None  # PIL raises an error above twice this number
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             yield
     except Image.DecompressionBombError as e:
         count = re.search(r'\d+', str(e))
-        raise ValueError(f'{count.group() if count else "its"} pixels are more than --max-pixels {max_pixels}') from e
+        raise ValueError(f'{count.group() if count else "its"} pixels exceed --max-pixels {max_pixels}') from e
     finally:
         Image.MAX_IMAGE_PIXELS = previous
 
 
 class ToMode:
-    """Converts a PIL image to a mode, 16-bit grey levels by scaling, where PIL clips them to white.
+    """Converts a PIL image to a mode. It scales 16-bit grey levels to 8 bits, which PIL would clip to white.
 
     Args:
         mode: PIL mode.

@@ -1,4 +1,4 @@
-"""Images that ship inside Python packages, for a first run without data: `--dataset samples/NAME`.
+"""Sample images from installed Python packages, for a first run without data: `--dataset samples/NAME`.
 
 - `samples/digits`: 1,797 handwritten digits of 8 x 8 pixels with their labels, from scikit-learn
 - `samples/photographs`: 14 photographs, from scikit-image and scikit-learn
@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import UserError
 
-# Photographs of things, scenes and textures; the right half of the stereo pair, scans and drawings are left out.
+# Photographs of objects, scenes and textures, without scans, drawings and the right image of the stereo pair.
 TRAIN = (
     ('skimage', 'data/astronaut.png'),
     ('skimage', 'data/brick.png'),
@@ -36,12 +36,16 @@ HELD_OUT = (
 
 PREFIX = 'samples/'
 PHOTOGRAPHS = 'samples/photographs'
-_DIGITS = dict(train=1285, validation=256, test=256)  # drawn once, whatever the seed of a run
+_DIGITS = dict(train=1285, validation=256, test=256)  # the same split for every seed of a run
 _SPLIT_SEED = 0
 
 
 def _locate(photographs: Tuple[Tuple[str, str], ...]) -> List[Path]:
-    """Paths of photographs, found without importing the packages that they ship in."""
+    """Return the paths of photographs, without importing the packages that contain them.
+
+    Raises:
+        FileNotFoundError: A package, or a photograph in it, is missing.
+    """
     paths = []
     for package, name in photographs:
         spec = find_spec(package)
@@ -55,7 +59,7 @@ def _locate(photographs: Tuple[Tuple[str, str], ...]) -> List[Path]:
 
 
 def sample_photographs() -> Tuple[List[Path], List[Path]]:
-    """Return the paths of the photographs to train on, and of the two that are held out.
+    """Return the paths of the training photographs, and of the two held-out ones.
 
     Raises:
         FileNotFoundError: A package, or a photograph in it, is missing.
@@ -64,14 +68,14 @@ def sample_photographs() -> Tuple[List[Path], List[Path]]:
 
 
 class Samples(NamedTuple):
-    """Images of a split with their names, and their classes where they have any."""
+    """The images of a split, their names, and their class numbers if they have labels."""
     images: List[Image.Image]
     names: List[str]
     labels: Optional[List[int]] = None
 
 
 def is_sample(dataset: str) -> bool:
-    """Whether a name of a dataset is one of sample images."""
+    """Return whether the name of a dataset stands for sample images."""
     return dataset.startswith(PREFIX)
 
 
@@ -80,10 +84,10 @@ def open_samples(dataset: str, split: str) -> Samples:
 
     Args:
         dataset: `samples/digits` or `samples/photographs`.
-        split: `train`, `validation`, or `test`, which the photographs do not have.
+        split: `train`, `validation`, or for the digits `test`.
 
     Raises:
-        UserError: There are no such images or no such split, or the package that ships them is not installed.
+        UserError: There is no such dataset or split, or a package with its images is not installed.
     """
     sources = dict(digits=_open_digits, photographs=_open_photographs)
     name = dataset.removeprefix(PREFIX)
@@ -94,7 +98,7 @@ def open_samples(dataset: str, split: str) -> Samples:
         samples = sources[name](split)
     except (FileNotFoundError, ImportError) as e:
         raise UserError(
-            f'--dataset {dataset}: the images are not here: {e}; '
+            f'--dataset {dataset}: the images are not available: {e}; '
             "pip install scikit-image scikit-learn, or the extra 'samples'.") from None
     if samples is None:
         raise UserError(f"--dataset {dataset} has no split '{split}'.")

@@ -1,7 +1,7 @@
 """Build parsers from the table of options.
 
-A training script that has timm's flags already needs `add_arguments` alone. `add_training_arguments` adds the flags
-that pre-training shares with training by labels. Each program sets the defaults of its parser itself.
+A training script that already has timm's flags needs only `add_arguments`. `add_training_arguments` adds the flags that
+pre-training shares with supervised training. Each program sets the defaults of its own parser.
 """
 import argparse
 import typing
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the other flags of pre-training to a parser, in groups."""
+    """Add the flags that pre-training shares with supervised training to a parser, in groups."""
     parser.add_argument(
         '-c', '--config', metavar='FILE',
         help='YAML file with flags by name, or the name of a recipe that comes with timm.mim; flags on the command '
@@ -53,7 +53,7 @@ def add_option(group: argparse._ActionsContainer, name: str, **changes: Any) -> 
     Args:
         group: Where to add it.
         name: Name of the option.
-        **changes: Arguments of `add_argument` that differ in this program.
+        **changes: Arguments of `add_argument` that replace those of the table.
     """
     flags, arguments = _flags_and_arguments(name)
     group.add_argument(*flags, **{**arguments, **changes})
@@ -84,7 +84,7 @@ def _flags_and_arguments(name: str) -> Tuple[Tuple[str, ...], Dict[str, Any]]:
 
 
 def _parsing(kind: Any) -> Dict[str, Any]:
-    """Return how argparse reads values of a type."""
+    """Return the arguments of `add_argument` that make argparse read values of a type."""
     parts = [part for part in typing.get_args(kind) if part is not type(None)]
     origin = typing.get_origin(kind)
     if kind is bool:

@@ -1,4 +1,4 @@
-"""What the user gave: the command line, over a configuration file."""
+"""Read the flags that the user gave, from the command line and from a configuration file."""
 import argparse
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,23 +18,23 @@ def parse(
         parser: argparse.ArgumentParser,
         argv: Optional[Sequence[str]] = None,
 ) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    """Parse the command line, and the file that its `-c/--config` names.
+    """Parse the command line, and the file that `-c/--config` names. The command line overrides the file.
 
     Args:
-        parser: Parser of the script, whether it knows `--config` or not.
-        argv: Command line without the program, `sys.argv[1:]` if None.
+        parser: Parser of the script. It need not define `--config`.
+        argv: Arguments of the command line; None for `sys.argv[1:]`.
 
     Returns:
-        The flags that the command line or the file give, and what the file names without being a flag.
+        The flags that the user gave, and the entries of the file that are not flags.
 
     Raises:
-        UserError: The file cannot be read, or a value in it is of the wrong kind.
+        UserError: The file cannot be read, or a value in it does not fit its flag.
     """
     config_parser = OneLineParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument('-c', '--config')
     config, argv = config_parser.parse_known_args(argv)
     actions = flags_of(parser)
-    # argparse leaves alone what a namespace holds already, so that what is absent afterwards was not given
+    # argparse keeps values that the namespace already has, so a flag that is still _ABSENT afterwards was not given
     namespace = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys([*actions, 'config'], _ABSENT)))
     given = {name: value for name, value in vars(namespace).items() if value is not _ABSENT}
     path = given.pop('config', config.config)
@@ -59,10 +59,15 @@ def flags_of(parser: argparse.ArgumentParser) -> Dict[str, argparse.Action]:
 
 
 def only_given(parser: argparse.ArgumentParser, given: Dict[str, Any], others: Dict[str, Any]) -> argparse.Namespace:
-    """Return what the user gave, without values that say nothing: null, a switch that is off, no arguments.
+    """Return what the user gave, without empty values: None, False, and empty lists and dictionaries.
+
+    Args:
+        parser: Parser of the script.
+        given: The flags that the user gave.
+        others: Entries of the configuration file that are not flags.
 
     Raises:
-        UserError: The file names something that is no flag.
+        UserError: There are such entries.
     """
     actions = flags_of(parser)
     if others:
@@ -74,11 +79,11 @@ def only_given(parser: argparse.ArgumentParser, given: Dict[str, Any], others: D
 
 def _no_flag(name: str, actions: Dict[str, argparse.Action]) -> str:
     near = get_close_matches(name, actions, n=1)
-    return f"--config names '{name}', which is no flag" + (f'; {near[0]}?' if near else '.')
+    return f"--config contains '{name}', which is not a flag" + (f'; did you mean {near[0]}?' if near else '.')
 
 
 def _read(path: str) -> Dict[str, Any]:
-    """Read a file, or the recipe of that name that comes with the package."""
+    """Read a configuration file, or the recipe of this name in the package."""
     file = RECIPES / f'{path}.yaml'
     if Path(path).exists() or Path(path).name != path or not file.is_file():
         file = Path(path)
@@ -92,16 +97,16 @@ def _read(path: str) -> Dict[str, Any]:
     except (UnicodeDecodeError, yaml.YAMLError) as e:
         raise UserError(f"--config: '{path}' is not YAML: {' '.join(str(e).split())}") from e
     if not isinstance(config, dict):
-        raise UserError(f"--config: '{path}' must hold flags by name, as 'batch_size: 64'.")
+        raise UserError(f"--config: '{path}' must contain flags by name, such as 'batch_size: 64'.")
     return config
 
 
 def _checked(action: argparse.Action, value: Any, path: str) -> Any:
-    """Check a value of the file as the command line is checked, and convert it likewise."""
+    """Check and convert a value of the file in the same way as a value on the command line."""
     try:
         return _converted(action, value)
     except (AttributeError, TypeError, ValueError):
-        raise UserError(f"--config: '{path}' gives {action.dest} the value {value!r}, which it cannot have.") from None
+        raise UserError(f"--config: '{path}' gives {action.dest} the invalid value {value!r}.") from None
 
 
 def _converted(action: argparse.Action, value: Any) -> Any:
@@ -129,7 +134,7 @@ def _converted(action: argparse.Action, value: Any) -> Any:
 
 
 def _reads_pairs(action: argparse.Action) -> bool:
-    """Whether a flag takes KEY=VALUE pairs: with our `KeyValues`, or timm's `ParseKwargs` in a script of upstream's."""
+    """Return whether a flag takes KEY=VALUE pairs: by `KeyValues`, or by `ParseKwargs` in timm's own script."""
     return type(action).__name__ in ('KeyValues', 'ParseKwargs')
 
 

@@ -1,13 +1,13 @@
-"""Mistakes of the person who runs a script."""
+"""Errors that report the user's mistakes."""
 from contextlib import contextmanager
 from typing import Iterator, List
 
 
 class UserError(Exception):
-    """One mistake of the user's, or several. Each is one line: what is wrong, what is allowed.
+    """One or more mistakes of the user. Each is one line that says what is wrong and what is allowed.
 
     Args:
-        *mistakes: The lines, in the order in which the user wants to know them.
+        *mistakes: The lines, in the order in which they are shown.
     """
 
     @property
@@ -19,18 +19,18 @@ class UserError(Exception):
 
 
 class Mistakes:
-    """Mistakes that are told all at once, in the order in which they are noted."""
+    """Collects mistakes, to report all of them together."""
 
     def __init__(self):
         self.found: List[str] = []
 
     def add(self, mistake: str) -> None:
-        """Note a mistake, in one line."""
+        """Add a mistake, in one line."""
         self.found.append(mistake)
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Note the mistakes that end the block, instead of ending the program."""
+        """Add the mistakes of a `UserError` that the block raises, and continue after the block."""
         try:
             yield
         except UserError as e:

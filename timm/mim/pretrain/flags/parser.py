@@ -1,4 +1,4 @@
-"""A parser whose errors are one line, and how it reads and shows values."""
+"""Argument parser that reports each error in one line, and its actions and help format."""
 import argparse
 from difflib import get_close_matches
 from typing import NoReturn, Optional, Sequence
@@ -18,7 +18,7 @@ class OneLineParser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = [word.partition('=')[0] for word in unknown if word.startswith('-')]
-            self.end(*(map(self._unknown_flag, flags) if flags else [f"what is '{unknown[0]}' for? No flag takes it."]))
+            self.end(*(map(self._unknown_flag, flags) if flags else [f"no flag takes the argument '{unknown[0]}'."]))
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -42,7 +42,7 @@ class KeyValues(argparse.Action):
 
 
 class OneOrTwo(argparse.Action):
-    """One number as it is, two as a list."""
+    """Stores one value as it is, and several values as a list."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         setattr(namespace, self.dest, values[0] if len(values) == 1 else values)

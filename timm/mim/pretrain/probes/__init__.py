@@ -1,2 +1,2 @@
-"""Is it learning? What a frozen encoder knows of labelled images."""
+"""Evaluate a frozen encoder with simple classifiers on labelled images."""
 from .probes import Probes as Probes

@@ -1,4 +1,4 @@
-"""Classifiers of frozen features: nearest neighbours, a linear layer, and attention pooling over tokens."""
+"""Classifiers on frozen features: nearest neighbours, a linear layer, and attention pooling over tokens."""
 
 import math
 from typing import Optional, Tuple
@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from timm.layers import AttentionPoolLatent
 
-_CHUNK = 1024  # images that are compared with all others at a time
+_CHUNK = 1024  # number of images to compare with all labelled images at a time
 
 PENALTIES = (1., 1e-1, 1e-2, 1e-3, 1e-4)  # from strong to weak
-_HELD_OUT = 5  # every fifth labelled image decides on the penalty
+_HELD_OUT = 5  # every fifth labelled image is held out to choose the penalty
 
 _EPOCHS = 20
 _MIN_STEPS = 200
@@ -31,22 +31,22 @@ def knn_predict(
         num_neighbors: int = 20,
         temperature: float = 0.07,
 ) -> torch.Tensor:
-    """Predict classes by the weighted vote of the nearest neighbours in cosine similarity.
+    """Predict classes by a weighted vote of the nearest neighbours in cosine similarity.
 
-    A neighbour counts exp(similarity / temperature), as in Wu et al., "Unsupervised Feature Learning via Non-Parametric
-    Instance Discrimination" (2018), section 3.4, with the 20 neighbours and the temperature of DINO (Caron et al.,
-    2021, appendix F.4 and `eval_knn.py`).
+    The weight of a neighbour is exp(similarity / temperature), as in Wu et al., "Unsupervised Feature Learning via
+    Non-Parametric Instance Discrimination" (2018), section 3.4. The 20 neighbours and the temperature are those of DINO
+    (Caron et al., 2021, appendix F.4 and `eval_knn.py`).
 
     Args:
-        train_features: Features [N, C] of labelled images.
-        train_labels: Their classes [N].
-        features: Features [M, C] of other images.
+        train_features: Features (N, C) of labelled images.
+        train_labels: Their classes (N,).
+        features: Features (M, C) of other images.
         num_classes: Number of classes.
-        num_neighbors: Number of neighbours; all labelled images where there are fewer.
+        num_neighbors: Number of neighbours. If there are fewer labelled images, all of them vote.
         temperature: Temperature of the weights.
 
     Returns:
-        Predicted classes [M].
+        Predicted classes (M,).
     """
     train_features = F.normalize(train_features.float(), dim=1)
     predicted = []
@@ -67,17 +67,17 @@ def linear_predict(
 ) -> torch.Tensor:
     """Predict classes by logistic regression on standardised features.
 
-    The penalty is the one that does best on a fifth of the labelled images, after training on the others; then all of
-    them are used.
+    The penalty is the one that classifies a fifth of the labelled images best after a fit on the others. The final fit
+    uses all of them.
 
     Args:
-        train_features: Features [N, C] of labelled images.
-        train_labels: Their classes [N].
-        features: Features [M, C] of other images.
+        train_features: Features (N, C) of labelled images.
+        train_labels: Their classes (N,).
+        features: Features (M, C) of other images.
         num_classes: Number of classes.
 
     Returns:
-        Predicted classes [M].
+        Predicted classes (M,).
     """
     train_features, features = standardize(train_features.float(), features.float())
     penalty = _choose_penalty(train_features, train_labels, num_classes)
@@ -86,7 +86,7 @@ def linear_predict(
 
 
 def standardize(train_features: torch.Tensor, features: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Bring every feature to mean 0 and standard deviation 1 over the labelled images, the others alike."""
+    """Standardise all features with the mean and the standard deviation of the labelled images."""
     mean, std = train_features.mean(dim=0), train_features.std(dim=0, correction=0).clamp(min=1e-6)
     return (train_features - mean) / std, (features - mean) / std
 
@@ -102,19 +102,19 @@ def fit_logistic_regression(
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Fit a multinomial logistic regression by L-BFGS.
 
-    Minimises the mean cross entropy plus `penalty / 2` times the squared weights; the bias is free. This is
-    scikit-learn's `LogisticRegression(C=1 / (penalty * N))`.
+    Minimises the mean cross entropy plus `penalty / 2` times the sum of squared weights; the bias has no penalty. This
+    equals scikit-learn's `LogisticRegression(C=1 / (penalty * N))`.
 
     Args:
-        features: Features [N, C].
-        labels: Classes [N].
+        features: Features (N, C).
+        labels: Classes (N,).
         num_classes: Number of classes K.
         penalty: Strength of the penalty.
         start: Weight and bias to start from, zeros if None.
-        max_iterations: Iterations after which to stop in any case.
+        max_iterations: Maximum number of iterations.
 
     Returns:
-        Weight [K, C] and bias [K].
+        Weight (K, C) and bias (K,).
     """
     if start is None:
         start = features.new_zeros(num_classes, features.shape[1]), features.new_zeros(num_classes)
@@ -151,7 +151,7 @@ def _choose_penalty(features: torch.Tensor, labels: torch.Tensor, num_classes: i
 
 
 class AttentiveClassifier(nn.Sequential):
-    """A learned query attends to tokens [B, N, C], a linear layer classifies what it gathers.
+    """Pools tokens (B, N, C) by attention with a learned query, and classifies the result with a linear layer.
 
     Attentive probing is from Chen et al., "Context Autoencoder for Self-Supervised Representation Learning" (2022),
     section 4.3; the pooling with an MLP is that of V-JEPA (Bardes et al., 2024).
@@ -180,17 +180,17 @@ def attentive_predict(
         num_classes: int,
         device: torch.device,
 ) -> torch.Tensor:
-    """Predict classes by a classifier that attends to tokens; the same numbers give the same predictions.
+    """Train an `AttentiveClassifier` with a fixed seed, and predict classes with it.
 
     Args:
-        train_tokens: Tokens [N, L, C] of labelled images, in main memory.
-        train_labels: Their classes [N], in main memory.
-        tokens: Tokens [M, L, C] of other images.
+        train_tokens: Tokens (N, L, C) of labelled images, in main memory.
+        train_labels: Their classes (N,), in main memory.
+        tokens: Tokens (M, L, C) of other images.
         num_classes: Number of classes.
         device: Device to train on.
 
     Returns:
-        Predicted classes [M], in main memory.
+        Predicted classes (M,), in main memory.
     """
     devices = [device] if device.type == 'cuda' else []
     with torch.random.fork_rng(devices), torch.enable_grad():

@@ -1,6 +1,6 @@
-"""Probe a frozen encoder with labelled images: read features of its layers, and measure classifiers on them.
+"""Probe a frozen encoder: compute features of labelled images, and measure the accuracy of classifiers on them.
 
-The pre-training loss does not tell how good features are; the accuracy of simple classifiers does.
+The pre-training loss does not show how good the features are; the accuracy of simple classifiers does.
 """
 
 import argparse
@@ -33,21 +33,21 @@ Layer = Union[int, str]
 
 _TRAIN = ('train', 'training')
 _TEST = ('val', 'validation', 'valid', 'test', 'eval', 'evaluation')
-_TEST_SHARE = 0.2  # of each class, of a folder without a split
-_SPLIT_SEED = 0  # whatever the seed of the run, so that runs can be compared
+_TEST_SHARE = 0.2  # of each class, if a folder has no test split
+_SPLIT_SEED = 0  # the same for every seed of a run, so that runs are comparable
 
 _logger = logging.getLogger(__name__)
-_READABLE = 'readable'  # among the features, whether there is an image behind them
-_PIXELS = 16  # a side, of the images that classifiers are fitted on directly
-_MAX_TOKEN_BYTES = 32 * 2 ** 30  # of main memory
+_READABLE = 'readable'  # entry among the features: whether the image could be read
+_PIXELS = 16  # maximum side of images for the pixel baseline
+_MAX_TOKEN_BYTES = 32 * 2 ** 30  # in main memory
 
 
 def count_layers(encoder: nn.Module, images: torch.Tensor) -> int:
-    """Number of layers that features can be taken from, 0 if the model tells of the last one alone.
+    """Return the number of layers whose features can be read, 0 if only those of the last layer can.
 
     Args:
         encoder: Model without a classifier.
-        images: Any images that it takes.
+        images: Any images (B, C, H, W) of the model's input size.
     """
     if not hasattr(encoder, 'forward_intermediates'):
         return 0
@@ -55,10 +55,10 @@ def count_layers(encoder: nn.Module, images: torch.Tensor) -> int:
 
 
 def resolve_layers(layers: Sequence[str], count: int) -> List[Layer]:
-    """Read what `--mim-probe-layers` says: numbers from 1, `last`, `all`.
+    """Resolve the values of `--mim-probe-layers`: numbers from 1, `last`, `all`.
 
     Args:
-        layers: What the user said.
+        layers: Values that the user gave.
         count: Number of layers of the model.
 
     Raises:
@@ -70,8 +70,8 @@ def resolve_layers(layers: Sequence[str], count: int) -> List[Layer]:
     found: List[Layer] = []
     for layer in layers:
         if layer != LAST and not (layer.isdecimal() and 1 <= int(layer) <= count):
-            has = f'the model has 1 to {count}' if count else 'the model tells of its last one alone'
-            raise UserError(f"--mim-probe-layers: there is no layer '{layer}'; {has}, or give last or all.")
+            has = f'the model has layers 1 to {count}' if count else 'the model gives features of its last layer only'
+            raise UserError(f"--mim-probe-layers: there is no layer '{layer}'; {has}; last and all always work.")
         found.append(LAST if layer == LAST else int(layer))
     return list(dict.fromkeys(found))
 
@@ -85,18 +85,18 @@ def read_features(
 ) -> Dict[Layer, torch.Tensor]:
     """Compute features of images.
 
-    The last layer is pooled by the model itself: class token, average or what it was built with. Other layers are
-    pooled to their class token where the model pools to that, and to the average over patches otherwise.
+    The model itself pools its last layer. Other layers give their class token if the model pools to the class token,
+    otherwise the average over patches.
 
     Args:
         encoder: Model without a classifier.
-        images: Normalised images [B, C, H, W].
-        layers: Layers from 1 on, or `last`.
-        average: Average over patches, whatever the model does.
-        tokens: Give the patch tokens of the last layer too.
+        images: Normalised images (B, C, H, W).
+        layers: Numbers of layers from 1, or `last`.
+        average: Average over patches in every layer, however the model pools.
+        tokens: Also return the patch tokens of the last layer.
 
     Returns:
-        Features [B, D] by layer, and tokens [B, N, D].
+        Features (B, D) by layer, and tokens (B, N, D) under `tokens` if requested.
     """
     features: Dict[Layer, torch.Tensor] = {}
     if LAST in layers and not average:
@@ -132,21 +132,20 @@ def _read_intermediates(
 
 
 def _flat(features: torch.Tensor) -> torch.Tensor:
-    """Average what a model without pooling gives: a map [B, D, H, W] or tokens [B, N, D]."""
+    """Average the output of a model without pooling, a map (B, D, H, W) or tokens (B, N, D), to features (B, D)."""
     if features.ndim == 4:
         return features.mean((2, 3))
     return features.mean(1) if features.ndim == 3 else features
 
 
 class LabelledImages(NamedTuple):
-    """Images and their classes [N]."""
+    """Images and their class numbers (N,)."""
     images: Dataset
     labels: torch.Tensor
 
 
 class ProbeData(NamedTuple):
-    """Images to fit a probe on, others to test it on, the names of the classes, and what was left out, a phrase each.
-    """
+    """Images to fit and to test probes, the names of the classes, and phrases that say which images were left out."""
     train: LabelledImages
     test: LabelledImages
     classes: List[str]
@@ -154,9 +153,9 @@ class ProbeData(NamedTuple):
 
 
 def open_probe_data(folder: str, mode: str, split: str = 'validation') -> ProbeData:
-    """Open a folder of class folders, with `train` and `val` above them or without.
+    """Open labelled images: a folder with `train` and `val`, each with one folder per class, or class folders alone.
 
-    Without them a fifth of each class, at least one image, is tested on; it is the same fifth in every run.
+    Without `train` and `val`, a fifth of each class, at least one image, is the test set, the same in every run.
 
     Args:
         folder: Folder with labelled images, or the name of sample images that have labels.
@@ -164,7 +163,7 @@ def open_probe_data(folder: str, mode: str, split: str = 'validation') -> ProbeD
         split: Split of sample images to test on.
 
     Raises:
-        UserError: It is no such folder, or has too few images.
+        UserError: The folder is missing, has another structure, or has too few images.
     """
     if is_sample(folder):
         return _open_samples(folder, mode, split)
@@ -174,22 +173,22 @@ def open_probe_data(folder: str, mode: str, split: str = 'validation') -> ProbeD
     train, test = (_first_folder(root, names) for names in (_TRAIN, _TEST))
     if (train is None) != (test is None):
         raise UserError(
-            f"--mim-probe-dir: '{folder}' has a folder {(train or test).name}/ and no other half; give train/ and "
+            f"--mim-probe-dir: '{folder}' has {(train or test).name}/ but not its counterpart; give both train/ and "
             'val/, or class folders alone.')
     if train is None:
         return _split(folder, mode)
     classes = _class_numbers(train)
     unknown = _class_numbers(test).keys() - classes.keys()
     if unknown:
-        raise UserError(f"--mim-probe-dir: '{test}' has the class {min(unknown)}, '{train}' has none of it.")
+        raise UserError(f"--mim-probe-dir: '{test}' has the class {min(unknown)}, which '{train}' lacks.")
     fit, held_out = _open(train, mode, classes), _open(test, mode, classes)
     left_out = [images.images.reader.left_out for images in (fit, held_out)]
     shared = set(shared_files(fit.images.reader, held_out.images.reader))
     if shared:
         if len(shared) == len(fit.labels):
-            raise UserError(f"--mim-probe-dir: all images in '{train}' are in '{test}' too, by links.")
+            raise UserError(f"--mim-probe-dir: all images in '{train}' are also in '{test}', through links.")
         fit = _take(fit, [i for i in range(len(fit.labels)) if i not in shared])
-        left_out.append(f'left out {len(shared)} images in {train.name}/ that are in {test.name}/ too')
+        left_out.append(f'left out {len(shared)} images in {train.name}/ that are also in {test.name}/')
     return ProbeData(fit, held_out, list(classes), [phrase for phrase in left_out if phrase])
 
 
@@ -245,13 +244,13 @@ def _take(labelled: LabelledImages, indices: List[int]) -> LabelledImages:
 
 
 class Probes:
-    """Probes of an encoder on labelled images.
+    """Probes an encoder on labelled images.
 
-    Every process computes the features of its share of the images, the first one fits and tests the classifiers.
+    Every process computes the features of its share of the images; the first process fits and tests the classifiers.
 
     Attributes:
-        names: Names of the accuracies, as `knn_top1` or `linear_top1_layer6`.
-        description: One line that says what is asked.
+        names: Names of the accuracies, such as `knn_top1` or `linear_top1_layer6`.
+        description: One line about the probes and their images.
 
     Args:
         options: Options of the run.
@@ -260,7 +259,7 @@ class Probes:
         process: Device and rank of this process.
 
     Raises:
-        UserError: There are no labelled images, or no such layer.
+        UserError: The labelled images cannot be opened, the encoder cannot be probed, or there is no such layer.
     """
 
     def __init__(
@@ -283,7 +282,8 @@ class Probes:
         largest = torch.bincount(test.labels).max() / len(test.labels)
         self.description = (
             f'{", ".join(self.names)} on {options.mim_probe_dir}: {len(train.labels)} images to fit, '
-            f'{len(test.labels)} to test, {len(classes)} classes; always the most frequent: {100 * largest:.1f} %'
+            f'{len(test.labels)} to test, {len(classes)} classes; the most frequent class alone gives '
+            f'{100 * largest:.1f} %'
             + ''.join(f'; {phrase}' for phrase in left_out))
 
     def _names(self, kind: str) -> List[str]:
@@ -292,7 +292,11 @@ class Probes:
 
     @torch.no_grad()
     def _check_encoder(self, method: nn.Module) -> List[Layer]:
-        """Read the layers that are asked for, by a first image, before the run begins."""
+        """Compute the features of one image to check the requested layers before the run begins, and return them.
+
+        Raises:
+            UserError: The encoder cannot be probed like this, or tokens would need too much memory.
+        """
         options = self.options
         image = torch.zeros(1, *self.data_config['input_size'], device=self.device)
 
@@ -304,13 +308,13 @@ class Probes:
             with evaluating(method):
                 layers, features = method.apply_to_encoder(first)
         except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as e:
-            raise UserError(f'--mim-probe: {options.model} cannot be probed like that: {one_line(e)}') from e
+            raise UserError(f'--mim-probe: {options.model} cannot be probed with these options: {one_line(e)}') from e
         if TOKENS in features:
             size = features[TOKENS].numel() * 2 * (len(self.data.train.labels) + len(self.data.test.labels))
             if size > _MAX_TOKEN_BYTES:
                 raise UserError(
-                    f'--mim-probe attentive: the tokens of all images take {size / 1e9:.0f} GB of main memory; give '
-                    f'--mim-probe-dir fewer images.')
+                    f'--mim-probe attentive: the tokens of all images need {size / 1e9:.0f} GB of main memory; put '
+                    'fewer images into --mim-probe-dir.')
         return layers
 
     def measure(self, method: nn.Module, autocast: Callable) -> Dict[str, float]:
@@ -318,7 +322,7 @@ class Probes:
 
         Args:
             method: Method whose encoder is probed.
-            autocast: Context of mixed precision.
+            autocast: Creates the autocast context of a forward pass.
         """
         asked = {
             name: (kind, layer) for kind in self.options.mim_probe
@@ -330,9 +334,9 @@ class Probes:
         return found
 
     def measure_pixels(self) -> Dict[str, float]:
-        """Return the accuracies in percent of the same classifiers on pixels, but for attentive, which needs tokens.
+        """Return the accuracies in percent of the same classifiers on pixels, without attentive, which needs tokens.
 
-        Images of more than 16 pixels a side are averaged down to that, or fitting takes longer than training.
+        Larger images are averaged down to 16 pixels per side, because fitting would take longer than training.
         """
         asked = {f'{kind}_top1': (kind, LAST) for kind in self.options.mim_probe if kind != 'attentive'}
 
@@ -342,7 +346,7 @@ class Probes:
         return self._accuracies(asked, read) if asked else {}
 
     def _reader(self, method: nn.Module, autocast: Callable) -> Callable[[torch.Tensor], Dict[Layer, torch.Tensor]]:
-        """Return what computes the features of images by layer."""
+        """Return a function that computes the features of images by layer."""
         def read(images: torch.Tensor) -> Dict[Layer, torch.Tensor]:
             with autocast():
                 return method.apply_to_encoder(
@@ -354,7 +358,11 @@ class Probes:
             asked: Dict[str, Tuple[str, Layer]],
             read: Callable[[torch.Tensor], Dict[Layer, torch.Tensor]],
     ) -> Dict[str, float]:
-        """Fit and test classifiers on what `read` makes of images, by name; empty on all processes but the first."""
+        """Fit and test classifiers on the features that `read` computes.
+
+        Returns:
+            Accuracies in percent by name, empty on all processes but the first.
+        """
         train, train_labels = self._features(self.data.train, read)
         test, test_labels = self._features(self.data.test, read)
         if not train:
@@ -378,21 +386,21 @@ class Probes:
             labelled: LabelledImages,
             read: Callable[[torch.Tensor], Dict[Layer, torch.Tensor]],
     ) -> Tuple[Dict[Layer, torch.Tensor], torch.Tensor]:
-        """Features by layer, empty on all processes but the first, and labels, of the images that can be read."""
+        """Return the features by layer, empty on all processes but the first, and the labels of all readable images."""
         process, options = self.process, self.options
-        # the same number of batches on every process: shards of a model are gathered together
+        # every process runs the same number of batches, because a sharded model gathers its shards on all together
         share = -(-len(labelled.labels) // process.world_size)
         indices = [min(n * process.world_size + process.rank, len(labelled.labels) - 1) for n in range(share)]
         loader = create_evaluation_loader(labelled.images, indices, options, self.data_config, self.device)
         parts: Dict[Layer, List[torch.Tensor]] = {}
         for images, index in loader:
             for layer, values in {**read(images), _READABLE: index >= 0}.items():
-                # tokens are many
+                # tokens in half precision, because they need the most memory
                 parts.setdefault(layer, []).append(values.cpu().half() if layer == TOKENS else values.cpu())
         shares = self._gather({layer: torch.cat(values) for layer, values in parts.items()})
         if not shares:
             return {}, labelled.labels
-        # image n is the n // world_size-th of process n % world_size
+        # image n has index n // world_size on process n % world_size
         features = {
             layer: torch.stack([part[layer] for part in shares], dim=1).flatten(0, 1)[:len(labelled.labels)]
             for layer in shares[0]
@@ -401,7 +409,7 @@ class Probes:
         return {layer: values[readable] for layer, values in features.items()}, labelled.labels[readable]
 
     def _gather(self, features: Dict[Layer, torch.Tensor]) -> List[Dict[Layer, torch.Tensor]]:
-        """Bring the shares of all processes to the first one."""
+        """Gather the features of all processes on the first one; other processes get an empty list."""
         if not self.process.distributed:
             return [features]
         gathered = [None] * self.process.world_size if self.process.rank == 0 else None

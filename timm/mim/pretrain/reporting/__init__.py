@@ -1,1 +1,1 @@
-"""What a run says and writes down: lines, numbers, curves, pictures, pages."""
+"""Report a run: log lines, metrics, curves, pictures and an HTML page."""

@@ -1,4 +1,4 @@
-"""What a run prints: a summary at the start and the end, a progress bar or plain lines, and the log file."""
+"""Print a summary at the start and the end of a run, print progress as a bar or as lines, and write the log file."""
 
 import logging
 import sys
@@ -37,12 +37,13 @@ _NAMES = dict(
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that were taken so far: allocated on an accelerator, resident for the CPU.
-
-    Zero where the system does not tell.
+    """Return the peak memory of this process in bytes: allocated on an accelerator, resident in main memory on the CPU.
 
     Args:
-        device: Device that is trained on.
+        device: Device of the training.
+
+    Returns:
+        The number of bytes, 0 if the system does not report it.
     """
     backend = getattr(torch, device.type, None)
     if device.type != 'cpu' and hasattr(backend, 'max_memory_allocated'):
@@ -56,16 +57,18 @@ def peak_memory(device: torch.device) -> int:
 
 
 class LogFile:
-    """Writes log lines to `train.log`, also those that come before there is a folder, and what ends the run at last.
+    """Writes log lines to `train.log`, including those from before the folder exists, and the error that ends a run.
 
-    Used as a context manager. A run that goes on appends to the lines that are there.
+    Use it as a context manager. A resumed run appends to the file.
     """
 
     def __init__(self) -> None:
         self.handler: logging.Handler = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1)
 
     def open(self, folder: Optional[Path]) -> None:
-        """Write to a folder from now on, or nowhere, as all processes but the first do."""
+        """Write the lines kept so far and all later lines to a folder. With None, as on all processes but the first,
+        discard them.
+        """
         kept, self.handler = self.handler, logging.NullHandler() if folder is None else _LinesToFile(folder / LOG)
         logging.root.removeHandler(kept)
         logging.root.addHandler(self.handler)
@@ -96,23 +99,23 @@ class LogFile:
 
 class _LinesToFile(logging.FileHandler):
     def __init__(self, path: Path):
-        super().__init__(path, encoding='utf-8', errors='backslashreplace')  # names of files need not be text
+        super().__init__(path, encoding='utf-8', errors='backslashreplace')  # file names may hold invalid text
         self.setFormatter(logging.Formatter('%(asctime)s  %(message)s', datefmt='%Y-%m-%d %H:%M:%S'))
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """A full disk takes no lines; the next checkpoint ends the run and says so, without a traceback per line."""
+        """Drop the line. On a full disk the next checkpoint ends the run with an error, so no traceback is needed."""
 
 
 class Progress:
-    """Reports loss, images per second, memory and the time left.
+    """Reports the loss, images per second, memory and the remaining time.
 
     Args:
-        first_update: Number of updates that were done before, by the run that is resumed.
+        first_update: Number of updates that the resumed run had done before.
         num_updates: Number of updates of the whole run.
-        images_per_update: Global batch size.
-        bar: Show a bar instead of writing lines.
-        quiet: Report nothing, as all processes but the first do.
-        device: Device that is trained on, whose memory is told.
+        images_per_update: Number of images per update, over all processes.
+        bar: Show a progress bar instead of logging lines.
+        quiet: Report nothing, as on all processes but the first.
+        device: Device of the training, whose memory is reported.
     """
 
     def __init__(
@@ -137,23 +140,23 @@ class Progress:
         self.images_per_second = 0.0
 
     def advance(self) -> None:
-        """Count an update."""
+        """Advance the bar by one update."""
         if self.bar is not None:
             self.bar.update()
 
     def report(self, epoch: int, update: int, loss: float, learning_rate: float) -> None:
-        """Show the state of the run.
+        """Show the loss, the speed and the remaining time.
 
         Args:
             epoch: Number of the epoch.
             update: Number of updates done in the whole run.
             loss: Mean loss since the last report.
-            learning_rate: Present learning rate.
+            learning_rate: Current learning rate.
         """
         now = time.perf_counter()
         seconds = (now - self.last_time) / max(1, update - self.last_update)
         self.last_update, self.last_time = update, now
-        # Averaged, so that the time left does not jump.
+        # A moving average keeps the remaining time from jumping.
         previous = self.seconds_per_update
         self.seconds_per_update = seconds if previous is None else 0.7 * previous + 0.3 * seconds
         self.images_per_second = self.images_per_update / max(seconds, 1e-9)
@@ -170,7 +173,7 @@ class Progress:
             f'{rate:.1f} images/s  {left} left  {memory}')
 
     def pause(self) -> None:
-        """Leave out the time since the last report, which went into something other than training."""
+        """Exclude the time since the last report from the speed, for example after an evaluation."""
         self.last_time = time.perf_counter()
 
     def close(self) -> None:
@@ -180,7 +183,7 @@ class Progress:
 
 @contextmanager
 def lines_above_bar(bar: bool) -> Iterator[None]:
-    """Let log lines appear above a bar."""
+    """Print log lines above the progress bar, if there is one."""
     if not bar:
         yield
         return
@@ -189,7 +192,7 @@ def lines_above_bar(bar: bool) -> Iterator[None]:
 
 
 def wants_bar(distributed: bool) -> bool:
-    """Whether there is a terminal that a bar can be drawn on, and only one process to draw."""
+    """Return whether to show a progress bar: on a terminal, with a single process."""
     return sys.stderr.isatty() and not distributed
 
 
@@ -203,7 +206,7 @@ def log_start(
         folder: Path,
         probes: Optional[Probes] = None,
 ) -> None:
-    """Say what is about to happen, in a few lines."""
+    """Log the model, the data and the main options at the start of a run."""
     channels, height, width = data_config['input_size']
     parameters = sum(p.numel() for p in trainer.task.get_method().parameters() if p.requires_grad)
     recipe = ', '.join(f'{name} {_short(getattr(options, name))}' for name in from_recipe)
@@ -218,17 +221,17 @@ def log_start(
     _logger.info(f'held out: {held_out.num_images} images with {held_out.num_masks} mask(s) each')
     if probes is not None:
         _logger.info(f'probes: {probes.description}')
-    _logger.info(f"from the recipe of {options.mim}: {recipe or 'nothing'}")
+    _logger.info(f"defaults of {options.mim}: {recipe or 'none'}")
     _logger.info(
         f'{trainer.num_epochs} epochs of {trainer.updates_per_epoch} steps with {trainer.images_per_update} images, '
         f'learning rate {trainer.learning_rate:.3g} ({options.sched}, {options.warmup_epochs} epochs of warm-up)')
     num_images = trainer.num_images
     if num_images is not None and trainer.images_per_update > num_images:
         _logger.warning(
-            f'advice: an update takes {trainer.images_per_update} images, and there are {num_images}: each is in it '
-            'several times. Lower --batch-size.')
+            f'advice: an update has {trainer.images_per_update} images, but the training set has only {num_images}, so '
+            'images repeat within an update. Lower --batch-size.')
     if trainer.update:
-        _logger.info(f'goes on after step {trainer.update}')
+        _logger.info(f'resuming after step {trainer.update}')
     _logger.info(f'run folder: {folder}')
 
 
@@ -246,18 +249,18 @@ def log_end(
         model_args: Dict[str, Any],
         held_out_names: List[str],
 ) -> None:
-    """Write the results, and say what came out, where it lies, how to load it and how to fine-tune it.
+    """Write `summary.json`, and log the results, the files, and how to load, publish and fine-tune the encoder.
 
     Args:
         options: Options of the run.
         folder: Folder of the run.
-        trainer: What was run.
-        results: What came out, empty if all epochs were done before.
-        model_args: Arguments that the model was built with.
+        trainer: Trainer of the run.
+        results: Results of the run, empty if all epochs were already done.
+        model_args: Arguments with which the model was created.
         held_out_names: Names of the held-out images.
     """
     if not results:
-        _logger.info(f'{folder}: all {trainer.num_epochs} epochs were done already.')
+        _logger.info(f'{folder}: all {trainer.num_epochs} epochs were already done.')
         return
     lines = loading_lines(folder / ENCODER, options.model, model_args)
     hub = hub_lines(folder)
@@ -265,7 +268,7 @@ def log_end(
     save_results(
         folder / 'summary.json',
         {**results, 'held_out_images': held_out_names, 'load': list(lines), 'hub': list(hub), 'fine_tune': command})
-    _say_error(results)
+    _log_results(results)
     best = results['best_epoch']
     _logger.info(f'\n{folder}')
     for name, content in (
@@ -273,10 +276,10 @@ def log_end(
             (f'{HUB_FOLDER}/', "the same with timm's hub configuration"),
             (f'{LAST}, {BEST}' if best is not None else LAST, 'checkpoints'),
             (f'{PICTURES}/', 'what the method sees and predicts of held-out images'),
-            ('summary.csv, metrics.jsonl', 'numbers of every evaluation, and of every report'),
-            (CURVES, 'the same as curves'),
-            (REPORT, 'all of this as a page'),
-            (LOG, 'what was said here'),
+            ('summary.csv, metrics.jsonl', 'metrics of every evaluation, and of every report'),
+            (CURVES, 'the same metrics as curves'),
+            (REPORT, 'all of this as an HTML page'),
+            (LOG, 'these log lines'),
             ('args.yaml, summary.json', 'options and results of the run'),
     ):
         if all((folder / part).exists() for part in name.split(', ')):
@@ -286,7 +289,7 @@ def log_end(
     _logger.info(f'\nfine-tune it:\n  {command}')
 
 
-def _say_error(results: Dict[str, Any]) -> None:
+def _log_results(results: Dict[str, Any]) -> None:
     measured = dict(results['last'])
     name = results['metric']
     rows = [(f'this run, last (epoch {results["last_epoch"]})', measured.pop(name))]

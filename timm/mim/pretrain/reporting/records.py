@@ -1,4 +1,4 @@
-"""Write down the course of a run: numbers of updates and epochs, pictures, TensorBoard and Weights & Biases."""
+"""Record the metrics and pictures of a run in files, TensorBoard and Weights & Biases."""
 
 import csv
 import json
@@ -30,23 +30,23 @@ EPOCHS = 'summary.csv'
 
 
 class Tracker(Protocol):
-    """What a run tells a tracker. Values are placed by the number of updates done."""
+    """Interface of a tracker. The number of updates done is the step of all values and pictures."""
 
     def add_values(self, values: Dict[str, float], update: int) -> None:
-        """Add numbers, by names like `train/loss`."""
+        """Log metrics, with names such as `train/loss`."""
 
     def add_picture(self, name: str, path: Path, update: int) -> None:
-        """Add a picture that was written to a file."""
+        """Log a picture from a file."""
 
     def close(self, completed: bool) -> None:
-        """Hand over what was not yet written, and say whether the run came to its end."""
+        """Write all pending data, and mark the run as completed or failed."""
 
 
 def check_trackers(options: RunOptions) -> None:
-    """Check that the packages of the trackers are there, before anything is done.
+    """Check that the packages of the requested trackers are installed.
 
     Raises:
-        UserError: One is missing, or an option is for a tracker that is not asked for.
+        UserError: A package is missing, or an option is for a tracker that was not requested.
     """
     for name, package in _PACKAGES.items():
         if getattr(options, name) and find_spec(package) is None:
@@ -59,12 +59,12 @@ def check_trackers(options: RunOptions) -> None:
 
 @contextmanager
 def open_trackers(options: RunOptions, folder: Path, update: int) -> Iterator[List[Tracker]]:
-    """Open the trackers that were asked for, and close them with the block: an error that leaves it is told to them.
+    """Open the requested trackers. When the block ends, close them as completed, or as failed if it raised an error.
 
     Args:
         options: Options of the run.
         folder: Folder of the run.
-        update: Number of updates done before; what was told of later ones is told again.
+        update: Number of updates done before. Values of later updates will be logged again.
 
     Raises:
         UserError: A tracker cannot be started.
@@ -84,11 +84,11 @@ def open_trackers(options: RunOptions, folder: Path, update: int) -> Iterator[Li
 
 
 class TensorBoard:
-    """Event files for TensorBoard.
+    """Writes event files for TensorBoard.
 
     Args:
         folder: Folder of the files.
-        update: Number of updates done before; what is there of later ones is hidden.
+        update: Number of updates done before. Existing values of later updates are hidden.
     """
 
     def __init__(self, folder: Path, update: int):
@@ -109,14 +109,14 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run at Weights & Biases. The run folder keeps its id, so that a run that goes on there does so here.
+    """Logs to a run at Weights & Biases. The run folder stores its id, so that a resumed run continues the same one.
 
     Args:
         options: Options of the run.
         folder: Folder of the run.
 
     Raises:
-        UserError: The run cannot be started, for want of an account for example.
+        UserError: The run cannot be started, for example because the user is not logged in.
     """
 
     def __init__(self, options: RunOptions, folder: Path):
@@ -134,10 +134,10 @@ class WeightsAndBiases:
                 id=run_id or None,
                 resume='must' if options.wandb_resume_id else 'allow' if run_id else None,
             )
-            # a resumed run tells some updates again, which wandb's own count of steps does not allow
+            # a resumed run logs some updates again, which wandb's own step counter does not allow
             self.run.define_metric('update')
             self.run.define_metric('*', step_metric='update')
-        except Exception as e:  # its errors have many types, and none in common
+        except Exception as e:  # wandb raises errors of many types without a common base
             raise UserError(f'--log-wandb: {one_line(e)}') from e
         text = json.dumps(dict(wandb=self.run.id)) + '\n'
         write_complete(folder / RUN_IDS, lambda partial: partial.write_text(text))
@@ -149,7 +149,7 @@ class WeightsAndBiases:
         self.run.log({name: self.wandb.Image(str(path)), 'update': update})
 
     def close(self, completed: bool) -> None:
-        # without a code a run that failed, or was stopped, would be shown as finished
+        # without an exit code, wandb would show a failed or stopped run as finished
         self.run.finish(exit_code=0 if completed else 1)
 
 
@@ -159,19 +159,20 @@ def _read_run_ids(folder: Path) -> Dict[str, Any]:
 
 
 class Records:
-    """Writes `metrics.jsonl`, a line per report, `summary.csv`, a row per evaluation, curves and pictures.
+    """Writes `metrics.jsonl` (one line per report or evaluation), `summary.csv` (one row per evaluation), curves and
+    pictures.
 
-    What a run wrote after the checkpoint that it goes on from is cut off, so that nothing is told twice. Files that it
-    was writing when it was killed are removed.
+    When a run resumes, records from after its checkpoint are removed, because the run writes them again. Partly written
+    files of a killed run are removed too.
 
     Args:
         folder: Folder of the run.
         data_config: Mean and standard deviation that images were normalised with.
         update: Number of updates done before.
-        updates_per_epoch: Number of updates of an epoch.
-        trackers: Who else is told.
-        report: Page that is written anew after each picture.
-        warmup_epochs: Epochs in which the learning rate still rises, and errors are no reason for advice.
+        updates_per_epoch: Number of updates in an epoch.
+        trackers: Trackers that get the same values and pictures.
+        report: HTML page, which is rewritten after each picture.
+        warmup_epochs: Number of warm-up epochs, in which a large error gives no advice.
     """
 
     def __init__(
@@ -195,12 +196,12 @@ class Records:
         _trim_lines(folder / STEPS, update, updates_per_epoch)
 
     def add_step(self, epoch: int, update: int, values: Dict[str, float]) -> None:
-        """Write down what was reported after an update.
+        """Record the metrics of a report.
 
         Args:
             epoch: Number of the epoch.
             update: Number of updates done.
-            values: Loss, learning rate and others by name.
+            values: Loss, learning rate and other metrics by name.
         """
         self._add_line(dict(update=update, epoch=epoch, **values))
         for tracker in self.trackers:
@@ -214,23 +215,22 @@ class Records:
             held_out: Dict[str, Optional[float]],
             learning_rate: float,
     ) -> None:
-        """Write down what an epoch came to.
+        """Record the results of an epoch.
 
         Args:
             epoch: Number of the epoch.
             update: Number of updates done.
             train: Means over the epoch.
-            held_out: What was measured on held-out images, baselines, and what probes found, None where they were
-                not asked in this epoch.
-            learning_rate: Learning rate at its end.
+            held_out: Held-out errors, baselines and accuracies of probes by name; None for probes that did not run.
+            learning_rate: Learning rate at the end of the epoch.
         """
         name, error = next(iter(held_out.items()))
         _logger.info(f'epoch {epoch}: training loss {train["loss"]:.4f}, held-out {name} {error:.4f}')
         one_colour = held_out.get('mean_of_visible', math.inf)
         if epoch >= self.warmup_epochs and error > one_colour:
             _logger.warning(
-                f'advice: after warm-up the held-out error, {error:.4f}, is larger than that of one colour for each '
-                f'image, {one_colour:.4f}. Try another --lr, or more --epochs; the pictures show what is predicted.')
+                f'advice: after warm-up, the held-out error {error:.4f} is larger than {one_colour:.4f}, the error of '
+                'one mean colour per image. Try another --lr or more --epochs; the pictures show the predictions.')
         path = self.folder / EPOCHS
         is_new = not path.exists() or not path.stat().st_size
         with naming(path):
@@ -244,13 +244,13 @@ class Records:
             draw_curves(self.folder / CURVES, read_lines(self.folder / STEPS))
 
     def add_picture(self, epoch: int, update: int, views: List[View], caption: str) -> None:
-        """Draw what the method has to show.
+        """Save a picture of what the method sees and predicts, log it to the trackers, and rewrite the HTML page.
 
         Args:
             epoch: Number of the epoch.
             update: Number of updates done.
-            views: What `MIMMethod.views` returned.
-            caption: Line above the pictures.
+            views: Result of `MIMMethod.views`.
+            caption: Line above the picture.
         """
         path = self.folder / PICTURES / f'epoch-{epoch:04d}.png'
         with naming(path):
@@ -267,7 +267,7 @@ class Records:
 
 
 def _trim_rows(path: Path, epoch: int) -> None:
-    """Drop the rows of an epoch and later ones, and one that was not written to its end."""
+    """Delete the rows of this epoch and later ones, and an incomplete row."""
     if not path.exists():
         return
     header, *rows = path.read_bytes().splitlines(keepends=True) or [b'']
@@ -276,9 +276,7 @@ def _trim_rows(path: Path, epoch: int) -> None:
 
 
 def _trim_lines(path: Path, update: int, updates_per_epoch: int) -> None:
-    """Drop the lines of later updates than one, and one that was not written to its end.
-
-    Epochs before may have had another number of updates.
+    """Delete the lines after an update, and an incomplete line. Earlier epochs may have had other numbers of updates.
     """
     if not path.exists():
         return
@@ -296,7 +294,7 @@ def _trim_lines(path: Path, update: int, updates_per_epoch: int) -> None:
 
 
 def _align_columns(path: Path, names: Sequence[str]) -> None:
-    """Give a table one header, where its last row has other columns than those before, as after other probes."""
+    """Rewrite a table with the columns of all rows if its last row has other columns, for example other probes."""
     with open(path, newline='') as f:
         header, *rows = csv.reader(f)
     if header == list(names):

@@ -1,4 +1,4 @@
-"""Draw the curves of a run, and write its report: one static page with results and configuration."""
+"""Draw the curves of a run, write its report as one static HTML page, and collect commands and environment."""
 
 import base64
 import html
@@ -31,12 +31,12 @@ from ..run_folder import ENCODER, LAST, PICTURES, plain_options
 
 _logger = logging.getLogger(__name__)
 CURVES = 'curves.png'
-_NOTE = "no curves.png without matplotlib: pip install matplotlib, or the extra 'plots'."
+_NOTE = "curves.png needs matplotlib: pip install matplotlib, or the extra 'plots'."
 
-_OWN_FILE = 'upstream.lock.json'  # at the top of this package's repository, and of no other
+_OWN_FILE = 'upstream.lock.json'  # at the top of this package's repository only
 
 REPORT = 'report.html'
-_MAX_PICTURES = 8  # of those that there are, evenly spread
+_MAX_PICTURES = 8  # evenly spread over the run
 _MAX_ROWS = 40
 _MAX_WIDTH = 1200  # of a picture, in pixels
 
@@ -82,7 +82,7 @@ $environment
 
 
 def can_draw_curves() -> bool:
-    """Whether matplotlib is there; says what is missing if not."""
+    """Return whether matplotlib is installed, and log a note if it is not."""
     if find_spec('matplotlib') is not None:
         return True
     _logger.info(_NOTE)
@@ -95,7 +95,7 @@ def read_lines(path: Path) -> List[Dict[str, Any]]:
 
 
 def draw_curves(path: Path, lines: List[Dict[str, Any]]) -> None:
-    """Write the curves of a run as a picture, complete or not at all.
+    """Write the curves of a run to a picture, atomically.
 
     Args:
         path: Picture to write.
@@ -106,16 +106,16 @@ def draw_curves(path: Path, lines: List[Dict[str, Any]]) -> None:
 
 
 def create_figure(lines: List[Dict[str, Any]]):
-    """Draw loss and learning rate, what was measured on held-out images, and what probes found.
+    """Draw the loss, the learning rate, the held-out errors and the accuracies of probes.
 
     Args:
         lines: Lines of `metrics.jsonl`.
 
     Returns:
-        Figure of matplotlib.
+        matplotlib figure.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # without pyplot, which keeps every figure and looks for a display
+    from matplotlib.figure import Figure  # pyplot would keep every figure and look for a display
 
     steps = [line for line in lines if 'loss' in line]
     evaluations = [line for line in lines if any(name.startswith('eval_') for name in line)]
@@ -133,7 +133,7 @@ def create_figure(lines: List[Dict[str, Any]]):
 
 
 def _group(evaluations: List[Dict[str, Any]]) -> List[Tuple[str, List[str]]]:
-    """Sort what was measured into panels: errors, the variety of targets, accuracies of probes."""
+    """Group metrics into panels: errors, variety of the targets, accuracies of probes."""
     names = list(dict.fromkeys(name for line in evaluations for name in line if name.startswith('eval_')))
     variety = [name for name in names if name in ('eval_target_std', 'eval_target_rank')]
     probes = [name for name in names if '_top1' in name]
@@ -172,7 +172,7 @@ def _draw_measures(axis, title: str, names: List[str], evaluations: List[Dict[st
             label=label,
         )
         if title == 'variety of the targets':
-            place.set_ylim(bottom=0)  # they are looked at for a collapse
+            place.set_ylim(bottom=0)  # values near 0 show a collapse
         if place is not axis:
             place.set_ylabel(label, color=f'C{number}')
     if title == 'variety of the targets':
@@ -182,24 +182,24 @@ def _draw_measures(axis, title: str, names: List[str], evaluations: List[Dict[st
 
 
 def typed_command() -> str:
-    """Return the command line of this program, as a shell takes it.
+    """Return the command line of this program, quoted for a shell.
 
-    Processes that torchrun started on one machine have its command in front. Where it started them on several, only
-    the part after it is known.
+    If torchrun started the processes on one machine, the command begins with torchrun. On several machines its
+    arguments are unknown, and the command begins with Python.
     """
     return shlex.join(_command_words())
 
 
 def go_on_command(command: str, options: RunOptions, folder: Path) -> str:
-    """Return the command that goes on with a run, or begins it again where nothing has been saved.
+    """Return the command that continues a run, or starts it again if nothing was saved.
 
     Args:
-        command: The command that the run was started with.
+        command: The command that started the run.
         options: Options of the run.
         folder: Folder of the run.
     """
     added = []
-    if options.resume != 'auto':  # of a flag that is given twice, the last one counts
+    if options.resume != 'auto':  # if a flag is given twice, argparse takes the last one
         if options.resume and not (options.output or options.experiment):
             added += ['--output', str(folder.parent)]
         if not options.experiment:
@@ -210,7 +210,7 @@ def go_on_command(command: str, options: RunOptions, folder: Path) -> str:
 
 def _command_words() -> List[str]:
     arguments, typed = sys.argv[1:], sys.orig_argv
-    # Python's own flags and -m MODULE are in the original only. Where another program called this one, it is of that.
+    # Only sys.orig_argv has Python's own flags and -m MODULE. It does not match if another program called this one.
     original = bool(arguments) and typed[-len(arguments):] == arguments
     words = list(typed) if original else [Path(sys.executable).name, *sys.argv]
     processes = os.environ.get('LOCAL_WORLD_SIZE')
@@ -221,10 +221,10 @@ def _command_words() -> List[str]:
 
 
 def collect_environment(device: torch.device, world_size: int = 1) -> Dict[str, str]:
-    """Return what a run runs on, by name.
+    """Return versions, system, device and command line of a run by name.
 
     Args:
-        device: Device that is trained on.
+        device: Device of the training.
         world_size: Number of processes.
     """
     commit = package_commit()
@@ -240,9 +240,9 @@ def collect_environment(device: torch.device, world_size: int = 1) -> Dict[str, 
 
 
 def package_commit() -> Optional[str]:
-    """Return the commit of this package where it was installed by git's address, or lies in its repository.
+    """Return the commit of this package if it was installed from git or lies in its repository, otherwise None.
 
-    Changes that were not committed show as a plus.
+    A plus after the commit stands for uncommitted changes.
     """
     try:
         origin = json.loads(distribution('timm').read_text('direct_url.json') or '{}')
@@ -270,13 +270,13 @@ def _git(folder: Path, *arguments: str) -> Optional[str]:
 
 
 class Report:
-    """Writes `report.html`, which needs no other file and no network.
+    """Writes `report.html`, a page that needs no other files and no network.
 
     Args:
         folder: Folder of the run.
         options: Options of the run.
-        model_args: Arguments that the model was built with.
-        environment: What the run runs on, by name.
+        model_args: Arguments with which the model was created.
+        environment: Result of `collect_environment`.
     """
 
     def __init__(
@@ -292,7 +292,7 @@ class Report:
         command, encoder = environment['command'], folder / ENCODER
         self.commands = {
             'train': command,
-            'go on after an interruption': go_on_command(command, options, folder),
+            'continue after an interruption': go_on_command(command, options, folder),
             'evaluate': shlex.join(
                 ['python', 'validate.py', '--mim', options.mim, '--checkpoint', str(folder / LAST)]),
             'load the encoder': '\n'.join(loading_lines(encoder, options.model, model_args)),
@@ -301,7 +301,7 @@ class Report:
         }
 
     def write(self, steps_file: Path) -> None:
-        """Write the page anew.
+        """Write the page, replacing an earlier one.
 
         Args:
             steps_file: `metrics.jsonl` of the run.
@@ -328,7 +328,7 @@ class Report:
 
 
 def _spread(items: Sequence[Any], count: int) -> List[Any]:
-    """As many items at most, evenly spread, the first and the last among them."""
+    """Return at most `count` items, evenly spread, including the first and the last."""
     if len(items) <= count:
         return list(items)
     return [items[round(number * (len(items) - 1) / (count - 1))] for number in range(count)]
@@ -336,12 +336,12 @@ def _spread(items: Sequence[Any], count: int) -> List[Any]:
 
 def _embed_curves(path: Path) -> str:
     if not path.exists():
-        return '<p class="note">There are no curves without matplotlib.</p>'
+        return '<p class="note">Curves need matplotlib.</p>'
     return f'<img alt="curves" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
 
 
 def _embed_pictures(paths: List[Path]) -> str:
-    """Pictures one below the other, without those that show nothing new, as all but the first of I-JEPA."""
+    """Return pictures one below the other, without repeated ones: I-JEPA's pictures are all the same."""
     figures, previous = [], None
     for path in paths:
         with Image.open(path) as file:
