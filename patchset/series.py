@@ -1,21 +1,18 @@
-"""The pull request as a series of patches in git's mail format: `git am --3way` takes them, git merges."""
+"""The pull request, as a series of patches in git's mail format. `git am --3way` takes them, so that git merges."""
 import csv
+import difflib
+import io
 import re
 import tempfile
 import textwrap
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set
 
-from .clone import COVER, Clone, Commit
-from .contents import PATH as CONTENTS, merge_contents
-from .diff import diff_file
-from .errors import PatchsetError
-from .imported import missing_names
+from . import PatchsetError
+from .clone import CONTENTS, COVER, SCRIPTS, Clone, Commit, hand_over, merge_contents
 from .plan import make_plan
-from .project import Project
-from .script import SCRIPTS, hand_over
-from .steps import EXPORTS, FAMILY_TEST, METHODS, MODELS, Sources, Step, steps
-from .tree import Tree
+from .project import Project, Tree
+from .steps import EXPORTS, FAMILY_TEST, METHODS, MODELS, Sources, Step, missing_names, steps
 from .weave import weave_plan
 
 TEXTS = Path(__file__).with_name('texts')
@@ -241,3 +238,34 @@ def models_of(registry: Path) -> Dict[str, List[tuple]]:
             for row in csv.DictReader(file):
                 found.setdefault(row['module'], []).append((row['model'], row['class']))
     return found
+
+
+def diff_tree(tree: Tree) -> Iterator[str]:
+    """One text per file, without the notices."""
+    for path in sorted(tree.changed):
+        text = diff_file(tree.stock.get(path), tree.changed[path], path)
+        if text:
+            yield text
+
+
+def diff_file(old: Optional[bytes], new: bytes, path: str) -> str:
+    if old == new:
+        return ''
+    header = f'diff --git a/{path} b/{path}\n' + ('new file mode 100644\n' if old is None else '')
+    before = '/dev/null' if old is None else f'a/{path}'
+    hunks = difflib.unified_diff(as_lines(old or b''), as_lines(new), before, f'b/{path}')
+    unfinished = '\n\\ No newline at end of file\n'
+    return header + ''.join(line if line.endswith('\n') else line + unfinished for line in hunks)
+
+
+def as_lines(data: bytes) -> List[str]:
+    """Lines as `diff` counts them, whatever their bytes."""
+    return [line.decode(errors='surrogateescape') for line in io.BytesIO(data)]
+
+
+def summary(texts: List[str]) -> str:
+    # what precedes the first hunk is the header
+    lines = [line for text in texts for line in text[text.find('\n@@'):].split('\n')]
+    added, removed = (sum(line.startswith(sign) for line in lines) for sign in '+-')
+    new = sum('\nnew file mode' in text[:text.find('\n@@')] for text in texts)
+    return f'{len(texts)} files ({new} new), {added} lines added, {removed} removed'

@@ -1,16 +1,19 @@
-"""What goes upstream, in steps that a person can review: the files of each, and in which order."""
+"""What goes upstream, in steps that a person can review: the files of each step, and their order.
+
+The order follows from what the files import, so that each step imports only what is there.
+"""
 import ast
 import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set
 
-from .contents import PATH as CONTENTS, pages_of
-from .errors import PatchsetError
+from . import PatchsetError
+from .clone import CONTENTS, SCRIPTS, pages_of
+from .names import bindings
 from .overlay import HEADER
-from .script import SCRIPTS
+from .project import PACKAGE, RECIPES, read_overlays
 from .source import parse
-from .tree import PACKAGE, RECIPES, read_overlays
 
 VERSION = f'{PACKAGE}/version.py'  # the fork's own
 MODELS = f'{PACKAGE}/models/'
@@ -22,16 +25,18 @@ FAMILY_TEST = 'tests/test_embed_stages.py'
 FAMILY_TEST_SOURCE = 'patchset/texts/test_embed_stages.py'
 GROWING = (EXPORTS, METHODS, FAMILY_TEST)  # these get a few lines with each step
 LONGEST = 1400  # lines of new files in a step
-
 TEST_FOLDERS = ('tests/models', 'tests/mim', 'tests/train')
+
 # what upstream's tests do not have: this tool, the fork's own script, libraries (most tests ask for those and skip)
 NOT_UPSTREAM = {'patchset', 'training', 'transformers', 'lightly'}
+
 # of the tests of training those that are not about the fork's own scripts and recipes
 OF_TRAINING = {
     'test_given_arguments.py', 'test_masked_image_modeling_task.py', 'test_pretrain_baselines.py',
     'test_pretrain_data.py', 'test_pretrain_distributed.py', 'test_pretrain_progress.py', 'test_pretrain_resume.py',
 }
 OF_THE_FORK = {'test_models_page.py'}  # how its pages are made
+
 # what the pages speak of
 EXAMPLES = ('examples/maskfeat.py',)
 
@@ -275,3 +280,70 @@ def imports_of(path: str, data: bytes, files: Set[str]) -> List[str]:
     """Which of the files a module imports."""
     names = [name.replace('.', '/') for name in imported_names(path, data)]
     return [file for name in names for file in (f'{name}.py', f'{name}/__init__.py') if file in files]
+
+
+class Missing(NamedTuple):
+    """Names that a module imports and upstream lacks.
+
+    Attributes:
+        path: The module that imports them.
+        names: The names.
+        package: Where it looks for them.
+    """
+    path: str
+    names: List[str]
+    package: str
+
+    def __str__(self) -> str:
+        return f'{", ".join(self.names)} from {self.package}'
+
+
+def missing_names(modules: Dict[str, bytes], package: Dict[str, bytes]) -> Iterator[Missing]:
+    """What modules import and would not find. What they import under `except ImportError` they can do without.
+
+    Args:
+        modules: The modules to look at, by path.
+        package: All Python files of the package, those modules among them.
+    """
+    for path, data in modules.items():
+        tree = parse(data, path)
+        optional = {node for body in guarded(tree) for node in body}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node not in optional:
+                base = base_of(path, node)
+                public = [alias.name for alias in node.names if alias.name[0] not in '*_']
+                names = [name for name in public if not provides(base, name, package, set())]
+                if base.split('/')[0] == PACKAGE and names:
+                    yield Missing(path, names, base.replace('/', '.'))
+
+
+def guarded(tree: ast.Module) -> Iterator[List[ast.stmt]]:
+    """The statements that are tried, and of which an ImportError is caught."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try):
+            caught = {getattr(handler.type, 'id', None) for handler in node.handlers}
+            if 'ImportError' in caught:
+                yield node.body
+
+
+def base_of(path: str, node: ast.ImportFrom) -> str:
+    """The module that names are imported from, as a path without suffix."""
+    package: List[str] = path.split('/')[:-node.level] if node.level else []
+    return '/'.join(package + (node.module.split('.') if node.module else []))
+
+
+def provides(base: str, name: str, package: Dict[str, bytes], seen: Set[str]) -> bool:
+    """Whether `from base import name` finds something: a name, a module, or what an `import *` brings."""
+    if file_of(f'{base}/{name}', package):
+        return True
+    path = file_of(base, package)
+    if path is None or path in seen:
+        return False
+    seen.add(path)
+    body = parse(package[path], path).body
+    stars = [node for node in body if isinstance(node, ast.ImportFrom) and node.names[0].name == '*']
+    return name in bindings(body) or any(provides(base_of(path, star), name, package, seen) for star in stars)
+
+
+def file_of(base: str, package: Dict[str, bytes]) -> Optional[str]:
+    return next((path for path in (f'{base}.py', f'{base}/__init__.py') if path in package), None)

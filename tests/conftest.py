@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from patchset import installed
+from patchset import editable
 
 ROOT = Path(__file__).parent
 
@@ -16,7 +16,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    problem = installed.problem()
+    problem = editable.problem()
     if problem:
         pytest.exit(problem, returncode=2)
 

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from patchset import __main__ as command_line
-from patchset.errors import PatchsetError
+from patchset import PatchsetError
 from patchset.project import Project
 from patchset.series import write_series
 from patchset.steps import LONGEST, Sources, imported_names, is_test, steps

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from patchset import __main__ as command_line
-from patchset.proof import Proved
+from patchset.upgrade import Proved
 from sandbox import NET, OVERLAY, STOCK, make_project, snapshot, write_wheel
 
 
