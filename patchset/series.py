@@ -128,6 +128,9 @@ class Builder:
                 found.append(Step(family[len(MODELS):-3], 'family', [family]))
             found.append(step._replace(paths=needed))
             taken.update(needed, families)
+        first = next((step for step in found if step.kind == 'family'), None)
+        if first and FAMILY_TEST in self.sources.tests:
+            first.paths.append(FAMILY_TEST)
         return found
 
     def files(self, step: Step, before: Dict[str, bytes]) -> Dict[str, bytes]:
@@ -158,8 +161,6 @@ class Builder:
             found[EXPORTS] = weave_plan(make_plan(stock, overlay, EXPORTS), EXPORTS)
         if any(path.startswith(METHODS.rsplit('/', 1)[0]) for path in paths):
             found[METHODS] = self.sources.exports(METHODS, paths)
-        if any(path.startswith(MODELS) for path in paths) and self.sources.family_test_source:
-            found[FAMILY_TEST] = self.sources.family_test(paths)
         old = {**{EXPORTS: self.tree.stock.get(EXPORTS)}, **before}
         return {path: data for path, data in found.items() if data != old.get(path)}
 

@@ -3,7 +3,6 @@
 The order follows from what the files import, so that each step imports only what is there.
 """
 import ast
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set
@@ -23,7 +22,7 @@ METHODS = f'{MIM}__init__.py'
 FIRST = 'vision_transformer'
 FAMILY_TEST = 'tests/test_embed_stages.py'
 FAMILY_TEST_SOURCE = 'patchset/texts/test_embed_stages.py'
-GROWING = (EXPORTS, METHODS, FAMILY_TEST)  # these get a few lines with each step
+GROWING = (EXPORTS, METHODS)  # these get a few lines with some of the steps
 LONGEST = 1400  # lines of new files in a step
 TEST_FOLDERS = ('tests/models', 'tests/mim', 'tests/train')
 
@@ -81,8 +80,8 @@ class Sources:
         for page in pages:
             if page.relative_to((root / CONTENTS).parent).with_suffix('').as_posix() not in listed:
                 raise PatchsetError(CONTENTS, f'has no entry for {page.name}')
-        family_test = root / FAMILY_TEST_SOURCE
-        self.family_test_source = family_test.read_bytes() if family_test.is_file() else b''
+        if (root / FAMILY_TEST_SOURCE).is_file():
+            self.tests[FAMILY_TEST] = (root / FAMILY_TEST_SOURCE).read_bytes()
         exports = {EXPORTS: self.overlays.get(EXPORTS, b''), METHODS: self.modules.get(METHODS, b'')}
         self.homes = {name: home for path, data in exports.items() for name, home in homes(path, data).items()}
 
@@ -128,13 +127,6 @@ class Sources:
                 del lines[statement.lineno - 1:statement.end_lineno]
         return b''.join(lines)
 
-    def family_test(self, available: Set[str]) -> bytes:
-        """The test of all families, with the lines of those that are there only."""
-        lines = self.family_test_source.splitlines(keepends=True)
-        return b''.join(
-            line for line in lines
-            if family_of(line) is None or f'{MODELS}{family_of(line)}.py' in available)
-
 
 def steps(sources: Sources) -> List[Step]:
     """All steps: the families, what mends files of upstream, and the methods, which stand on all of it."""
@@ -146,7 +138,8 @@ def steps(sources: Sources) -> List[Step]:
             if path in sources.overlays:  # a new module comes with the first family that imports it
                 new = [module for module in in_order(sources, [path], set()) if module in sources.modules]
                 taken = {file for step in found for file in step.paths}
-                found.append(Step(name, 'family', [path] + [module for module in new if module not in taken]))
+                test = [FAMILY_TEST] if not found and FAMILY_TEST in sources.tests else []  # it comes with the first
+                found.append(Step(name, 'family', [path] + [module for module in new if module not in taken] + test))
     others = [path for path in sources.overlays if path != EXPORTS and not path.startswith(MODELS)]
     alone = [path for path in others if not sources.needed(path)[:-1]]
     found += [Step(path.rsplit('/', 1)[1][:-3], 'fix', [path]) for path in alone]
@@ -216,12 +209,6 @@ def ready_tests(sources: Sources, there: Set[str]) -> List[str]:
             if all(path in sources.tests for path in needed):
                 found += needed
     return found
-
-
-def family_of(line: bytes) -> Optional[str]:
-    """The family that a line of the test's table is for, None for other lines."""
-    found = re.match(rb"    '(\w+)': ", line)
-    return found[1].decode() if found else None
 
 
 def homes(path: str, data: bytes) -> Dict[str, str]:

@@ -13,8 +13,7 @@ def _load() -> ModuleType:
     Raises:
         SystemExit: The timm that is installed is not this fork.
     """
-    timm = importlib.util.find_spec('timm')
-    places = timm.submodule_search_locations if timm else []
+    places = importlib.util.find_spec('timm').submodule_search_locations
     files = [Path(place, 'mim', 'pretrain', 'flags', '__init__.py') for place in places]
     file = next(filter(Path.is_file, files), None)
     if file is None:

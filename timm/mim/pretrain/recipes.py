@@ -1,6 +1,6 @@
 """What the authors of each method train with.
 
-Lengths and sizes of a run are the user's, so they have general defaults (`options`); `recipes/` in the repository has
+Lengths and sizes of a run are the user's, so they have general defaults (`options`); `timm/mim/recipes` has
 the papers' runs whole.
 """
 
