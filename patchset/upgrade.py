@@ -95,11 +95,14 @@ def plan_upgrade(
         else:
             package[path] = data
     modules = {path: data for path, data in files.items() if not data.startswith(HEADER) and path.endswith('.py')}
-    findings += [
-        Finding('left', missing.path, '', f'imports {missing}, which this release does not have')
-        for missing in missing_names(modules, package) if missing.path not in keep]
-    check_kept(keep, files)
     notes = [f'no overlay serves: {path}' for path in new_models(old, stock, files)]
+    for missing in missing_names(modules, package):
+        why = f'imports {missing}, which this release does not have'
+        if missing.path in keep:
+            notes.append(f'kept: {missing.path} {why}: with this release it cannot be imported')
+        else:
+            findings.append(Finding('left', missing.path, '', why))
+    check_kept(keep, files)
     return Upgrade(pin, stock, files, findings, parked, notes)
 
 
