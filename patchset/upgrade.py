@@ -4,7 +4,7 @@ The proof is that of `tests/equivalence`: the operations of a model, and its num
 """
 import sys
 from pathlib import Path
-from typing import Any, Callable, Collection, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import PatchsetError
 from .findings import Finding, compare_releases
@@ -175,7 +175,6 @@ def prove(
         stock: Path,
         woven: Path,
         all_models: bool = False,
-        modules: Optional[Collection[str]] = None,
 ) -> Iterator[Proved]:
     """Compare the models that have the protocol in the woven tree, a small one of each class.
 
@@ -184,7 +183,6 @@ def prove(
         stock: Folder with stock timm.
         woven: Folder with the woven timm.
         all_models: Every model instead, minutes.
-        modules: The files of timm/models to take models from, by name; all if None.
     """
     if not (root / FOLDER).is_dir():
         raise PatchsetError(str(root / FOLDER), 'is missing: the proof runs in a clone')
@@ -197,9 +195,10 @@ def prove(
         sys.path.remove(str(root / FOLDER))
     theirs, ours = StockTimm(stock), ForkedTimm(woven)
     try:
-        entries = [entry for entry in registered() if modules is None or entry.module in modules]
-        for models in groups(entries, all_models):
+        for models in groups(registered(), all_models):
             yield from prove_first(models, theirs, ours, first_difference, differing)
+    except RuntimeError as error:  # a process that runs models is gone
+        raise PatchsetError('the proof', f'stopped, nothing is written: {error}; its output stands above') from None
     finally:
         theirs.close()
         ours.close()
