@@ -60,17 +60,15 @@ def write_series(
         only: Names of steps or of groups of them. Families and fixes stand alone; the others stand on all before them.
         cover: Whether to write a cover letter too.
     """
-    series = Builder(project, Clone(clone)).build(only)
+    builder = Builder(project, Clone(clone))
+    series = builder.build(only)
     if folder is None:
         return series
     with tempfile.TemporaryDirectory() as temporary:
         commits = [patch.commit for patch in series.patches]
         text = (TEXTS / 'cover.md').read_text(encoding='utf-8') if cover else None
-        source = Clone(clone)
-        base = source.base(project.pin['version'])
-        names = source.mail(base, commits, Path(temporary), text)
-        chosen = [
-            name for name, patch in zip(names, series.patches) if not only or is_chosen(patch.step, only)]
+        names = builder.clone.mail(builder.base, commits, Path(temporary), text)
+        chosen = [name for name, patch in zip(names, series.patches) if not only or is_chosen(patch.step, only)]
         chosen += [COVER] if cover else []
         folder.mkdir(parents=True, exist_ok=True)
         for earlier in [*folder.glob('[0-9][0-9][0-9][0-9]-*.patch'), *folder.glob(COVER)]:

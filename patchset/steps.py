@@ -226,8 +226,7 @@ def imported_names(path: str, data: bytes) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            package = path.split('/')[:-node.level] if node.level else []
-            base = '.'.join(package + ([node.module] if node.module else []))
+            base = base_of(path, node).replace('/', '.')
             yield base
             yield from (f'{base}.{alias.name}' for alias in node.names)
 
