@@ -19,6 +19,7 @@ MODELS = f'{PACKAGE}/models/'
 EXPORTS = f'{PACKAGE}/models/__init__.py'
 MIM = f'{PACKAGE}/mim/'
 METHODS = f'{MIM}__init__.py'
+FACTORY = f'{MIM}factory.py'
 FIRST = 'vision_transformer'
 FAMILY_TEST = 'tests/test_embed_stages.py'
 FAMILY_TEST_SOURCE = 'patchset/texts/test_embed_stages.py'
@@ -97,6 +98,8 @@ class Sources:
     @lru_cache(maxsize=None)
     def imports(self, path: str) -> List[str]:
         """The files of the fork that a file imports; a name that a package exports counts as the module's it is of."""
+        if path in SCRIPTS:
+            return []
         known = {*self.overlays, *self.modules, *self.tests}
         found = []
         names = list(imported_names(path, self.text(path)))
@@ -110,8 +113,16 @@ class Sources:
             beside = f'{path.rsplit("/", 1)[0]}/{module}.py' if path in self.tests else ''
             found += [file for file in (f'{module}.py', f'{module}/__init__.py', beside) if file in known]
         if path in self.tests:
-            found += [f'{path.rsplit("/", 1)[0]}/conftest.py'] * (f'{path.rsplit("/", 1)[0]}/conftest.py' in self.tests)
+            found += self.needs_of_test(path, found)
         return [file for file in dict.fromkeys(found) if file not in (path, EXPORTS, METHODS)]
+
+    def needs_of_test(self, path: str, imported: Sequence[str]) -> Iterator[str]:
+        """What a test needs without importing it: the fixtures beside it, scripts that it names, registered methods."""
+        conftest = f'{path.rsplit("/", 1)[0]}/conftest.py'
+        yield from [conftest] * (conftest in self.tests)
+        yield from (file for file in (*SCRIPTS, *EXAMPLES) if f"'{Path(file).name}'".encode() in self.tests[path])
+        if FACTORY in imported:
+            yield from (module for module, data in self.modules.items() if b'\n@register_mim(' in data)
 
     def needed(self, path: str) -> List[str]:
         """A file after the files of the fork that it imports, directly or not."""
@@ -147,7 +158,7 @@ def steps(sources: Sources) -> List[Step]:
     rest = [path for path in [*sources.modules, *others] if path not in done and path != METHODS]
     for kind in ('mim', 'task', 'pretrain', 'convert'):
         found += pack(sources, kind, [path for path in rest if kind_of(path) == kind], done)
-    found.append(Step('scripts', 'scripts', list(SCRIPTS)))
+    found += pack(sources, 'scripts', list(SCRIPTS), done)
     found += pack(sources, 'documentation', list(sources.documents), done)
     if sources.contents is not None:
         found[-1].paths.append(CONTENTS)
@@ -179,7 +190,7 @@ def in_order(sources: Sources, paths: Sequence[str], done: Set[str]) -> List[str
 
 
 def pack(sources: Sources, kind: str, paths: List[str], done: Set[str]) -> List[Step]:
-    """Steps of a group: its files in order, each test as soon as all that it imports is there."""
+    """Steps of a group: its files in order, each test as soon as all that it needs is there."""
     sequence: List[str] = []
     for path in paths:
         code = path in sources.modules or path in sources.overlays
@@ -192,7 +203,7 @@ def pack(sources: Sources, kind: str, paths: List[str], done: Set[str]) -> List[
     found: List[Step] = []
     room = 0
     for file in sequence:
-        lines = sources.text(file).count(b'\n') if not file.endswith('.png') else 0
+        lines = 0 if file in SCRIPTS or file.endswith('.png') else sources.text(file).count(b'\n')
         if not found or lines > room:
             found.append(Step(f'{kind}-{len(found) + 1}', kind, []))
             room = LONGEST
