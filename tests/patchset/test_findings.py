@@ -270,6 +270,7 @@ def test_left_by_name(old, new, name):
 @pytest.mark.parametrize('old, new, kind', [
     (b'OTHER = 3', b'OTHER = 4', 'unchanged'),
     (b'self.unused = 1', b'self.unused = 2', 'unchanged'),
+    (b'grid(self, x):\n        return x', b'grid(self, x):\n        """A grid."""\n        return x', 'unchanged'),
     (b'x = blk(x)', b'x = blk(x, 1)', 'carried'),
     (b'            x = 0', b'            x = 1', 'carried'),
     (b'moved_only(self, x):\n        return x', b'moved_only(self, x):\n        return 2 * x', 'carried'),

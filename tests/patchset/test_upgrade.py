@@ -8,7 +8,7 @@ from patchset import __main__ as command_line
 from patchset.upgrade import Proved
 from patchset.project import Project, read_overlays
 from patchset.upstream import read_package
-from sandbox import NET, OVERLAY, STOCK, make_project, snapshot, write, write_wheel
+from sandbox import NET, OVERLAY, STOCK, make_project, pin_wheel, snapshot, write, write_wheel
 
 
 @pytest.fixture
@@ -75,6 +75,21 @@ def test_family_is_left_out_and_comes_back(project, monkeypatch):
     assert upgrade(project, monkeypatch, '1.0') == 0
     assert sources(project) == before
     assert upgrade(project, monkeypatch, '1.1', '--without', 'nest') == 2
+
+
+def test_module_that_the_release_cannot_import_is_left_or_kept_by_name(project, monkeypatch, capsys):
+    write(project.root, 'timm/mim/more.py', b'from timm.models.net import Net, other\n')
+    pin = NET + b'\n\ndef other():\n    pass\n'
+    pin_wheel(project, {**STOCK, 'timm/models/net.py': pin})
+    project.update_lock()
+    publish(project, NET)
+    before = sources(project)
+    assert upgrade(project, monkeypatch, '1.1') == 2
+    said = 'timm/mim/more.py: imports other from timm.models.net, which this release does not have'
+    assert f'left: {said}' in capsys.readouterr().out
+    assert sources(project) == before
+    assert upgrade(project, monkeypatch, '1.1', '--keep', 'timm/mim/more.py') == 0
+    assert 'kept: timm/mim/more.py imports other from timm.models.net' in capsys.readouterr().out
 
 
 def test_real_proof_takes_the_equal_family_and_refuses_the_other(tmp_path, monkeypatch, capsys):
