@@ -14,7 +14,7 @@ class WovenPackage(BuildHookInterface):
         """
         sys.path.insert(0, self.root)
         from patchset import editable
-        from patchset.errors import PatchsetError
+        from patchset import PatchsetError
         from patchset.project import Project
         from patchset.upstream import read_licence
         try:

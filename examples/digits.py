@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
+import training  # noqa: F401  # says so where timm is not built
 import timm
 from timm.mim import create_mim
 from timm.mim.pretrain.flags import OneLineParser

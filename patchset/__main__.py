@@ -5,13 +5,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Iterable, Iterator, List, Optional
 
-from .diff import diff_tree, summary
-from .errors import PatchsetError
-from .project import Project
-from .proof import Proved
-from .series import write_series
-from .tree import Tree
-from .upgrade import plan_upgrade, prove_upgrade, write_upgrade
+from .series import diff_tree, summary, write_series
+from . import PatchsetError
+from .project import Project, Tree
+from .upgrade import Proved, plan_upgrade, prove_upgrade, write_upgrade
 
 
 def build(project: Project) -> None:

@@ -1,22 +1,37 @@
-"""A clone of upstream, which is read and never changed, and a repository beside it for the commits of the series."""
+"""A clone of upstream: read with git and never changed. Patches are made in a repository beside it.
+
+Three files are in no wheel of upstream's, so that no overlay changes them: two scripts and the table of contents of the
+documentation. They are changed as they are in the clone.
+"""
+import ast
 import hashlib
 import os
+import re
 import subprocess
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Set
 
-from .errors import PatchsetError
+from . import PatchsetError
+from .names import import_edits
+from .overlay import HEADER, Overlay, find_anchor
+from .source import Edit, Source, apply_edits, find_kind
 
 NAME, EMAIL = 'The authors of the timm.mim fork', 'timm-mim@users.noreply.github.com'
+
 # the same bytes whoever runs it, and whatever their git is set to
 DATE = '1795219200 +0000'  # 2026-11-21
+
 SETTINGS = {
     'GIT_CONFIG_GLOBAL': os.devnull, 'GIT_CONFIG_NOSYSTEM': '1', 'LC_ALL': 'C', 'TZ': 'UTC',
     'GIT_COMMITTER_NAME': NAME, 'GIT_COMMITTER_EMAIL': EMAIL, 'GIT_COMMITTER_DATE': DATE,
 }
 COVER = 'cover-letter.txt'  # no .patch: `git am DIR/*.patch` takes no letter
+
+CONTENTS = 'hfdocs/source/_toctree.yml'
+ENTRY = rb'  - local: .*\n(?:    .*\n)*'
+SECTION = re.compile(rb'- sections: *\n(?P<entries>(?:' + ENTRY + rb')*)(?P<keys>(?:  \w+:.*\n?)*)\s*')
 
 
 class Commit(NamedTuple):
@@ -134,3 +149,130 @@ def fill_cover(file: Path, text: str) -> None:
     letter = file.read_text(encoding='utf-8')
     letter = letter.replace('*** SUBJECT HERE ***', subject).replace('*** BLURB HERE ***', body.strip())
     file.write_text(letter, encoding='utf-8')
+
+
+class Script(NamedTuple):
+    """Where a script of upstream's is changed, and into what.
+
+    Attributes:
+        imports: What is imported.
+        add_arguments: The call that adds the flags.
+        after_flags: The function that follows upon the last flag.
+        parsed: The statement in `main` that parses the command line.
+        run: The call that takes over.
+    """
+    imports: str
+    add_arguments: str
+    after_flags: str
+    parsed: str
+    run: str
+
+
+SCRIPTS = {
+    'train.py': Script(
+        'from timm.mim import pretrain', 'pretrain.add_arguments(parser)', '_parse_args',
+        'args, args_text = _parse_args()', 'pretrain.run(pretrain.given_arguments(parser))'),
+    'validate.py': Script(
+        'from timm.mim.pretrain import given_arguments, validate as pretraining', 'pretraining.add_arguments(parser)',
+        'validate', 'args = parser.parse_args()', 'pretraining.run(given_arguments(parser))'),
+}
+
+
+def hand_over(data: bytes, path: str) -> bytes:
+    """Args:
+        data: Upstream's script.
+        path: Which one it is.
+    """
+    script, source = SCRIPTS[path], Source(data, path)
+    imports = import_edits(source, Overlay(HEADER + f' of a script.\n{script.imports}\n'.encode(), path))
+    if not imports:
+        raise PatchsetError(path, 'imports timm.mim already')
+    flags = f'\n\n# Masked image modeling parameters\n{script.add_arguments}'
+    taken_over = f'\n    if args.mim:\n        {script.run}\n        return'
+    return apply_edits(data, imports + [
+        insert_after(source, last_argument(source, script.after_flags), flags),
+        insert_after(source, parsed(source, script.parsed), taken_over),
+    ])
+
+
+def insert_after(source: Source, statement: ast.stmt, text: str) -> Edit:
+    end = source.end_offset(statement.end_lineno)
+    return Edit(end, end, text.encode().replace(b'\n', source.newline))
+
+
+def last_argument(source: Source, function: str) -> ast.stmt:
+    """The last flag, right before a function."""
+    body = source.tree.body
+    before = body[body.index(function_of(source, function)) - 1]
+    call = getattr(before, 'value', None)
+    if not isinstance(call, ast.Call) or getattr(call.func, 'attr', '') != 'add_argument':
+        raise PatchsetError(
+            source.path, f'upstream has no add_argument call right before {function}, where --mim would go')
+    return before
+
+
+def parsed(source: Source, statement: str) -> ast.stmt:
+    statements = function_of(source, 'main').body
+    return statements[find_anchor(statement, statements, f'{source.path}: main')]
+
+
+def function_of(source: Source, name: str) -> ast.stmt:
+    function = find_kind(source.tree.body, name, 'function', f'{source.path}: {name}')
+    if function is None:
+        raise PatchsetError(f'{source.path}: {name}', 'upstream has no such function')
+    return function
+
+
+class Section(NamedTuple):
+    """
+    Attributes:
+        title: The section's title.
+        text: Its lines.
+        entries: Lines of its entries, each an item with the name of its page.
+        end: Offset of the line after the last entry.
+    """
+    title: str
+    text: bytes
+    entries: List[bytes]
+    end: int
+
+
+def merge_contents(ours: bytes, theirs: bytes) -> bytes:
+    """Append our entries to upstream's sections of the same title, and the sections that upstream lacks."""
+    present = pages_of(theirs)
+    sections = {section.title: section for section in read(theirs)}
+    edits = []
+    for section in read(ours):
+        missing = [entry for entry in section.entries if page_of(entry) not in present]
+        if section.title in sections:
+            end = sections[section.title].end
+            edits.append(Edit(end, end, b''.join(missing)))
+        elif missing:
+            gap = b'' if theirs.endswith(b'\n') else b'\n'
+            edits.append(Edit(len(theirs), len(theirs), gap + section.text))
+    return apply_edits(theirs, edits)
+
+
+def pages_of(contents: bytes) -> Set[str]:
+    return {page_of(entry) for section in read(contents) for entry in section.entries}
+
+
+def read(contents: bytes) -> List[Section]:
+    sections, offset = [], 0
+    for text in re.split(rb'^(?=- )', contents, flags=re.MULTILINE):
+        if offset or text.startswith(b'- '):
+            sections.append(read_section(text, offset))
+        offset += len(text)
+    return sections
+
+
+def read_section(text: bytes, offset: int) -> Section:
+    found = SECTION.fullmatch(text)
+    title = found and re.search(rb'^  title: *(.*?) *$', found['keys'], re.MULTILINE)
+    if not title:
+        raise PatchsetError(CONTENTS, f'is not a list of sections with entries and titles: {text[:40].decode()!r}')
+    return Section(title[1].decode(), text, re.findall(ENTRY, found['entries']), offset + found.end('entries'))
+
+
+def page_of(entry: bytes) -> str:
+    return entry.split(b'\n')[0].split(b'local:')[1].strip().decode()

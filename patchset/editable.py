@@ -1,14 +1,17 @@
-"""Editable installs: `import timm` weaves again when a file in `timm/` has changed."""
+"""Installations of the fork. An editable one weaves again on import; `problem` says whether Python finds the fork."""
 import importlib
+import importlib.util
+import re
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Optional
 
-from .errors import PatchsetError
-from .project import Project
+from . import PatchsetError
+from .project import ROOT, Project
 
 HOOK = '_timm_patchset'
+
 # Runs whenever Python starts, so that it does next to nothing until timm is imported.
 FINDER = '''\
 """Weaves timm again on import when an overlay has changed. Written by the editable install of {root}"""
@@ -41,6 +44,8 @@ def refresh():
 sys.meta_path.insert(0, Finder)
 '''
 
+ADVICE = f"'pip install -e {ROOT}' installs the fork, 'make' in {ROOT} does so in .venv"
+
 
 def site_packages_files(project: Project) -> Dict[str, str]:
     """Writes the files that an editable install puts into site-packages; returns their names there."""
@@ -71,3 +76,29 @@ def refresh() -> None:
     if differences:
         advice = "woven, but a build asks for 'python -m patchset lock' first"
         print(f"patchset: {differences[0].problem}; {advice}", file=sys.stderr)
+
+
+def problem() -> Optional[str]:
+    """One line that says what is wrong, None if the fork of this repository's version is what Python finds."""
+    try:
+        spec = importlib.util.find_spec('timm')
+    except ImportError as error:
+        return str(error)  # an editable install whose overlays do not weave
+    if spec is None or spec.origin is None:
+        return f'timm is not installed: {ADVICE}.'
+    wanted = read_version(ROOT / 'timm' / 'version.py')
+    found = read_version(Path(spec.origin).with_name('version.py'))
+    if found != wanted:
+        kind = 'another version of the fork' if '+mim' in found else 'stock timm'
+        return f'{spec.origin} is {kind} ({found}), this repository is {wanted}: {ADVICE}.'
+    return None
+
+
+def read_version(file: Path) -> str:
+    """The version in a `version.py`, read as text."""
+    try:
+        text = file.read_text(encoding='utf-8')
+    except OSError:
+        return 'unknown'
+    found = re.search(r"^__version__ = '([^']*)'", text, re.MULTILINE)
+    return found.group(1) if found else 'unknown'

@@ -9,12 +9,11 @@ import ast
 import difflib
 from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
-from .anchors import find_anchor
-from .errors import PatchsetError
+from .overlay import find_anchor
+from . import PatchsetError
 from .lock import calls_on_self
-from .plan import Plan, ScopePlan, make_plan
+from .plan import Plan, ScopePlan, Split, make_plan
 from .source import Function, Source, bound_name, docstring
-from .splits import Split
 from .weave import weave_plan
 
 

@@ -1,9 +1,13 @@
-"""Reads an overlay into a description of what it says, without looking at upstream."""
-import ast
-from dataclasses import dataclass
-from typing import List, Optional, Tuple
+"""What an overlay says, read without looking at upstream.
 
-from .errors import PatchsetError
+An anchor, which names one statement of upstream's, is compared with it as parsed code.
+"""
+import ast
+import textwrap
+from dataclasses import dataclass
+from typing import Any, List, Optional, Tuple
+
+from . import PatchsetError
 from .source import Function, Source, bound_name, docstring, first_line, is_ellipsis
 
 HEADER = b'# Overlay:'
@@ -151,3 +155,54 @@ def moved_from_arguments(decorator: ast.expr, path: str, where: str) -> MovedFro
             'and a tuple without',
         ) from None
     return MovedFrom(source, *anchors, without)
+
+
+def find_anchor(anchor: str, statements: List[ast.stmt], where: str) -> int:
+    """Index of the one statement that the anchor names."""
+    pattern = parse_anchor(anchor, where)
+    found = [i for i, statement in enumerate(statements) if matches(pattern, statement)]
+    if not found:
+        raise PatchsetError(where, f'upstream has no statement {anchor!r} at the top level of the method')
+    if len(found) > 1:
+        lines = ' and '.join(str(statements[i].lineno) for i in found)
+        raise PatchsetError(where, f'the anchor {anchor!r} is ambiguous, upstream has it in lines {lines}')
+    return found[0]
+
+
+def parse_anchor(anchor: str, where: str) -> ast.stmt:
+    try:
+        statements = ast.parse(textwrap.dedent(anchor)).body
+    except SyntaxError as error:
+        raise PatchsetError(where, f'the anchor {anchor!r} does not parse: {error.msg}') from None
+    if len(statements) != 1:
+        raise PatchsetError(where, f'the anchor {anchor!r} must be exactly one statement')
+    return statements[0]
+
+
+def matches(pattern: Any, node: Any) -> bool:
+    """Whether both are the same code; a body of only `...` in the pattern stands for any body."""
+    if isinstance(pattern, list):
+        if not isinstance(node, list):
+            return False
+        if is_open(pattern):
+            return bool(node)
+        return len(pattern) == len(node) and all(map(matches, pattern, node))
+    if not isinstance(pattern, ast.AST):
+        return type(pattern) is type(node) and pattern == node
+    return type(pattern) is type(node) and all(
+        matches(getattr(pattern, field), getattr(node, field, None))
+        for field in pattern._fields if field not in ('kind', 'type_comment') and not is_free(pattern, field)
+    )
+
+
+def is_open(body: Any) -> bool:
+    return isinstance(body, list) and len(body) == 1 and isinstance(body[0], ast.stmt) and is_ellipsis(body[0])
+
+
+def is_free(pattern: ast.AST, field: str) -> bool:
+    """Whether the field was left out after a body of `...`, so that anything may stand there."""
+    return (
+        field in ('orelse', 'finalbody', 'handlers')
+        and getattr(pattern, field) == []
+        and is_open(getattr(pattern, 'body', None))
+    )

@@ -7,10 +7,9 @@ import ast
 import re
 from typing import Dict, Iterator, List, Mapping, NamedTuple, Set, Tuple
 
-from .errors import PatchsetError
+from . import PatchsetError
 from .overlay import Item
-from .scope import conditional, names_of
-from .source import Function, FunctionNode, Source, docstring, first_line
+from .source import Function, FunctionNode, Source, conditional, docstring, first_line, names_of
 
 MIXIN = 'EmbedStagesMixin'
 WHOLE, EMBED, STAGES = 'forward_features', 'embed', 'forward_stages'

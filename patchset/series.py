@@ -1,21 +1,18 @@
-"""The pull request as a series of patches in git's mail format: `git am --3way` takes them, git merges."""
+"""The pull request, as a series of patches in git's mail format. `git am --3way` takes them, so that git merges."""
 import csv
+import difflib
+import io
 import re
 import tempfile
 import textwrap
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set
 
-from .clone import COVER, Clone, Commit
-from .contents import PATH as CONTENTS, merge_contents
-from .diff import diff_file
-from .errors import PatchsetError
-from .imported import missing_names
+from . import PatchsetError
+from .clone import CONTENTS, COVER, SCRIPTS, Clone, Commit, hand_over, merge_contents
 from .plan import make_plan
-from .project import Project
-from .script import SCRIPTS, hand_over
-from .steps import EXPORTS, FAMILY_TEST, METHODS, MODELS, Sources, Step, steps
-from .tree import Tree
+from .project import Project, Tree
+from .steps import EXPORTS, FAMILY_TEST, METHODS, MODELS, Sources, Step, missing_names, steps
 from .weave import weave_plan
 
 TEXTS = Path(__file__).with_name('texts')
@@ -29,17 +26,19 @@ class Patch(NamedTuple):
         commit: Its message and files.
         added: Lines that it adds.
         removed: Lines that it removes.
+        wanted: Whether it is written; a step that stands on others is made on top of them.
     """
     step: Step
     commit: Commit
     added: int
     removed: int
+    wanted: bool
 
 
 class Series(NamedTuple):
     """
     Attributes:
-        patches: In their order.
+        patches: Those that were asked for, in their order.
         notes: What is left out, and why.
         written: Names of the files.
     """
@@ -63,24 +62,21 @@ def write_series(
         only: Names of steps or of groups of them. Families and fixes stand alone; the others stand on all before them.
         cover: Whether to write a cover letter too.
     """
-    series = Builder(project, Clone(clone)).build(only)
+    builder = Builder(project, Clone(clone))
+    patches = builder.build(only)
+    wanted = [patch for patch in patches if patch.wanted]
     if folder is None:
-        return series
+        return Series(wanted, builder.notes, [])
     with tempfile.TemporaryDirectory() as temporary:
-        commits = [patch.commit for patch in series.patches]
         text = (TEXTS / 'cover.md').read_text(encoding='utf-8') if cover else None
-        source = Clone(clone)
-        base = source.base(project.pin['version'])
-        names = source.mail(base, commits, Path(temporary), text)
-        chosen = [
-            name for name, patch in zip(names, series.patches) if not only or is_chosen(patch.step, only)]
-        chosen += [COVER] if cover else []
+        names = builder.clone.mail(builder.base, [patch.commit for patch in patches], Path(temporary), text)
+        written = [name for name, patch in zip(names, patches) if patch.wanted] + [COVER] * cover
         folder.mkdir(parents=True, exist_ok=True)
         for earlier in [*folder.glob('[0-9][0-9][0-9][0-9]-*.patch'), *folder.glob(COVER)]:
             earlier.unlink()
-        for name in chosen:
+        for name in written:
             (folder / name).write_bytes((Path(temporary) / name).read_bytes())
-    return series._replace(written=chosen)
+    return Series(wanted, builder.notes, written)
 
 
 def is_chosen(step: Step, only: Sequence[str]) -> bool:
@@ -102,35 +98,39 @@ class Builder:
         self.models = models_of(project.root / REGISTRY)
         self.notes: List[str] = []
 
-    def build(self, only: Sequence[str]) -> Series:
+    def build(self, only: Sequence[str]) -> List[Patch]:
         every = steps(self.sources)
         names = {step.name for step in every} | {step.kind for step in every}
         unknown = [name for name in only if name not in names]
         if unknown:
             raise PatchsetError(f'--only {unknown[0]}', f'takes a step or a group of steps: {", ".join(sorted(names))}')
-        chosen = [step for step in every if not only or is_chosen(step, only)]
-        if only and all(step.kind in ('family', 'fix') for step in chosen):
-            every = self.alone(chosen)
+        wanted = [step for step in every if not only or is_chosen(step, only)]
+        if only and all(step.kind in ('family', 'fix') for step in wanted):
+            every = wanted = self.alone(wanted)
         patches, before = [], {}
         for step in every:
             files = self.files(step, before)
             if files:
-                patches.append(self.patch(step, files, before))
+                patches.append(self.patch(step, files, before, step in wanted))
                 before = {**before, **files}
         self.check_imports(before)
-        return Series(patches, self.notes, [])
+        return patches
 
-    def alone(self, chosen: List[Step]) -> List[Step]:
-        """Families and fixes without the steps before them: each brings the new modules that it imports."""
+    def alone(self, wanted: List[Step]) -> List[Step]:
+        """Families and fixes without the steps before them: each comes after the overlays that it imports, and with the
+        new modules that those do not bring.
+        """
         found, taken = [], set()
-        for step in chosen:
-            needed = [path for path in self.sources.needed(step.paths[0]) if path not in taken]
-            families = [path for path in needed if path in self.sources.overlays and path != step.paths[0]]
-            for family in families:
-                needed.remove(family)
-                found.append(Step(family[len(MODELS):-3], 'family', [family]))
-            found.append(step._replace(paths=needed))
-            taken.update(needed, families)
+        for step in wanted:
+            needed = self.sources.needed(step.paths[0])
+            for overlay in [path for path in needed if path in self.sources.overlays and path not in taken]:
+                modules = [path for path in self.sources.needed(overlay) if path in self.sources.modules]
+                own = step if overlay == step.paths[0] else Step(overlay[len(MODELS):-3], 'family', [])
+                found.append(own._replace(paths=[overlay, *(path for path in modules if path not in taken)]))
+                taken.update(found[-1].paths)
+        first = next((step for step in found if step.kind == 'family'), None)
+        if first and FAMILY_TEST in self.sources.tests:
+            first.paths.append(FAMILY_TEST)
         return found
 
     def files(self, step: Step, before: Dict[str, bytes]) -> Dict[str, bytes]:
@@ -145,6 +145,9 @@ class Builder:
                 files[path] = hand_over(self.clone.read(self.base, path), path)
             elif path == CONTENTS:
                 files[path] = merge_contents(self.sources.contents, self.clone.read(self.base, path))
+            elif path in self.sources.tests and any(
+                    need in SCRIPTS and need not in self.there for need in self.sources.needed(path)):
+                self.notes.append(f'{path}: left out, it runs a script that is left out')
             elif path in self.there:
                 raise PatchsetError(path, f'is a new file of the fork, but {self.base[:12]} has it')
             else:
@@ -161,8 +164,6 @@ class Builder:
             found[EXPORTS] = weave_plan(make_plan(stock, overlay, EXPORTS), EXPORTS)
         if any(path.startswith(METHODS.rsplit('/', 1)[0]) for path in paths):
             found[METHODS] = self.sources.exports(METHODS, paths)
-        if any(path.startswith(MODELS) for path in paths) and self.sources.family_test_source:
-            found[FAMILY_TEST] = self.sources.family_test(paths)
         old = {**{EXPORTS: self.tree.stock.get(EXPORTS)}, **before}
         return {path: data for path, data in found.items() if data != old.get(path)}
 
@@ -172,12 +173,12 @@ class Builder:
         for missing in missing_names(new, {**self.tree.stock, **new}):
             raise PatchsetError(missing.path, f'imports {missing}, which no step brings')
 
-    def patch(self, step: Step, files: Dict[str, bytes], before: Dict[str, bytes]) -> Patch:
+    def patch(self, step: Step, files: Dict[str, bytes], before: Dict[str, bytes], wanted: bool) -> Patch:
         counts = [self.count(path, data, before) for path, data in files.items()]
         added, removed = (sum(pair[i] for pair in counts) for i in (0, 1))
         own = [pair for path, pair in zip(files, counts) if path == step.paths[0]]
         message = self.message(step, files, added, removed, own[0] if own else (0, 0))
-        return Patch(step, Commit(message, files), added, removed)
+        return Patch(step, Commit(message, files), added, removed, wanted)
 
     def count(self, path: str, data: bytes, before: Dict[str, bytes]) -> tuple:
         if path.endswith('.png'):
@@ -241,3 +242,34 @@ def models_of(registry: Path) -> Dict[str, List[tuple]]:
             for row in csv.DictReader(file):
                 found.setdefault(row['module'], []).append((row['model'], row['class']))
     return found
+
+
+def diff_tree(tree: Tree) -> Iterator[str]:
+    """One text per file, without the notices."""
+    for path in sorted(tree.changed):
+        text = diff_file(tree.stock.get(path), tree.changed[path], path)
+        if text:
+            yield text
+
+
+def diff_file(old: Optional[bytes], new: bytes, path: str) -> str:
+    if old == new:
+        return ''
+    header = f'diff --git a/{path} b/{path}\n' + ('new file mode 100644\n' if old is None else '')
+    before = '/dev/null' if old is None else f'a/{path}'
+    hunks = difflib.unified_diff(as_lines(old or b''), as_lines(new), before, f'b/{path}')
+    unfinished = '\n\\ No newline at end of file\n'
+    return header + ''.join(line if line.endswith('\n') else line + unfinished for line in hunks)
+
+
+def as_lines(data: bytes) -> List[str]:
+    """Lines as `diff` counts them, whatever their bytes."""
+    return [line.decode(errors='surrogateescape') for line in io.BytesIO(data)]
+
+
+def summary(texts: List[str]) -> str:
+    # what precedes the first hunk is the header
+    lines = [line for text in texts for line in text[text.find('\n@@'):].split('\n')]
+    added, removed = (sum(line.startswith(sign) for line in lines) for sign in '+-')
+    new = sum('\nnew file mode' in text[:text.find('\n@@')] for text in texts)
+    return f'{len(texts)} files ({new} new), {added} lines added, {removed} removed'

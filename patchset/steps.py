@@ -1,37 +1,42 @@
-"""What goes upstream, in steps that a person can review: the files of each, and in which order."""
+"""What goes upstream, in steps that a person can review: the files of each step, and their order.
+
+The order follows from what the files import, so that each step imports only what is there.
+"""
 import ast
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set
 
-from .contents import PATH as CONTENTS, pages_of
-from .errors import PatchsetError
+from . import PatchsetError
+from .clone import CONTENTS, SCRIPTS, pages_of
+from .names import bindings
 from .overlay import HEADER
-from .script import SCRIPTS
+from .project import PACKAGE, RECIPES, read_overlays
 from .source import parse
-from .tree import PACKAGE, RECIPES, read_overlays
 
 VERSION = f'{PACKAGE}/version.py'  # the fork's own
 MODELS = f'{PACKAGE}/models/'
 EXPORTS = f'{PACKAGE}/models/__init__.py'
 MIM = f'{PACKAGE}/mim/'
 METHODS = f'{MIM}__init__.py'
+FACTORY = f'{MIM}factory.py'
 FIRST = 'vision_transformer'
 FAMILY_TEST = 'tests/test_embed_stages.py'
 FAMILY_TEST_SOURCE = 'patchset/texts/test_embed_stages.py'
-GROWING = (EXPORTS, METHODS, FAMILY_TEST)  # these get a few lines with each step
+GROWING = (EXPORTS, METHODS)  # these get a few lines with some of the steps
 LONGEST = 1400  # lines of new files in a step
-
 TEST_FOLDERS = ('tests/models', 'tests/mim', 'tests/train')
+
 # what upstream's tests do not have: this tool, the fork's own script, libraries (most tests ask for those and skip)
 NOT_UPSTREAM = {'patchset', 'training', 'transformers', 'lightly'}
+
 # of the tests of training those that are not about the fork's own scripts and recipes
 OF_TRAINING = {
     'test_given_arguments.py', 'test_masked_image_modeling_task.py', 'test_pretrain_baselines.py',
     'test_pretrain_data.py', 'test_pretrain_distributed.py', 'test_pretrain_progress.py', 'test_pretrain_resume.py',
 }
 OF_THE_FORK = {'test_models_page.py'}  # how its pages are made
+
 # what the pages speak of
 EXAMPLES = ('examples/maskfeat.py',)
 
@@ -76,8 +81,8 @@ class Sources:
         for page in pages:
             if page.relative_to((root / CONTENTS).parent).with_suffix('').as_posix() not in listed:
                 raise PatchsetError(CONTENTS, f'has no entry for {page.name}')
-        family_test = root / FAMILY_TEST_SOURCE
-        self.family_test_source = family_test.read_bytes() if family_test.is_file() else b''
+        if (root / FAMILY_TEST_SOURCE).is_file():
+            self.tests[FAMILY_TEST] = (root / FAMILY_TEST_SOURCE).read_bytes()
         exports = {EXPORTS: self.overlays.get(EXPORTS, b''), METHODS: self.modules.get(METHODS, b'')}
         self.homes = {name: home for path, data in exports.items() for name, home in homes(path, data).items()}
 
@@ -93,6 +98,8 @@ class Sources:
     @lru_cache(maxsize=None)
     def imports(self, path: str) -> List[str]:
         """The files of the fork that a file imports; a name that a package exports counts as the module's it is of."""
+        if path in SCRIPTS:
+            return []
         known = {*self.overlays, *self.modules, *self.tests}
         found = []
         names = list(imported_names(path, self.text(path)))
@@ -106,8 +113,16 @@ class Sources:
             beside = f'{path.rsplit("/", 1)[0]}/{module}.py' if path in self.tests else ''
             found += [file for file in (f'{module}.py', f'{module}/__init__.py', beside) if file in known]
         if path in self.tests:
-            found += [f'{path.rsplit("/", 1)[0]}/conftest.py'] * (f'{path.rsplit("/", 1)[0]}/conftest.py' in self.tests)
+            found += self.needs_of_test(path, found)
         return [file for file in dict.fromkeys(found) if file not in (path, EXPORTS, METHODS)]
+
+    def needs_of_test(self, path: str, imported: Sequence[str]) -> Iterator[str]:
+        """What a test needs without importing it: the fixtures beside it, scripts that it names, registered methods."""
+        conftest = f'{path.rsplit("/", 1)[0]}/conftest.py'
+        yield from [conftest] * (conftest in self.tests)
+        yield from (file for file in (*SCRIPTS, *EXAMPLES) if f"'{Path(file).name}'".encode() in self.tests[path])
+        if FACTORY in imported:
+            yield from (module for module, data in self.modules.items() if b'\n@register_mim(' in data)
 
     def needed(self, path: str) -> List[str]:
         """A file after the files of the fork that it imports, directly or not."""
@@ -123,13 +138,6 @@ class Sources:
                 del lines[statement.lineno - 1:statement.end_lineno]
         return b''.join(lines)
 
-    def family_test(self, available: Set[str]) -> bytes:
-        """The test of all families, with the lines of those that are there only."""
-        lines = self.family_test_source.splitlines(keepends=True)
-        return b''.join(
-            line for line in lines
-            if family_of(line) is None or f'{MODELS}{family_of(line)}.py' in available)
-
 
 def steps(sources: Sources) -> List[Step]:
     """All steps: the families, what mends files of upstream, and the methods, which stand on all of it."""
@@ -141,7 +149,8 @@ def steps(sources: Sources) -> List[Step]:
             if path in sources.overlays:  # a new module comes with the first family that imports it
                 new = [module for module in in_order(sources, [path], set()) if module in sources.modules]
                 taken = {file for step in found for file in step.paths}
-                found.append(Step(name, 'family', [path] + [module for module in new if module not in taken]))
+                test = [FAMILY_TEST] if not found and FAMILY_TEST in sources.tests else []  # it comes with the first
+                found.append(Step(name, 'family', [path] + [module for module in new if module not in taken] + test))
     others = [path for path in sources.overlays if path != EXPORTS and not path.startswith(MODELS)]
     alone = [path for path in others if not sources.needed(path)[:-1]]
     found += [Step(path.rsplit('/', 1)[1][:-3], 'fix', [path]) for path in alone]
@@ -149,7 +158,7 @@ def steps(sources: Sources) -> List[Step]:
     rest = [path for path in [*sources.modules, *others] if path not in done and path != METHODS]
     for kind in ('mim', 'task', 'pretrain', 'convert'):
         found += pack(sources, kind, [path for path in rest if kind_of(path) == kind], done)
-    found.append(Step('scripts', 'scripts', list(SCRIPTS)))
+    found += pack(sources, 'scripts', list(SCRIPTS), done)
     found += pack(sources, 'documentation', list(sources.documents), done)
     if sources.contents is not None:
         found[-1].paths.append(CONTENTS)
@@ -181,7 +190,7 @@ def in_order(sources: Sources, paths: Sequence[str], done: Set[str]) -> List[str
 
 
 def pack(sources: Sources, kind: str, paths: List[str], done: Set[str]) -> List[Step]:
-    """Steps of a group: its files in order, each test as soon as all that it imports is there."""
+    """Steps of a group: its files in order, each test as soon as all that it needs is there."""
     sequence: List[str] = []
     for path in paths:
         code = path in sources.modules or path in sources.overlays
@@ -194,7 +203,7 @@ def pack(sources: Sources, kind: str, paths: List[str], done: Set[str]) -> List[
     found: List[Step] = []
     room = 0
     for file in sequence:
-        lines = sources.text(file).count(b'\n') if not file.endswith('.png') else 0
+        lines = 0 if file in SCRIPTS or file.endswith('.png') else sources.text(file).count(b'\n')
         if not found or lines > room:
             found.append(Step(f'{kind}-{len(found) + 1}', kind, []))
             room = LONGEST
@@ -213,12 +222,6 @@ def ready_tests(sources: Sources, there: Set[str]) -> List[str]:
     return found
 
 
-def family_of(line: bytes) -> Optional[str]:
-    """The family that a line of the test's table is for, None for other lines."""
-    found = re.match(rb"    '(\w+)': ", line)
-    return found[1].decode() if found else None
-
-
 def homes(path: str, data: bytes) -> Dict[str, str]:
     """The module of each name that a package exports: 'timm.mim.MAE' is of 'timm/mim/mae.py'."""
     package = path.rsplit('/', 1)[0]
@@ -234,8 +237,7 @@ def imported_names(path: str, data: bytes) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            package = path.split('/')[:-node.level] if node.level else []
-            base = '.'.join(package + ([node.module] if node.module else []))
+            base = base_of(path, node).replace('/', '.')
             yield base
             yield from (f'{base}.{alias.name}' for alias in node.names)
 
@@ -275,3 +277,70 @@ def imports_of(path: str, data: bytes, files: Set[str]) -> List[str]:
     """Which of the files a module imports."""
     names = [name.replace('.', '/') for name in imported_names(path, data)]
     return [file for name in names for file in (f'{name}.py', f'{name}/__init__.py') if file in files]
+
+
+class Missing(NamedTuple):
+    """Names that a module imports and upstream lacks.
+
+    Attributes:
+        path: The module that imports them.
+        names: The names.
+        package: Where it looks for them.
+    """
+    path: str
+    names: List[str]
+    package: str
+
+    def __str__(self) -> str:
+        return f'{", ".join(self.names)} from {self.package}'
+
+
+def missing_names(modules: Dict[str, bytes], package: Dict[str, bytes]) -> Iterator[Missing]:
+    """What modules import and would not find. What they import under `except ImportError` they can do without.
+
+    Args:
+        modules: The modules to look at, by path.
+        package: All Python files of the package, those modules among them.
+    """
+    for path, data in modules.items():
+        tree = parse(data, path)
+        optional = {node for body in guarded(tree) for node in body}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node not in optional:
+                base = base_of(path, node)
+                public = [alias.name for alias in node.names if alias.name[0] not in '*_']
+                names = [name for name in public if not provides(base, name, package, set())]
+                if base.split('/')[0] == PACKAGE and names:
+                    yield Missing(path, names, base.replace('/', '.'))
+
+
+def guarded(tree: ast.Module) -> Iterator[List[ast.stmt]]:
+    """The statements that are tried, and of which an ImportError is caught."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try):
+            caught = {getattr(handler.type, 'id', None) for handler in node.handlers}
+            if 'ImportError' in caught:
+                yield node.body
+
+
+def base_of(path: str, node: ast.ImportFrom) -> str:
+    """The module that names are imported from, as a path without suffix."""
+    package: List[str] = path.split('/')[:-node.level] if node.level else []
+    return '/'.join(package + (node.module.split('.') if node.module else []))
+
+
+def provides(base: str, name: str, package: Dict[str, bytes], seen: Set[str]) -> bool:
+    """Whether `from base import name` finds something: a name, a module, or what an `import *` brings."""
+    if file_of(f'{base}/{name}', package):
+        return True
+    path = file_of(base, package)
+    if path is None or path in seen:
+        return False
+    seen.add(path)
+    body = parse(package[path], path).body
+    stars = [node for node in body if isinstance(node, ast.ImportFrom) and node.names[0].name == '*']
+    return name in bindings(body) or any(provides(base_of(path, star), name, package, seen) for star in stars)
+
+
+def file_of(base: str, package: Dict[str, bytes]) -> Optional[str]:
+    return next((path for path in (f'{base}.py', f'{base}/__init__.py') if path in package), None)

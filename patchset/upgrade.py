@@ -1,20 +1,36 @@
-"""Moves the patch set to another release of upstream: nothing is merged, everything woven is proven or named."""
-from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
+"""Moves the patch set to another release of upstream. Everything that is woven is proven, or a person has named it.
 
-from .errors import PatchsetError
-from .files import replace_files, write_tree
+The proof is that of `tests/equivalence`: the operations of a model, and its numbers where operations cannot be traced.
+"""
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from . import PatchsetError
 from .findings import Finding, compare_releases
-from .imported import missing_names
 from .lock import dump_lock
-from .proof import Proved, prove
-from .project import Project
-from .steps import EXPORTS, MODELS, VERSION, imports_of
-from .tree import HEADER, PACKAGE, Tree, read_overlays, weave_files
+from .project import HEADER, PACKAGE, Project, Tree, read_overlays, replace_files, weave_files, write_tree
+from .steps import EXPORTS, MODELS, VERSION, imports_of, missing_names
 from .upstream import read_package, release
 
 # overlays that are left out of a release wait here, by the release that they were made for; each upgrade tries them
 WAITING = 'without'
+
+FOLDER = Path('tests/equivalence')
+
+
+class Proved(NamedTuple):
+    """
+    Attributes:
+        name: The model.
+        problem: The first difference, None if there is none.
+        reason: Why there is nothing to compare, None if there is: stock timm itself fails.
+        place: Module and class, as `--keep` takes them.
+    """
+    name: str
+    problem: Optional[str] = None
+    reason: Optional[str] = None
+    place: str = ''
 
 
 class Upgrade(NamedTuple):
@@ -79,11 +95,14 @@ def plan_upgrade(
         else:
             package[path] = data
     modules = {path: data for path, data in files.items() if not data.startswith(HEADER) and path.endswith('.py')}
-    findings += [
-        Finding('left', missing.path, '', f'imports {missing}, which this release does not have')
-        for missing in missing_names(modules, package) if missing.path not in keep]
-    check_kept(keep, files)
     notes = [f'no overlay serves: {path}' for path in new_models(old, stock, files)]
+    for missing in missing_names(modules, package):
+        why = f'imports {missing}, which this release does not have'
+        if missing.path in keep:
+            notes.append(f'kept: {missing.path} {why}: with this release it cannot be imported')
+        else:
+            findings.append(Finding('left', missing.path, '', why))
+    check_kept(keep, files)
     return Upgrade(pin, stock, files, findings, parked, notes)
 
 
@@ -149,3 +168,89 @@ def prove_upgrade(project: Project, upgrade: Upgrade, all_models: bool = False) 
     write_tree(tree.stock, folder / 'stock', PACKAGE)
     write_tree(tree.woven, folder / 'woven', PACKAGE)
     yield from prove(project.root, folder / 'stock', folder / 'woven', all_models)
+
+
+def prove(
+        root: Path,
+        stock: Path,
+        woven: Path,
+        all_models: bool = False,
+) -> Iterator[Proved]:
+    """Compare the models that have the protocol in the woven tree, a small one of each class.
+
+    Args:
+        root: The clone of the fork.
+        stock: Folder with stock timm.
+        woven: Folder with the woven timm.
+        all_models: Every model instead, minutes.
+    """
+    if not (root / FOLDER).is_dir():
+        raise PatchsetError(str(root / FOLDER), 'is missing: the proof runs in a clone')
+    sys.path.insert(0, str(root / FOLDER))
+    try:
+        from compare import differing, first_difference
+        from registry import registered
+        from stock import ForkedTimm, StockTimm
+    finally:
+        sys.path.remove(str(root / FOLDER))
+    theirs, ours = StockTimm(stock), ForkedTimm(woven)
+    try:
+        for models in groups(registered(), all_models):
+            yield from prove_first(models, theirs, ours, first_difference, differing)
+    except RuntimeError as error:  # a process that runs models is gone
+        raise PatchsetError('the proof', f'stopped, nothing is written: {error}; its output stands above') from None
+    finally:
+        theirs.close()
+        ours.close()
+
+
+def groups(entries: List[Any], all_models: bool) -> List[List[Any]]:
+    """Models of which one has to be compared, in the order in which to try them: by class, the smallest first."""
+    if all_models:
+        return [[entry] for entry in entries]
+    classes = {}
+    for entry in sorted(entries, key=lambda entry: entry.parameters):
+        classes.setdefault((entry.module, entry.class_name), []).append(entry)
+    return list(classes.values())
+
+
+def prove_first(
+        models: List[Any],
+        theirs: Any,
+        ours: Any,
+        first_difference: Callable,
+        differing: Callable,
+) -> Iterator[Proved]:
+    """The first model that both trees register and that has the protocol."""
+    for entry in models:
+        if not ask(ours, 'is_served', entry.name):
+            continue
+        theirs.ask('operations', name=entry.name)
+        ours.ask('operations', name=entry.name, composed=True)
+        expected, found = theirs.read(), ours.read()
+        place = f'timm/models/{entry.module}.py:{entry.class_name}'
+        if 'error' in expected:
+            yield prove_numbers(entry.name, theirs, ours, differing)._replace(place=place)
+        elif 'error' in found:
+            yield Proved(entry.name, found['error'], place=place)
+        else:
+            yield Proved(entry.name, first_difference(found['result'], expected['result']), place=place)
+        return
+
+
+def prove_numbers(name: str, theirs: Any, ours: Any, differing: Callable) -> Proved:
+    """Features, output and gradients, bit for bit, of a model that cannot be traced on the meta device."""
+    theirs.ask('values', name=name)
+    ours.ask('values', name=name, composed=['eval'])
+    expected, found = theirs.read(), ours.read()
+    if 'error' in expected:
+        return Proved(name, reason=expected['error'])
+    if 'error' in found:
+        return Proved(name, found['error'])
+    differences = differing(found['result'], expected['result'])
+    return Proved(name, f'differs in {differences[0]}' if differences else None)
+
+
+def ask(process: Any, function: str, name: str) -> Any:
+    process.ask(function, name=name)
+    return process.answer()

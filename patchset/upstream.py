@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Dict, Mapping, Optional
 
-from .errors import PatchsetError
+from . import PatchsetError
 
 WHEEL_VARIABLE = 'TIMM_UPSTREAM_WHEEL'
 

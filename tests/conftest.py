@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from patchset import installed
+from patchset import editable
 
 ROOT = Path(__file__).parent
 
@@ -17,7 +17,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    problem = installed.problem()
+    problem = editable.problem()
     if problem:
         pytest.exit(problem, returncode=2)
 

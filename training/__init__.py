@@ -12,3 +12,10 @@ This package lies beside the scripts and is not part of the installed timm. Its 
 - `class_counts`: the program of `class_weights.py`
 - `errors`: errors of timm and PyTorch that are the user's mistakes
 """
+import sys
+from importlib.util import find_spec
+
+_timm = find_spec('timm')
+if _timm is None or _timm.origin is None:  # a clone holds a folder of that name, which no build has filled
+    print('error: timm is not built here: run `make`, or `pip install -e .` in this clone', file=sys.stderr)
+    raise SystemExit(2)

@@ -174,7 +174,7 @@ def run_python(words: Sequence[str]) -> None:
 def run_torchrun(words: Sequence[str], experiment: str) -> None:
     """`torchrun ...` with two processes, forked from one that has imported everything instead of started anew."""
     args = torch_run.get_args_parser().parse_args(words)
-    script = [args.training_script, *args.training_script_args]
+    script = [*['-m'] * args.module, args.training_script, *args.training_script_args]
     more = appended(script, experiment)
     config_from_args = torch_run.config_from_args
 

@@ -1,9 +1,7 @@
 import pytest
 import torch
 
-from patchset.files import exclusive, write_tree
-from patchset.project import Project
-from patchset.tree import PACKAGE
+from patchset.project import PACKAGE, Project, exclusive, write_tree
 from patchset.upstream import read_package
 from stock import StockTimm
 

@@ -9,4 +9,4 @@ family_test = module_from_spec(spec)
 spec.loader.exec_module(family_test)
 globals().update({
     name: value for name, value in vars(family_test).items()
-    if name.startswith('test_') or name in ('model', 'images')})
+    if name.startswith('test_') or name == 'case'})

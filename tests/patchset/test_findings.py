@@ -270,6 +270,7 @@ def test_left_by_name(old, new, name):
 @pytest.mark.parametrize('old, new, kind', [
     (b'OTHER = 3', b'OTHER = 4', 'unchanged'),
     (b'self.unused = 1', b'self.unused = 2', 'unchanged'),
+    (b'grid(self, x):\n        return x', b'grid(self, x):\n        """A grid."""\n        return x', 'unchanged'),
     (b'x = blk(x)', b'x = blk(x, 1)', 'carried'),
     (b'            x = 0', b'            x = 1', 'carried'),
     (b'moved_only(self, x):\n        return x', b'moved_only(self, x):\n        return 2 * x', 'carried'),
@@ -279,3 +280,22 @@ def test_carried_or_unchanged(old, new, kind):
     assert old in SMALL
     findings, woven = compare_releases(SMALL, SMALL.replace(old, new), PARTIAL, 'net.py')
     assert [finding.kind for finding in findings] == [kind] and new.split(b'\n')[-1] in woven
+
+
+@pytest.mark.parametrize('old, new', [
+    (b'            x = 0', b'            x = 1'),
+    (b'            x = blk(x)', b'            x = blk(x, 1)'),
+    (b'        for blk in self.blocks:', b'        for blk in self.blocks[1:]:'),
+    (b'            x = blk(x)', b'            x = blk(x)\n        else:\n            x = 0'),
+])
+def test_dropped_compound_statement_is_compared_whole(old, new):
+    """The anchor leaves the body open; what stands in it is dropped all the same."""
+    assert old in SMALL
+    dropped = PARTIAL.replace(
+        b"through='if x is None: ...'", b"through='x = self.moved_only(x)', without='if x is None: ...'")
+    dropped = dropped.replace(b"after='x = self.stem(x)', without='return x'", b"after='for blk in self.blocks: ...'")
+    dropped = dropped.replace(b'        ...\n        return x\n', b'        ...\n')
+    findings, woven = compare_releases(SMALL, SMALL, dropped, 'net.py')
+    assert [finding.kind for finding in findings] == ['unchanged'] and woven
+    findings, woven = compare_releases(SMALL, SMALL.replace(old, new), dropped, 'net.py')
+    assert woven is None and {f.name for f in findings if f.kind == 'left'} == {'Net.forward_features'}, findings

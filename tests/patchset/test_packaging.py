@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from patchset.installed import read_version
+from patchset.editable import read_version
 from patchset.project import Project
 from patchset.upstream import WHEEL_VARIABLE, read_licence, read_package
 
@@ -296,7 +296,7 @@ def test_problem_of_an_editable_install_that_does_not_weave(editable):
     broken = root / 'timm/broken.py'
     broken.write_bytes(b'# Overlay: of nothing\n')
     try:
-        result = use(editable, 'from patchset import installed; print(installed.problem())', root)
+        result = use(editable, 'from patchset import editable; print(editable.problem())', root)
         assert result.stdout == 'patchset: timm/broken.py: is an overlay, but upstream has no such file\n'
     finally:
         broken.unlink()
@@ -311,7 +311,7 @@ def test_problem_says_in_one_line_which_timm_there_is(case, tmp_path):
         (tmp_path / 'timm/version.py').write_text(f"__version__ = '{versions[case]}'\n")
     code = (
         'import json, sys; sys.path[:0] = sys.argv[1:]; '
-        'from patchset import installed; print(json.dumps(installed.problem()))')
+        'from patchset import editable; print(json.dumps(editable.problem()))')
     root = Project().root
     problem = json.loads(run(sys.executable, '-I', '-S', '-c', code, tmp_path, root))
     if case == 'fork':

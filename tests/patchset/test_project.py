@@ -9,11 +9,10 @@ import sys
 
 import pytest
 
-from patchset import files
+from patchset import project as files
 from patchset.__main__ import main
-from patchset.errors import PatchsetError
-from patchset.files import write_tree
-from patchset.project import Project
+from patchset import PatchsetError
+from patchset.project import Project, write_tree
 from sandbox import NET, OVERLAY, STOCK, make_project, pin_wheel, snapshot, touch_later, write, write_wheel
 
 
@@ -128,7 +127,7 @@ def test_tree_that_was_left_half_replaced_is_stale(project, monkeypatch):
     good, stat = OVERLAY, (project.root / 'timm/models/net.py').stat()
     write(project.root, 'timm/models/net.py', OVERLAY.replace(b'return x', b'return 2'))
     with monkeypatch.context() as patch:
-        patch.setattr('patchset.files.os.replace', lambda *_: 1 / 0)
+        patch.setattr('patchset.project.os.replace', lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             project.build()
     write(project.root, 'timm/models/net.py', good)

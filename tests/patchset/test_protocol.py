@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from patchset.errors import PatchsetError
+from patchset import PatchsetError
 from patchset.protocol import MIXIN, NAMES, WHOLE
-from patchset.scope import names_of
-from patchset.tree import weave_files
+from patchset.source import names_of
+from patchset.project import weave_files
 from sandbox import STOCK
 from weaving import assert_refused, assert_woven, overlay, text
 

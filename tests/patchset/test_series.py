@@ -1,13 +1,14 @@
 """The series of patches: git takes it, and what it leaves is the woven tree."""
 import os
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
 from patchset import __main__ as command_line
-from patchset.errors import PatchsetError
+from patchset import PatchsetError
 from patchset.project import Project
-from patchset.series import write_series
+from patchset.series import Builder, write_series
 from patchset.steps import LONGEST, Sources, imported_names, is_test, steps
 from sandbox import NET, STOCK, make_project, snapshot, write
 
@@ -127,6 +128,31 @@ def test_a_part_of_it(project, clone, tmp_path):
     assert len(written) == 1 and written[0].startswith('0002-')
     with pytest.raises(PatchsetError, match='--only nett: takes a step or a group of steps: .*mim, net'):
         write_series(project, clone, out, only=['nett'])
+
+
+def test_what_runs_a_script_comes_with_it(project, clone):
+    test = 'tests/mim/test_script.py'
+    write(project.root, test, b"from timm.mim import Net\n\nSCRIPT = 'train.py'\n\n\ndef test():\n    assert Net\n")
+    series = write_series(project, clone, None)
+    assert [patch.step.name for patch in series.patches if test in patch.commit.files] == ['scripts']
+    git(clone, 'rm', '-q', 'train.py')
+    git(clone, 'commit', '-qm', 'a source distribution')
+    series = write_series(project, clone, None)
+    assert not any(test in patch.commit.files for patch in series.patches)
+    assert any(note.startswith(f'{test}: left out') for note in series.notes)
+
+
+def test_family_alone_brings_what_it_imports():
+    sources = Sources(Project().root)
+    wanted = [step for step in steps(sources) if step.name in ('eva', 'deepseek_vit')]
+    found = Builder.alone(SimpleNamespace(sources=sources), wanted)
+    assert [step.name for step in found] == ['qwen3_vit', 'deepseek_vit', 'eva']
+    assert [step.paths[0] for step in found] == [f'timm/models/{step.name}.py' for step in found]
+    there = set()
+    for step in found:
+        there.update(step.paths)
+        assert set(sources.imports(step.paths[0])) <= there
+    assert 'tests/test_embed_stages.py' in found[0].paths
 
 
 def test_listing_writes_nothing(project, clone, capsys):

@@ -1,11 +1,14 @@
 """Moving to another release: nothing is written before everything is proven or named."""
 import json
+import shutil
 
 import pytest
 
 from patchset import __main__ as command_line
-from patchset.proof import Proved
-from sandbox import NET, OVERLAY, STOCK, make_project, snapshot, write_wheel
+from patchset.upgrade import Proved
+from patchset.project import Project, read_overlays
+from patchset.upstream import read_package
+from sandbox import NET, OVERLAY, STOCK, make_project, pin_wheel, snapshot, write, write_wheel
 
 
 @pytest.fixture
@@ -72,3 +75,52 @@ def test_family_is_left_out_and_comes_back(project, monkeypatch):
     assert upgrade(project, monkeypatch, '1.0') == 0
     assert sources(project) == before
     assert upgrade(project, monkeypatch, '1.1', '--without', 'nest') == 2
+
+
+def test_module_that_the_release_cannot_import_is_left_or_kept_by_name(project, monkeypatch, capsys):
+    write(project.root, 'timm/mim/more.py', b'from timm.models.net import Net, other\n')
+    pin = NET + b'\n\ndef other():\n    pass\n'
+    pin_wheel(project, {**STOCK, 'timm/models/net.py': pin})
+    project.update_lock()
+    publish(project, NET)
+    before = sources(project)
+    assert upgrade(project, monkeypatch, '1.1') == 2
+    said = 'timm/mim/more.py: imports other from timm.models.net, which this release does not have'
+    assert f'left: {said}' in capsys.readouterr().out
+    assert sources(project) == before
+    assert upgrade(project, monkeypatch, '1.1', '--keep', 'timm/mim/more.py') == 0
+    assert 'kept: timm/mim/more.py imports other from timm.models.net' in capsys.readouterr().out
+
+
+def test_real_proof_takes_the_equal_family_and_refuses_the_other(tmp_path, monkeypatch, capsys):
+    """Two families on an invented release of timm: a change of what moves is carried, an operation more is found."""
+    fork, project = Project(), Project(tmp_path)
+    shutil.copytree(fork.root / 'tests/equivalence', tmp_path / 'tests/equivalence')
+    overlays = dict(read_overlays(fork.root))
+    families = ('timm/models/convmixer.py', 'timm/models/mlp_mixer.py')
+    taken = ('timm/version.py', 'timm/models/__init__.py', *families)
+    for path, data in overlays.items():
+        if path in taken or path.startswith('timm/models/_'):
+            write(tmp_path, path, data)
+    mixer = overlays[families[1]].replace(b'        return x\n', b'        return x * 1\n')
+    assert mixer != overlays[families[1]]
+    write(tmp_path, families[1], mixer)
+    folder = project.build_folder / 'upstream'
+    folder.mkdir(parents=True)
+    shutil.copy(fork.wheel(), folder)
+    project.lock_file.write_text(json.dumps({'upstream': fork.pin}))
+    project.update_lock()
+    stock = read_package(fork.wheel())
+    head, method, rest = stock[families[0]].partition(b'def forward_features')
+    stock[families[0]] = head + method + rest.replace(b'x = self.blocks(x)', b'x = self.blocks(x * 2)', 1)
+    stock['timm/version.py'] = b"__version__ = '1.0.99'\n"
+    write_wheel(folder / 'timm-1.0.99-py3-none-any.whl', stock)
+    before = sources(project)
+    assert command_line.main(['upgrade', '1.0.99'], project) == 2
+    said = capsys.readouterr()
+    models = [line.strip() for line in said.out.splitlines() if ' (timm/models/' in line]
+    assert '1 carried' in said.out and len(models) == 2, said
+    assert next(m for m in models if 'ConvMixer' in m).endswith('ConvMixer): equal')
+    wrong = next(m for m in models if 'MlpMixer' in m)
+    assert 'operation' in wrong and 'mul' in said.out and '1 of 2 models are not proven' in said.err
+    assert sources(project) == before

@@ -1,10 +1,9 @@
 """The real overlays on the real wheel."""
 import pytest
 
-from patchset.diff import diff_tree
-from patchset.errors import PatchsetError
-from patchset.notice import add_notice
-from patchset.project import Project
+from patchset.series import diff_tree
+from patchset import PatchsetError
+from patchset.project import Project, add_notice
 from patchset.upstream import read_package
 
 
@@ -40,7 +39,7 @@ def test_woven_files_hold_upstreams_lines_but_the_few_that_the_patch_removes(tre
 
 def test_every_changed_statement_of_a_split_is_caught(project, tree):
     """Whatever upstream changes in a method that an overlay splits, the lock or the weaving names it."""
-    from patchset.differences import compare
+    from patchset.lock import compare
     from patchset.lock import describe, read_lock
     from patchset.plan import make_plan
     lock = read_lock(project.lock_file)['overlays']

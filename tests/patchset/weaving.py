@@ -3,7 +3,7 @@ import textwrap
 
 import pytest
 
-from patchset.errors import PatchsetError
+from patchset import PatchsetError
 from patchset.weave import weave
 
 PATH = 'timm/models/net.py'

@@ -1,7 +1,9 @@
 """What a user meets first: help, misspelt flags and names, the program without a clone, the device."""
 import argparse
+import runpy
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,16 @@ def test_lists_that_stand_twice_are_equal(script):
 def test_program_has_the_flags_that_mean_something():
     names = {action.dest for action in program.create_parser()._actions}
     assert names - {'help', 'config', 'data'} == DEFAULTS.keys()
+
+
+def test_clone_without_a_build_is_told_in_one_line(monkeypatch, capsys):
+    """Python takes the folder of overlays for a namespace package there."""
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: ModuleSpec(name, None))
+    with pytest.raises(SystemExit) as error:
+        runpy.run_path(str(SCRIPT.parent / 'training/__init__.py'))
+    assert error.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        'error: timm is not built here: run `make`, or `pip install -e .` in this clone']
 
 
 def test_program_without_a_clone(images, tmp_path, monkeypatch, capsys):

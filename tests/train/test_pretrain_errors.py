@@ -96,7 +96,7 @@ CASES = [
     ('--stop-epoch 5', '--stop-epoch 5'),
     ('--max-unreadable 2', '--max-unreadable 2 must lie between 0 and 1'),
     ('--recovery-interval -1', '--recovery-interval -1 must be 0 or more'),
-    ('--resume auto --experiment ""', 'name it with --experiment'),
+    ('--resume auto --experiment ""', 'name the folder with --experiment'),
     ('--output {places}/file', 'cannot be written'),
     ('--output /proc/nowhere', 'cannot be written'),
     ('--output {places} --experiment old', 'already holds a run: continue it with --resume auto'),

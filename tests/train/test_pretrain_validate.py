@@ -97,7 +97,7 @@ def test_images_that_have_changed(validate, finished_run, images, tmp_path, caps
         write_images(tmp_path / 'images' / 'more', 30, seed=9)
         validate(f'--mim simmim --checkpoint {tmp_path}/x.pth.tar')
     assert results_of(capsys.readouterr().out)['images'] == 'held out now, of images that have changed since the run'
-    assert '44 images to train on, which were 15' in caplog.text
+    assert '44 images to train on instead of 15' in caplog.text
     caplog.clear()
     validate(f'--mim simmim --checkpoint {tmp_path}/x.pth.tar --data-dir {tmp_path}/images/../images --num-samples 2')
     assert 'holds the images that the run was trained on' in caplog.text
@@ -127,7 +127,7 @@ def test_methods_and_moving_average(method, options, train, validate, images, tm
 
 
 CASES = [
-    ('', '--mim evaluates a --checkpoint'),
+    ('', '--mim needs --checkpoint'),
     ('--checkpoint {folder}/nowhere', 'there is no file'),
     ('--checkpoint {folder}/args.yaml', '--checkpoint: .* is not a complete checkpoint'),
     ('--checkpoint {folder}/last.pth.tar --use-ema', 'has no moving average'),

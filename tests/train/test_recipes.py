@@ -57,7 +57,7 @@ def resolved(script, name):
 def test_resolves(script, name):
     header = RECIPES[name].read_text().split('\nmim:')[0]
     assert all(line.startswith('#') for line in header.splitlines())
-    assert f'-c recipes/{name}.yaml' in header
+    assert f'-m timm.mim.pretrain -c {name}' in header
     resolved(script, name)
 
 

@@ -135,7 +135,7 @@ MISTAKES = [
     ('--device tpuu', '--device tpuu'),
     ('--device-modules nowhere', '--device-modules nowhere'),
     ('--resume nowhere', "no checkpoint 'nowhere'"),
-    ('--model resnet500', "'resnet500' is no model"),
+    ('--model resnet500', "timm has no model 'resnet500'"),
     ('--pretrained-path nowhere', '--pretrained-path nowhere: there is no such file'),
     ('--model-kwargs foo=1', "'foo'"),
     ('--mean 1 2', 'one per channel'),
@@ -174,7 +174,7 @@ def test_damaged_weights(flag, supervise, tmp_path):
     path = tmp_path / 'weights.pth'
     torch.save(timm.create_model('test_vit', num_classes=2, img_size=32).state_dict(), path)
     flip_a_bit(path)
-    with pytest.raises(ValueError, match=f"{flag}: '{path}' is damaged: Bad CRC-32"):
+    with pytest.raises(UserError, match=f"{flag}: '{path}' is damaged: Bad CRC-32"):
         supervise(f'{flag} {path}', tmp_path / 'output')
     assert not (tmp_path / 'output').exists()
 

@@ -16,7 +16,7 @@ from typing import Dict, List, Optional
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
-from patchset.files import exclusive  # noqa: E402
+from patchset.project import exclusive  # noqa: E402
 
 FOLDER = ROOT / 'build' / 'upstream'
 FILES = [

@@ -1,7 +1,7 @@
 """Default options of each method, from its paper.
 
 The length of a run and the sizes of model, images and batch have general defaults instead (`flags/run_options`). The
-complete settings of the papers' runs are in `recipes/` of the repository.
+complete settings of the papers' runs are in `timm/mim/recipes`.
 """
 
 RECIPES = {
