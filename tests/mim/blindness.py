@@ -56,3 +56,12 @@ def sees_visible_pixels(method: nn.Module) -> bool:
         first, second = (
             method(x, noise=noise).prediction for x in (images, replaced(images, ~hidden, 'near')))
     return not torch.equal(first, second)
+
+
+def assert_blind(method: nn.Module) -> None:
+    """In eval mode and in train mode, for pixels that are no numbers and pixels that are far away."""
+    for training, lean, by in ((False, False, 'nan'), (True, True, 'far')):
+        method.train(training)
+        method.lean = lean
+        assert differences(method, by) == (False, [])
+    assert sees_visible_pixels(method.eval())

@@ -1,16 +1,13 @@
 """Masked means masked: no bit of a prediction, or of a gradient that does not come from the target, depends on masked
-pixels. For every pair of method and model that `list_mim_models` names: by default one small model per class and
-branch, with `--all-models` all that are registered.
+pixels. For targets, for the method of a user and for what else a method gives; every pair of method and model that
+`list_mim_models` names is in `test_every_model.py`.
 """
 import pytest
 import torch
 
-from blindness import differences, replaced, sees_visible_pixels
-from every_model import LARGEST, OPTIONS, REFUSED_CASES, REFUSED_WHEN_DROPPING, branches, case_sizes, create, \
-    registered_sizes
-from registry import registered
+from blindness import assert_blind, differences, replaced
 
-from timm.mim import SimMIM, create_mim, factory, list_mim_models, masked_l1_loss
+from timm.mim import SimMIM, create_mim, factory, masked_l1_loss
 from timm.mim.method import MIMMethod
 from timm.mim.user_module import import_user_module
 from timm.models.beit import Beit
@@ -19,41 +16,11 @@ from test_maskfeat import EXAMPLE
 from tiny_models import build, images_for
 
 
-def pytest_generate_tests(metafunc):
-    if 'case' in metafunc.fixturenames:
-        metafunc.parametrize('method, case', [
-            pytest.param(method, case, id=f'{method}-{case.name}') for method in OPTIONS for case in branches(method)
-            if case.name not in REFUSED_CASES and (method == 'simmim' or case.name not in REFUSED_WHEN_DROPPING)])
-    if 'name' in metafunc.fixturenames:
-        everything = metafunc.config.getoption('--all-models', False)
-        small = {entry.name for entry in registered() if entry.parameters <= LARGEST}
-        names = [(m, name) for m in OPTIONS for name in list_mim_models(m) if name in small] if everything else []
-        metafunc.parametrize('method, name', names)
-
-
 def overlapping(**kwargs):
     """A model whose patches overlap."""
     torch.manual_seed(0)
     return PyramidVisionTransformerV2(
         depths=[1, 1], embed_dims=[16, 32], num_heads=[1, 2], sr_ratios=[4, 2], mlp_ratios=[2., 2.], **kwargs)
-
-
-def assert_blind(method):
-    for training, lean, by in ((False, False, 'nan'), (True, True, 'far')):
-        method.train(training)
-        method.lean = lean
-        assert differences(method, by) == (False, [])
-    assert sees_visible_pixels(method.eval())
-
-
-def test_branch(method, case):
-    torch.manual_seed(0)
-    assert_blind(create(method, case.model, case.model_kwargs, case_sizes(case), registered=False))
-
-
-def test_registered_model(method, name):
-    torch.manual_seed(0)
-    assert_blind(create(method, name, {}, registered_sizes(name), registered=True))
 
 
 @pytest.mark.parametrize('target, loss', [('normalized_pixels', 'l2'), ('hog', 'smooth_l1')])
