@@ -33,6 +33,10 @@ ORDER = ('upstream', 'docs', 'train', 'mim', 'benchmarks', 'models', 'patchset',
 def pytest_collection_modifyitems(items):
     folders = {folder: place for place, folder in enumerate(ORDER)}
     items.sort(key=lambda item: folders.get(item.path.relative_to(ROOT).parts[0], len(ORDER)))
+    for item in items:
+        # the runs that the tests of a file compare with are made once, not once in each worker
+        if item.path.parent.name == 'train' and item.get_closest_marker('xdist_group') is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_collection_finish():
