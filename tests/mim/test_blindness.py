@@ -85,3 +85,13 @@ def test_models_whose_patches_do_not_overlap_have_the_loss_that_they_had(model):
     expected = torch.autograd.grad(loss, [p for p in method.parameters() if p.requires_grad])
     assert torch.equal(output.loss, loss)
     assert all(map(torch.equal, gradients, expected))
+
+
+@torch.no_grad()
+def test_masked_pixels_are_the_mean_of_normalised_images():
+    method = SimMIM(overlapping(), img_size=(64, 96), mask_unit=32)
+    images, seen = images_for(method), []
+    mask = method.make_mask(torch.rand(method.noise_shape(2), generator=torch.Generator().manual_seed(0)))
+    method.backbone.patch_embed.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    method(images, mask=mask)
+    assert torch.equal(seen[0], torch.where(method.pixel_mask(mask), 0., images))
