@@ -12,6 +12,8 @@ from compare import differing, first_difference
 MUTATIONS = {
     'blocks reversed': (
         'vit-class-token', 'forward_stages', 'x = self.blocks(x)', 'x = nn.Sequential(*reversed(self.blocks))(x)'),
+    'blocks called, their result not used': (
+        'vit-class-token', 'forward_stages', 'x = self.blocks(x)', 'self.blocks(x)'),
     'rope of layer 0 for all': (
         'eva-mixed-rope', 'forward_stages', 'rope=rot_pos_embed[i]', 'rope=rot_pos_embed[0]'),
     'rope not passed': (
