@@ -18,7 +18,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
 
 # The same with every listed pair of model and method, and every large model: hours on two cores.
-# ARGS=tests/mim/test_blindness.py measures that masked pixels are not seen, for all listed models of up to 100M parameters.
+# ARGS=tests/mim/test_every_model.py measures that masked pixels are not seen, for all listed models of up to 100M parameters.
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup --all-models $(ARGS)
 

@@ -1,11 +1,16 @@
 import gc
 import logging
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from patchset import editable
+
+# Tests run side by side, one on each core, and start processes: threads of these would wait for each other. Torch reads
+# it when it is imported.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 ROOT = Path(__file__).parent
 
@@ -29,10 +34,17 @@ ORDER = ('upstream', 'docs', 'train', 'mim', 'benchmarks', 'models', 'patchset',
 def pytest_collection_modifyitems(items):
     folders = {folder: place for place, folder in enumerate(ORDER)}
     items.sort(key=lambda item: folders.get(item.path.relative_to(ROOT).parts[0], len(ORDER)))
+    for item in items:
+        # the runs that the tests of a file compare with are made once, not once in each worker
+        if item.path.parent.name == 'train' and item.get_closest_marker('xdist_group') is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_collection_finish():
-    gc.freeze()  # modules and tests stay: without them a collection takes a tenth of the time
+    # Modules and tests stay, and a model is freed without the collector, which with the thresholds of Python took a
+    # third of the time of a trace.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 10)
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cases import all_cases  # noqa: E402
-from registry import registered, served  # noqa: E402
+from registry import registered, served, with_numbers  # noqa: E402
 
-LARGEST = 40e6  # parameters of the models that Proof 2 runs by default
 KINDS = ('transformer', 'hybrid', 'token', 'cnn')
 
 
@@ -19,6 +18,7 @@ def plain(path):
 
 def main():
     names = {entry.name for entry in served()}
+    numbers = with_numbers()
     cases = Counter(plain(case.model_kwargs.get('class_path', case.model)) for case in all_cases())
     print('kind         class                        registered  served  Proof 1  Proof 2  branches')
     total = Counter()
@@ -27,13 +27,13 @@ def main():
         for class_name in sorted({entry.class_name for entry in entries}):
             group = [entry for entry in entries if entry.class_name == class_name]
             has = [entry for entry in group if entry.name in names]
-            small = sum(entry.parameters <= LARGEST for entry in has)
-            print(f'{kind:<12} {class_name:<28} {len(group):>10} {len(has):>7} {len(has):>8} {small:>8} '
+            in_numbers = sum(entry.name in numbers for entry in has)
+            print(f'{kind:<12} {class_name:<28} {len(group):>10} {len(has):>7} {len(has):>8} {in_numbers:>8} '
                   f'{cases[plain(class_name)]:>9}')
-            total.update({(kind, 'registered'): len(group), (kind, 'served'): len(has), (kind, 'small'): small})
+            total.update({(kind, 'registered'): len(group), (kind, 'served'): len(has), (kind, 'numbers'): in_numbers})
     for kind in KINDS:
         print(f'{kind:<12} {"in all":<28} {total[kind, "registered"]:>10} {total[kind, "served"]:>7} '
-              f'{total[kind, "served"]:>8} {total[kind, "small"]:>8}')
+              f'{total[kind, "served"]:>8} {total[kind, "numbers"]:>8}')
     print(f'{len(names)} of {len(registered())} registered models have embed and forward_stages')
 
 

@@ -18,6 +18,7 @@ assert sys.argv[3] == str(hasattr(timm.models, 'EmbedStagesMixin')) == str('+mim
 import torch
 torch.set_num_threads(1)
 gc.freeze()
+gc.set_threshold(50_000, 20, 10)  # as tests/conftest.py says
 for line in sys.stdin:
     function, kwargs = json.loads(line)
     module, _, function = function.rpartition('.')
@@ -63,6 +64,8 @@ class StockTimm:
 
     def close(self) -> None:
         self.process.stdin.close()
+        if self.outstanding:
+            self.process.kill()  # it waits for somebody to read its answer
         self.process.wait()
 
 

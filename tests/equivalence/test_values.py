@@ -2,30 +2,34 @@
 
 The same weights, image and random state in stock timm and in the fork: parameters, features, output, random state, and
 in train mode every gradient, compared by the digest of their bytes. No tolerance.
+
+Proof 1 holds the operations of every registered model; what numbers add is the same for all that run the same code:
+constants, dropout, gradients, what depends on values. So they are drawn for every branch of every class, shrunken, and
+for the registered models that `registry.with_numbers` names; with `--all-models` for all.
 """
 import pytest
 
 import probe
 from cases import all_cases
 from compare import differing
-from registry import served
+from registry import LARGE, served, with_numbers
 
 from timm.models import get_pretrained_cfg
-
-LARGEST = 40e6  # parameters of a registered model; --all-models for the others
 
 # Most windows are larger than the grid of a small image, and do not shift. These run at the size they are made for.
 OWN_SIZE = {'swin_tiny_patch4_window7_224'}
 
 
 def entries(all_models):
-    return [entry for entry in served() if all_models or entry.parameters <= LARGEST]
+    chosen = with_numbers()
+    return [entry for entry in served() if all_models or entry.name in chosen]
 
 
 def image_sizes(entry):
     """Sizes to try, small ones first. A convolution does the same at every size, a window or a grid does not."""
     own = list(get_pretrained_cfg(entry.name).input_size[1:])
-    small = [] if entry.name in OWN_SIZE else [[64, 64], [128, 128]] if entry.kind == 'cnn' else [[128, 128]]
+    convolutional = entry.kind == 'cnn' or entry.class_name == 'ConvMixer'
+    small = [] if entry.name in OWN_SIZE else [[64, 64], [128, 128]] if convolutional else [[128, 128]]
     return [size for size in small if size <= own] + [own]
 
 
@@ -45,7 +49,7 @@ def assert_equal_values(stock, function='values', **arguments):
 
 
 def test_registered_model(stock, entry):
-    dtype = 'float32' if entry.parameters <= LARGEST else 'bfloat16'
+    dtype = 'float32' if entry.parameters <= LARGE else 'bfloat16'
     assert_equal_values(
         stock, 'values_of_first', img_sizes=image_sizes(entry), name=entry.name, dtype=dtype, fill=True)
 

@@ -63,3 +63,12 @@ def sees_visible_pixels(method: nn.Module) -> bool:
 
     with torch.no_grad():
         return not torch.equal(predict(images), predict(replaced(images, ~hidden, 'near')))
+
+
+def assert_blind(method: nn.Module) -> None:
+    """In eval mode and in train mode, for pixels that are no numbers and pixels that are far away."""
+    for training, fast_path, by in ((False, False, 'nan'), (True, True, 'far')):
+        method.train(training)
+        method.fast_path = fast_path
+        assert differences(method, by) == (False, [])
+    assert sees_visible_pixels(method)

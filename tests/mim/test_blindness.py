@@ -1,37 +1,21 @@
 """Masked means masked: no bit of a prediction, or of a gradient that does not come from the target, depends on masked
-pixels. For every pair of method and model that `list_mim_models` names: by default one small model per class and
-branch, with `--all-models` all that are registered.
+pixels. For targets, for the method of a user and for what else a method gives; every pair of method and model that
+`list_mim_models` names is in `test_every_model.py`.
 """
 import pytest
 import timm
 import torch
 import torch.nn as nn
 
-from blindness import differences, replaced, sees_visible_pixels
-from every_model import LARGEST, OPTIONS, REFUSED_CASES, REFUSED_WHEN_DROPPING, branches, case_class, \
-    case_sizes, create, registered_sizes
-from registry import registered
+from blindness import assert_blind, differences, replaced
 
-from timm.mim import SimMIM, TeacherTarget, create_mim, factory, list_mim_models, masked_l1_loss
+from timm.mim import SimMIM, TeacherTarget, create_mim, factory, masked_l1_loss
 from timm.mim.method import MIMMethod
 from timm.mim.factory import import_user_module
-from timm.models import get_model_class
 from timm.models.beit import Beit
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from test_maskfeat import EXAMPLE
 from tiny_models import build, images_for
-
-
-def pytest_generate_tests(metafunc):
-    if 'case' in metafunc.fixturenames:
-        metafunc.parametrize('method, case', [
-            pytest.param(method, case, id=f'{method}-{case.name}') for method in OPTIONS for case in branches(method)
-            if case.name not in REFUSED_CASES and (method == 'simmim' or case.name not in REFUSED_WHEN_DROPPING)])
-    if 'name' in metafunc.fixturenames:
-        everything = metafunc.config.getoption('--all-models', False)
-        small = {entry.name for entry in registered() if entry.parameters <= LARGEST}
-        names = [(m, name) for m in OPTIONS for name in list_mim_models(m) if name in small] if everything else []
-        metafunc.parametrize('method, name', names)
 
 
 def overlapping(**kwargs):
@@ -39,33 +23,6 @@ def overlapping(**kwargs):
     torch.manual_seed(0)
     return PyramidVisionTransformerV2(
         depths=[1, 1], embed_dims=[16, 32], num_heads=[1, 2], sr_ratios=[4, 2], mlp_ratios=[2., 2.], **kwargs)
-
-
-def assert_blind(method):
-    for training, fast_path, by in ((False, False, 'nan'), (True, True, 'far')):
-        method.train(training)
-        method.fast_path = fast_path
-        assert differences(method, by) == (False, [])
-    assert sees_visible_pixels(method)
-
-
-def test_branch(method, case):
-    torch.manual_seed(0)
-    assert_blind(create(method, case.model, case.model_kwargs, case_sizes(case), registered=False))
-
-
-@pytest.mark.parametrize('method', OPTIONS)
-def test_every_class_is_measured(method):
-    """Listed models that are too large to be measured are of a class that is."""
-    measured = {
-        case_class(case) for case in branches(method)
-        if case.name not in REFUSED_CASES and (method == 'simmim' or case.name not in REFUSED_WHEN_DROPPING)}
-    assert {get_model_class(name) for name in list_mim_models(method)} <= measured
-
-
-def test_registered_model(method, name):
-    torch.manual_seed(0)
-    assert_blind(create(method, name, {}, registered_sizes(name), registered=True))
 
 
 def teacher():
@@ -172,3 +129,13 @@ def test_models_whose_patches_do_not_overlap_have_the_loss_that_they_had(model):
     expected = torch.autograd.grad(loss, [p for p in method.parameters() if p.requires_grad])
     assert torch.equal(output.loss, loss)
     assert all(map(torch.equal, gradients, expected))
+
+
+@torch.no_grad()
+def test_masked_pixels_are_the_mean_of_normalised_images():
+    method = SimMIM(overlapping(), img_size=(64, 96), mask_unit=32)
+    images, seen = images_for(method), []
+    mask = method.make_mask(torch.rand(method.noise_shape(2), generator=torch.Generator().manual_seed(0)))
+    method.backbone.patch_embed.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    method(images, mask=mask)
+    assert torch.equal(seen[0], torch.where(method.pixel_mask(mask), 0., images))

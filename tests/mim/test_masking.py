@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from timm.mim import (
-    block_mask, block_noise_size, create_mim, masked_count, random_mask, unit_grid, upsample_mask)
+    block_mask, block_noise_size, create_mim, masked_count, random_mask, split_mask, unit_grid, upsample_mask)
 from tiny_models import build, images_for
 
 
@@ -51,6 +51,14 @@ def test_the_smallest_noise_is_masked():
 
 def test_equal_noise_masks_exactly_that_many_the_first_ones():
     assert random_mask(torch.zeros(3, 5), 2).tolist() == [[True, True, False, False, False]] * 3
+
+
+def test_split_is_row_major():
+    mask = random_mask(torch.rand(3, 40, generator=torch.Generator().manual_seed(0)), 13)
+    visible, masked = split_mask(mask, 27)
+    for row, row_visible, row_masked in zip(mask.numpy(), visible, masked):
+        assert row_visible.tolist() == np.flatnonzero(~row).tolist()
+        assert row_masked.tolist() == np.flatnonzero(row).tolist()
 
 
 def test_masks_are_uniform_over_sets():

@@ -95,7 +95,8 @@ def overlaps(masks):
 
 @pytest.mark.parametrize('grid_size, options', [
     ((4, 4), dict(num_targets=3)), ((4, 6), {}), ((2, 3), dict(num_targets=2)), ((5, 5), {}),
-    ((8, 8), dict(context_scale=(0.1, 0.2))), ((2, 4), dict(target_scale=(0.02, 0.5)))])
+    ((8, 8), dict(context_scale=(0.1, 0.2))), ((2, 4), dict(target_scale=(0.02, 0.5))),
+    ((3, 3), dict(num_targets=1, target_scale=(0.1, 1.), target_aspect=(1., 1.)))])  # a block may cover all
 def test_context_never_meets_a_target(grid_size, options):
     """Also in small grids, whose targets leave little of the context block."""
     sampler = MultiBlockSampler(grid_size, **options)

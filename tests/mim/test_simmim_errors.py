@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from timm.mim import MIMUnsupportedError, SimMIM
+from timm.mim import MIMUnsupportedError, SimMIM, create_mim
 from timm.models.vision_transformer import VisionTransformer
 from tiny_models import build, images_for
 
@@ -156,3 +156,15 @@ def test_mask_and_something_to_make_one(method, other):
     mask = torch.zeros(2, 4, 6, dtype=torch.bool)
     assert message_of(lambda: method(images_for(method), mask=mask, **other)) == (
         'Give a mask, or the noise or generator to make one, not both.')
+
+
+@pytest.mark.parametrize('name, side, stride', [
+    ('tinynet_b', 188, 32), ('tinynet_c', 184, 32), ('tinynet_d', 152, 32), ('tinynet_e', 106, 32),
+    ('selecsls42', 224, 64)])
+def test_own_size_that_the_total_stride_does_not_divide(name, side, stride):
+    """The sizes that fit are named."""
+    with torch.device('meta'):
+        message = message_of(lambda: create_mim('simmim', name, img_size=side))
+    assert message.endswith(
+        f'takes images whose height is a multiple of {stride} and width a multiple of {stride}, got {side} x {side} '
+        'pixels.')

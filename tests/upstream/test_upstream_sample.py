@@ -8,8 +8,7 @@ import run
 
 # parameters of the largest model, and arguments of pytest; TorchScript and FX on each class: tests/equivalence
 PARTS = {
-    'layers': ('1e6', [f'tests/{file}' for file in run.FILES if file.startswith('test_layers')]),
-    'other files': ('8e6', ['tests/test_model_input.py', 'tests/test_prune.py', 'tests/test_task.py']),
+    'layers and other files': ('8e6', [f'tests/{file}' for file in run.FILES if file != 'test_models.py']),
     'features and gradients': ('8e6', ['tests/test_models.py', '-m', 'backward or features']),
     'traced and scripted': ('3e6', ['tests/test_models.py', '-m', 'forward or torchscript or fxforward']),
 }
