@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 
 from blindness import assert_blind, differences, replaced
+from every_model import OPTIONS
 
 from timm.mim import SimMIM, TeacherTarget, create_mim, factory, masked_l1_loss
 from timm.mim.method import MIMMethod

@@ -24,7 +24,7 @@ def train_compiled(method, steps):
     return graphs
 
 
-@pytest.mark.parametrize('lean, create', [
+@pytest.mark.parametrize('fast_path, create', [
     (True, lambda: MAE(build('vit', depth=1), decoder_dim=24, decoder_depth=1, decoder_heads=2)),
     (True, lambda: SimMIM(build('vit', depth=1))),
     (False, lambda: SimMIM(build('swin', depths=(1, 1)))),

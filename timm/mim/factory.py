@@ -108,10 +108,10 @@ def list_mim_models(method: str, filter: Union[str, List[str]] = '') -> List[str
 
     Each of them can be created with the defaults of the method, and cannot see masked pixels: other values there change
     neither the prediction nor any gradient that does not come from the target, because `MIMMethod.forward` sets masked
-    pixels to 0 before the model sees the image. `tests/mim/test_every_model.py` measures this to the last bit: by default
-    on one small model of each class and branch, and with `pytest --all-models` on each listed model of up to 100
-    million parameters. Larger models have the same classes, and are not measured themselves. Your own method has the
-    property if it does not override `MIMMethod.forward` and `blank`.
+    pixels to 0 before the model sees the image. `tests/mim/test_every_model.py` measures this to the last bit: by
+    default on one small model of each class and branch, and with `pytest --all-models` on each listed model of up to
+    100 million parameters. Larger models have the same classes, and are not measured themselves. Your own method has
+    the property if it does not override `MIMMethod.forward` and `blank`.
 
     Args:
         method: Name of a method.
