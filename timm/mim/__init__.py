@@ -11,9 +11,11 @@ from .factory import (
     list_mims as list_mims,
     register_mim as register_mim,
 )
+from .fcmae import FCMAE as FCMAE
 from .hog import hog_target as hog_target
 from .ijepa import IJEPA as IJEPA
 from .mae import MAE as MAE
+from .masked_convolution import VisibleMap as VisibleMap, masked_images as masked_images
 from .masking import (
     block_mask as block_mask,
     block_noise_size as block_noise_size,
@@ -42,6 +44,7 @@ from .output import (
 )
 from .positions import sincos_position_embedding as sincos_position_embedding
 from .simmim import SimMIM as SimMIM
+from .spark import SparK as SparK
 from .targets import (
     masked_l1_loss as masked_l1_loss,
     masked_loss as masked_loss,

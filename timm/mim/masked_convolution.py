@@ -18,10 +18,9 @@ import math
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
-import torch.nn.functional as F
 
 from .masking import upsample_mask
-from .output import MIMUnsupportedError
+from .output import ImageSizeError, MIMUnsupportedError
 from .visible_norm import visible_batch_norm, visible_group_norm
 
 __all__ = ['VisibleMap', 'VisibleUnits', 'masked_images']
@@ -38,16 +37,21 @@ class VisibleUnits:
         self.visible = visible
         self._cells: Dict[Tuple[int, int], torch.Tensor] = {}
 
+    @property
+    def sizes(self) -> List[Tuple[int, int]]:
+        """Sizes (height, width) of the feature maps that asked for their visible cells."""
+        return list(self._cells)
+
     def cells(self, height: int, width: int) -> torch.Tensor:
         """Visible cells (B, 1, height, width) bool of a feature map, made once per size.
 
         Raises:
-            MIMUnsupportedError: The units are not made of whole cells.
+            ImageSizeError: The units are not made of whole cells.
         """
         if (height, width) not in self._cells:
             rows, columns = self.visible.shape[1:]
             if height % rows or width % columns:
-                raise MIMUnsupportedError(
+                raise ImageSizeError(
                     f'a feature map of {height} x {width} cells does not divide into {rows} x {columns} mask units')
             scale = height // rows, width // columns
             self._cells[height, width] = upsample_mask(self.visible, scale).unsqueeze(1)
@@ -142,9 +146,9 @@ def _rule(*names: str) -> Callable[[Callable], Callable]:
 # of these the result is 0 where the first argument is
 _KEEP_ZERO = {
     'relu', 'relu_', 'relu6', 'gelu', 'silu', 'hardswish', 'tanh', 'leaky_relu', 'leaky_relu_', 'elu', 'elu_', 'mish',
-    'celu', 'selu', 'dropout', 'neg', '__neg__', 'abs', 'square', 'sqrt', 'clone', 'contiguous', 'to', 'float', 'half', 'bfloat16',
-    'type', 'detach', 'mul', 'mul_', '__mul__', '__rmul__', '__imul__', 'multiply', 'div', 'div_', '__truediv__',
-    '__itruediv__', 'alpha_dropout', 'feature_dropout', 'dropout2d', 'prelu', 'hardtanh', 'hardtanh_',
+    'celu', 'selu', 'dropout', 'neg', '__neg__', 'abs', 'square', 'sqrt', 'clone', 'contiguous', 'to', 'float', 'half',
+    'bfloat16', 'type', 'detach', 'mul', 'mul_', '__mul__', '__rmul__', '__imul__', 'multiply', 'div', 'div_',
+    '__truediv__', '__itruediv__', 'alpha_dropout', 'feature_dropout', 'dropout2d', 'prelu', 'hardtanh', 'hardtanh_',
 }
 # of these the result is 0 where all arguments are
 _ADD = {'add', 'add_', '__add__', '__radd__', '__iadd__', 'sub', 'sub_', '__sub__', '__isub__'}
@@ -163,9 +167,10 @@ def _pointwise(func: Callable, *args: Any, **kwargs: Any) -> VisibleMap:
     visible = _seen_in_all(maps, data.ndim)
     name = func.__name__
     is_zero = all(value.is_zero for value in maps) and (
-        name in _KEEP_ZERO or name in _ADD and len(maps) == sum(not _is_number(value) for value in args[:2]))
-    if data is _data(args[0]):  # in place: other references to the map see it too
-        args[0].is_zero = is_zero
+        name in _KEEP_ZERO and not (len(maps) > 1 and 'div' in name)
+        or name in _ADD and all(isinstance(value, VisibleMap) or _is_zero(value) for value in args[:2]))
+    if isinstance(args[0], VisibleMap) and data is args[0].data:  # in place: other references to the map see it too
+        args[0].visible, args[0].is_zero = visible, is_zero
         return args[0]
     return VisibleMap(data, visible, maps[0].units, is_zero)
 
@@ -174,7 +179,7 @@ def _data(value: Any) -> Any:
     return value.data if isinstance(value, VisibleMap) else value
 
 
-def _is_number(value: Any) -> bool:
+def _is_zero(value: Any) -> bool:
     return isinstance(value, (int, float)) and value == 0
 
 

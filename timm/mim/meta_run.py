@@ -13,7 +13,7 @@ from .backbone import check_divides, feature_map, first_line, model_name, num_pr
 from .output import ImageSizeError, MIMUnsupportedError
 from .reachability import unreached
 
-__all__ = ['FeatureMap', 'VisibleTokens', 'dry_run', 'dry_run_visible']
+__all__ = ['FeatureMap', 'VisibleTokens', 'dry_run', 'dry_run_visible', 'run_on_meta']
 
 
 class FeatureMap(NamedTuple):
@@ -52,7 +52,7 @@ def dry_run(backbone: nn.Module, in_chans: int, img_size: Tuple[int, int]) -> Fe
         MIMUnsupportedError: The model has no feature map.
         ImageSizeError: The model does not take images of that size, or pads them.
     """
-    features, unused = _run_on_meta(backbone, in_chans, img_size, feature_map, 'gives no feature map')
+    features, unused = run_on_meta(backbone, in_chans, img_size, feature_map, 'gives no feature map')
     _, channels, *map_size = features.shape
     return FeatureMap(channels, _feature_stride(backbone, img_size, backbone.patch_grid(img_size), map_size), unused)
 
@@ -79,7 +79,7 @@ def dry_run_visible(
         keep = torch.zeros(len(images), num_visible, dtype=torch.int64, device=images.device)
         return replica.forward_stages(replica.keep_tokens(replica.embed(images), keep))
 
-    tokens, unused = _run_on_meta(backbone, in_chans, img_size, visible_tokens, 'cannot drop tokens')
+    tokens, unused = run_on_meta(backbone, in_chans, img_size, visible_tokens, 'cannot drop tokens')
     if tokens.ndim != 3 or tokens.shape[1] != num_prefix_tokens(backbone) + num_visible:
         raise MIMUnsupportedError(
             f'{model_name(backbone)} does not give a token for each visible patch: of {num_visible} and '
@@ -88,7 +88,7 @@ def dry_run_visible(
 
 
 @torch.enable_grad()
-def _run_on_meta(
+def run_on_meta(
         backbone: nn.Module,
         in_chans: int,
         img_size: Tuple[int, int],
@@ -113,7 +113,7 @@ def _run_on_meta(
     images = torch.empty(2, in_chans, *img_size, device='meta', dtype=dtype)
     try:
         features = run(replica, images)
-    except NotImplementedError as error:
+    except (MIMUnsupportedError, NotImplementedError) as error:
         raise MIMUnsupportedError(f'{model_name(backbone)} {refusal}: {first_line(error)}') from error
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ImageSizeError(
