@@ -8,7 +8,6 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, Type, Union
 import torch.nn as nn
 
 from timm.models import create_model, list_models, resolve_model_input_args
-from timm.models._model_class import get_model_class
 
 from .backbone import model_input, to_pair
 from .model_names import is_known_model, nearest_names, unknown_model
@@ -22,8 +21,9 @@ _methods: Dict[str, Type[nn.Module]] = {}  # mapping of method names to classes
 def register_mim(name: str) -> Callable[[Type[nn.Module]], Type[nn.Module]]:
     """ Decorator that registers a masked image modeling method.
 
-    The class takes `(backbone, img_size=None, **options)`, its static method `unsupported_reason` takes a model or a
-    model class and returns why the method cannot serve it, None if it can.
+    The class takes `(backbone, img_size=None, **options)`. Its class method `unsupported_reason` takes a model or a
+    model class and returns why the method cannot serve it, None if it can; `unsupported_model` takes the name of a
+    registered model. `MIMMethod` has both.
     """
     def register(method_cls: Type[nn.Module]) -> Type[nn.Module]:
         if name in _methods:
@@ -64,8 +64,8 @@ def list_mim_models(method: str, filter: Union[str, List[str]] = '') -> List[str
         method: Name of a method.
         filter: Wildcard filter or filters for the names, as in `timm.list_models`.
     """
-    unsupported_reason = get_mim(method).unsupported_reason
-    return [name for name in list_models(filter) if unsupported_reason(get_model_class(name)) is None]
+    unsupported_model = get_mim(method).unsupported_model
+    return [name for name in list_models(filter) if unsupported_model(name) is None]
 
 
 def create_mim(

@@ -69,6 +69,10 @@ class FCMAE(SparK):
         self.decoder_depth = decoder_depth
         super().__init__(backbone, img_size, mask_ratio, mask_unit, norm_pix, decoder_dim)
 
+    @classmethod
+    def _why_not_decodable(cls, model_cls: type) -> Optional[str]:
+        return None
+
     def _make_decoder(self, channels: List[int], decoder_dim: int, dd: Dict[str, Any]) -> None:
         if not isinstance(decoder_dim, int) or decoder_dim < 1:
             raise ValueError(f'decoder_dim must be a width, 1 or more, got {decoder_dim!r}.')

@@ -292,8 +292,8 @@ def _layer_norm(func: Callable, input: VisibleMap, normalized_shape: Sequence[in
 
 
 @_rule('adaptive_avg_pool2d', 'adaptive_max_pool2d')
-def _adaptive_pool(func: Callable, input: VisibleMap, output_size: Any, *args: Any) -> torch.Tensor:
-    if output_size not in (1, (1, 1), [1, 1]):
+def _adaptive_pool(func: Callable, input: VisibleMap, output_size: Any, **kwargs: Any) -> torch.Tensor:
+    if kwargs.get('return_indices') or output_size not in (1, (1, 1), [1, 1]):
         raise MIMUnsupportedError(f'there is no rule for {func.__name__} to a map of {output_size} cells')
     reduce = torch.mean if 'avg' in func.__name__ else torch.amax
     return reduce(input, dim=(2, 3), keepdim=True)
@@ -430,6 +430,13 @@ def _expand(func: Callable, input: VisibleMap, *args: Any) -> VisibleMap:
     data = func(input.data, *args)
     visible = input.visible.reshape(*[1] * (data.ndim - input.visible.ndim), *input.visible.shape)
     return VisibleMap(data, visible, input.units, input.is_zero)
+
+
+@_rule('expand_as')
+def _expand_as(func: Callable, input: torch.Tensor, other: VisibleMap) -> torch.Tensor:
+    if isinstance(input, VisibleMap):
+        return input.expand(other.shape)
+    return func(input, other.data)
 
 
 @_rule('chunk', 'split', 'split_with_sizes', 'tensor_split', 'unbind')

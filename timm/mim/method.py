@@ -11,6 +11,8 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Ty
 import torch
 import torch.nn as nn
 
+from timm.models._model_class import get_model_class
+
 from .backbone import model_input, model_name, patch_stride, refuse_patch_drop, to_pair, unsupported_reason
 from .masking import upsample_mask
 from .output import MIMOutput, MIMUnsupportedError, View
@@ -53,6 +55,11 @@ class MIMMethod(nn.Module):
         """ Why the method cannot serve a model, or model class, None if it can.
         """
         return unsupported_reason(model, cls.protocol)
+
+    @classmethod
+    def unsupported_model(cls, name: str) -> Optional[str]:
+        """Why the method cannot serve a registered model, None if it can. Nothing is built."""
+        return cls.unsupported_reason(get_model_class(name))
 
     def __init__(self, backbone: nn.Module, img_size: Optional[Any] = None) -> None:
         super().__init__()

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 
 from timm.layers import LayerNorm2d, trunc_normal_
 
-from .backbone import check_divides, model_name, remove_unused, to_pair
+from .backbone import check_divides, first_line, model_name, remove_unused, to_pair
 from .factory import register_mim
+from .maskable_models import why_not_maskable, why_not_maskable_model
 from .masked_convolution import VisibleMap, VisibleUnits, masked_images
 from .masking import default_mask_unit, random_mask, unit_grid, upsample_mask
 from .meta_run import run_on_meta
@@ -58,7 +59,18 @@ class SparK(MIMMethod):
         reason = super().unsupported_reason(model)
         if reason is None and not hasattr(model_cls, 'forward_intermediates'):
             reason = f'{model_cls.__name__} has no forward_intermediates to take feature maps from'
-        return reason
+        return reason or why_not_maskable(model_cls) or cls._why_not_decodable(model_cls)
+
+    @classmethod
+    def unsupported_model(cls, name: str) -> Optional[str]:
+        """Why the method cannot serve a registered model, None if it can. Nothing is built."""
+        return super().unsupported_model(name) or why_not_maskable_model(name)
+
+    @classmethod
+    def _why_not_decodable(cls, model_cls: type) -> Optional[str]:
+        if model_cls.__name__ == 'ConvMixer':
+            return 'ConvMixer has patches of 7 or 14 pixels, the decoder needs a power of two; FCMAE serves it'
+        return None
 
     def __init__(
             self,
@@ -338,7 +350,10 @@ def dry_run_scales(backbone: nn.Module, in_chans: int, img_size: Tuple[int, int]
     def run(replica: nn.Module, images: torch.Tensor) -> torch.Tensor:
         units = VisibleUnits(torch.ones(len(images), 1, 1, dtype=torch.bool, device=images.device))
         image_map = VisibleMap(images, units.cells(*img_size), units)
-        found[:] = masked_scales(replica, image_map, num_scales)
+        try:
+            found[:] = masked_scales(replica, image_map, num_scales)
+        except (AttributeError, IndexError, TypeError) as error:  # it wants a tensor, and nothing else
+            raise MIMUnsupportedError(f'there is no rule for one of its operations ({first_line(error)})') from error
         return sum(x.data.sum() for x in found)
 
     _, unused = run_on_meta(backbone, in_chans, img_size, run, 'cannot be masked')
