@@ -11,7 +11,7 @@ pretrain: $(INSTALLED)
 
 # Digits with few labels, from scratch and after pre-training by each method: a table, and a plot in output/demo.
 demo: $(INSTALLED)
-	$(BIN)/python demo.py $(ARGS)
+	$(BIN)/python examples/digits.py $(ARGS)
 
 # The whole suite. ARGS='tests/mim -x' for a part of it.
 test: $(INSTALLED)
@@ -53,10 +53,10 @@ lint: $(INSTALLED)
 diff: $(INSTALLED)
 	$(BIN)/python -m patchset diff
 
-$(INSTALLED): pyproject.toml hatch_build.py
+$(INSTALLED): pyproject.toml requirements.txt hatch_build.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[samples,test,lint]'
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable '.[samples,test,lint]'
 	touch $@
 
 clean:

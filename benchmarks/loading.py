@@ -1,6 +1,5 @@
 """Images per second and core from JPEG files to a normalised batch: timm's stock loader and ours."""
 import tempfile
-from argparse import Namespace
 from pathlib import Path
 from typing import Callable, List
 
@@ -9,9 +8,9 @@ from PIL import Image
 
 from timm.data import create_dataset, create_loader
 from timm.mim.pretrain.data.loading import create_train_loader
-from timm.mim.pretrain.options import DEFAULTS
+from timm.mim.pretrain.flags.run_options import RunOptions
 from timm.mim.pretrain.recipes import RECIPES
-from timm.mim.pretrain.data.sample_photographs import sample_photographs
+from timm.mim.pretrain.data.samples import sample_photographs
 
 from .timing import interleave
 
@@ -50,7 +49,7 @@ def _write_files(folder: Path, size: tuple) -> float:
 
 
 def _ours(folder: str) -> Callable[[], None]:
-    options = Namespace(**{**DEFAULTS, **RECIPES['mae'], 'mim': 'mae', 'batch_size': 32, 'workers': 0})
+    options = RunOptions(**{**RECIPES['mae'], 'mim': 'mae', 'batch_size': 32, 'workers': 0})
     config = dict(input_size=(3, 224, 224), mode='RGB', interpolation='bicubic', crop_pct=1., **STATISTICS)
     return _epoch(create_train_loader(create_dataset('', folder), options, config, torch.device('cpu')))
 

@@ -23,7 +23,7 @@ class Ours(nn.Module):
     def __init__(self, method: nn.Module):
         super().__init__()
         self.method = method
-        self.method.lean = True
+        self.method.fast_path = True
 
     def forward(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         return self.method(images, noise=noise).loss

@@ -1,4 +1,5 @@
 import gc
+import logging
 import sys
 from pathlib import Path
 
@@ -35,9 +36,12 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(autouse=True)
-def norm_layers_as_they_were():
-    """`--fast-norm` is a setting of the whole process: a test that chooses it must not choose it for the next one."""
+def settings_of_the_process():
+    """Restore what a script that runs within a test sets for its whole process: log handlers, and `--fast-norm`."""
+    handlers, level = list(logging.root.handlers), logging.root.level
     yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
     layers = sys.modules.get('timm.layers')
     if layers is not None:
         layers.set_fast_norm(False)

@@ -23,12 +23,12 @@ def resolve(args: argparse.Namespace) -> None:
         _logger.warning('--drop-connect is the old name of --drop-path.')
         args.drop_path = args.drop_connect if args.drop_path is None else args.drop_path
     mistakes = flags.Mistakes()
-    with mistakes.noted():
+    with mistakes.collected():
         check_name('--model', args.model)
     for check in (_resolve_image_size, _resolve_task, _resolve_loss, _check_loaders, check_precision, _check_others):
-        with mistakes.noted():
+        with mistakes.collected():
             check(args)
-    mistakes.tell()
+    mistakes.raise_all()
 
 
 def _check_others(args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from timm.loss import CLASS_WEIGHT_METHODS, compute_class_weights
 from timm.utils import setup_default_logging
 from .datasets import check_source
 from .definitions import flags
+from .errors import UserError
 from .shared_flags import add_shared
 
 _logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def main() -> None:
     try:
         check_source(args.dataset, args.data_dir)
         stats = count(args)
-    except ValueError as e:
+    except (UserError, ValueError) as e:
         parser.error(str(e))
     if args.method:
         _, weights = compute_class_weights(

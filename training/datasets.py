@@ -7,7 +7,7 @@ import torch.nn as nn
 from torch.utils.data import Dataset
 
 from timm.data import MultiLabelTarget, create_dataset, resolve_data_config
-from timm.data.loader import adapt_to_chs
+from timm.mim.pretrain.data.datasets import with_statistics_per_channel
 from .errors import MISFITS, UserError, user_errors
 
 
@@ -24,12 +24,7 @@ def resolve_image_config(args: argparse.Namespace, model: nn.Module, **options) 
     """
     with user_errors('--mean and --std take one number, or one per channel', AssertionError):
         config = resolve_data_config(vars(args), model=model, **options)
-    channels = config['input_size'][0]
-    for name in ('mean', 'std'):
-        values = config[name]
-        if len(values) != channels:  # the model's are for RGB images
-            config[name] = adapt_to_chs(sum(values) / len(values), channels)
-    return config
+    return with_statistics_per_channel(config)
 
 
 def open_splits(args: argparse.Namespace, mode: str) -> Tuple[Dataset, Optional[Dataset]]:

@@ -1,10 +1,14 @@
-"""`timm.mim.pretrain.flags`, without `import timm`: that takes seconds, and --help needs nothing of it."""
+"""Import `timm.mim.pretrain.flags` without `import timm`, which takes seconds and which `--help` does not need.
+
+The package is loaded from its file under its own name. A later `import timm` finds it there, so that there is one
+`UserError` in a process.
+"""
 import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
-NAME = 'pretraining_flags'  # not its own name, under which it is imported once more where timm is
+NAME = 'timm.mim.pretrain.flags'
 
 
 def _load() -> ModuleType:
@@ -15,7 +19,7 @@ def _load() -> ModuleType:
     """
     timm = importlib.util.find_spec('timm')
     places = timm.submodule_search_locations if timm else []
-    files = [Path(place, 'mim', 'pretrain', 'flags', '__init__.py') for place in places]
+    files = [Path(process, 'mim', 'pretrain', 'flags', '__init__.py') for process in places]
     file = next(filter(Path.is_file, files), None)
     if file is None:
         raise SystemExit('error: the installed timm has no timm.mim: pip install --editable . in this clone')

@@ -1,16 +1,14 @@
 """Where and in which precision a run computes."""
 import argparse
-import importlib
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Callable, Optional, Tuple
 
 import torch
 
 from timm.layers import set_fast_norm
-from timm.mim.pretrain.place import default_device, describe_device
+from timm.mim.pretrain.task import autocast_of, default_device, describe_device, import_device_modules, speed_up_cuda
 from timm.utils import NativeScaler, init_distributed_device, is_primary, random_seed, set_jit_fuser
 from .errors import user_errors
 
@@ -18,7 +16,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Place:
+class Process:
     """The device of this process, and how it computes there.
 
     Args:
@@ -41,21 +39,13 @@ class Place:
             backend.synchronize()
 
 
-def speed_up_cuda() -> None:
-    """Let matrix products use TF32, and convolutions the fastest algorithm for their size."""
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-
-
-def precision(args: argparse.Namespace, device: torch.device) -> Place:
+def precision(args: argparse.Namespace, device: torch.device) -> Process:
     """Set up precision for a device, as --amp, --amp-dtype and --model-dtype say."""
-    place = Place(device)
+    process = Process(device)
     if args.model_dtype:
-        place.dtype = getattr(torch, args.model_dtype)
-    if args.amp:
-        place.autocast = partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
-    return place
+        process.dtype = getattr(torch, args.model_dtype)
+    process.autocast = autocast_of(args, device)
+    return process
 
 
 def set_fused_operations(args: argparse.Namespace) -> None:
@@ -71,7 +61,7 @@ def set_fused_operations(args: argparse.Namespace) -> None:
         set_fast_norm()
 
 
-def set_up(args: argparse.Namespace) -> Place:
+def set_up(args: argparse.Namespace) -> Process:
     """Find the device, join the other processes, and seed.
 
     Sets `device`, `distributed`, `rank`, `local_rank` and `world_size` in the arguments.
@@ -79,44 +69,47 @@ def set_up(args: argparse.Namespace) -> Place:
     Raises:
         UserError: There is no such device, module or fuser.
     """
-    for module in args.device_modules or []:
-        with user_errors(f'--device-modules {module}', ImportError):
-            importlib.import_module(module)
+    import_device_modules(args.device_modules)
     speed_up_cuda()
     chosen = args.device is not None
     args.device = args.device or default_device()
     with user_errors(f'--device {args.device}', AssertionError, RuntimeError):
         device = init_distributed_device(args)
-    place = precision(args, device)
-    place.primary = is_primary(args)
+    process = precision(args, device)
+    process.primary = is_primary(args)
     if args.amp and args.amp_dtype == 'float16' and device.type == 'cuda':
-        place.scaler = NativeScaler(device=device.type)
+        process.scaler = NativeScaler(device=device.type)
     random_seed(args.seed, args.rank)
     set_fused_operations(args)
-    if place.primary:
-        types = f'{args.amp_dtype} where autocast allows it' if args.amp else str(place.dtype)
+    if process.primary:
+        types = f'{args.amp_dtype} where autocast allows it' if args.amp else str(process.dtype)
         _logger.info(describe_device(device, chosen))
         _logger.info(f'Training with {args.world_size} process(es), this one on {device}, in {types}.')
-    return place
+    return process
 
 
-def to_device(args: argparse.Namespace, place: Place, images: Any, target: torch.Tensor) -> Tuple[Any, torch.Tensor]:
+def to_device(
+        args: argparse.Namespace,
+        process: Process,
+        images: Any,
+        target: torch.Tensor,
+) -> Tuple[Any, torch.Tensor]:
     """Move a batch to the device and into the memory layout of the model, as far as the loader has not done so.
 
     Args:
         args: Arguments of the script: prefetcher, channels_last.
-        place: Device and type.
+        process: Device and type.
         images: Images (B, C, H, W), or a dictionary of patches and what goes with them.
         target: Labels.
     """
     if not args.prefetcher:
-        target = target.to(place.device)
+        target = target.to(process.device)
         if isinstance(images, dict):
-            images = {name: value.to(place.device) if isinstance(value, torch.Tensor) else value
+            images = {name: value.to(process.device) if isinstance(value, torch.Tensor) else value
                       for name, value in images.items()}
-            images['patches'] = images['patches'].to(place.dtype)
+            images['patches'] = images['patches'].to(process.dtype)
         else:
-            images = images.to(device=place.device, dtype=place.dtype)
+            images = images.to(device=process.device, dtype=process.dtype)
     if args.channels_last and not isinstance(images, dict):
         images = images.contiguous(memory_format=torch.channels_last)
     return images, target

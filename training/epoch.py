@@ -12,9 +12,10 @@ import torch
 import torchvision.utils
 from torch.optim import Optimizer
 
+from timm.mim.pretrain.trainer import backward
 from timm.task import TrainingTask
-from timm.utils import AverageMeter, dispatch_clip_grad, reduce_tensor
-from .device import Place, to_device
+from timm.utils import AverageMeter, reduce_tensor
+from .device import Process, to_device
 from .loaders import Loaders
 
 _logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Epoch:
         loaders: What it reads.
         optimizer: Optimizer of the task's trainable module.
         scheduler: Schedule of the learning rate, or None.
-        place: Device and precision.
+        process: Device and precision.
         folder: Run folder of the process that writes, None for others.
         save_recovery: Called with epoch and update every --recovery-interval updates.
     """
@@ -68,7 +69,7 @@ class Epoch:
             loaders: Loaders,
             optimizer: Optimizer,
             scheduler: Optional[Any],
-            place: Place,
+            process: Process,
             folder: Optional[str] = None,
             save_recovery: Optional[Callable[[int, int], None]] = None,
     ):
@@ -77,7 +78,7 @@ class Epoch:
         self.loaders = loaders
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.place = place
+        self.process = process
         self.folder = folder
         self.save_recovery = save_recovery
         self.num_batches = len(loaders.train)
@@ -93,7 +94,7 @@ class Epoch:
         self.task.get_trainable_module().train()
         self.optimizer.zero_grad()
         # kept on the device, so that no step has to wait for it
-        loss_sum, num_images = torch.zeros((), device=self.place.device), 0
+        loss_sum, num_images = torch.zeros((), device=self.process.device), 0
         timer = _Timer()
         for (images, target), update in zip(self.loaders.train, updates(self.num_batches, self.args.grad_accum_steps)):
             images, target = self._prepare(images, target)
@@ -113,7 +114,7 @@ class Epoch:
         return OrderedDict(loss=self._mean_over_processes(loss_sum / max(num_images, 1)))
 
     def _prepare(self, images: Any, target: torch.Tensor) -> Tuple[Any, torch.Tensor]:
-        images, target = to_device(self.args, self.place, images, target)
+        images, target = to_device(self.args, self.process, images, target)
         return (images, target) if self.loaders.mixup is None else self.loaders.mixup(images, target)
 
     def _step(self, images: Any, target: torch.Tensor, update: Update) -> Tuple[torch.Tensor, int]:
@@ -124,7 +125,7 @@ class Epoch:
         """
         batch_size = len(target)
         with nullcontext() if update.completes else self.task.no_sync():
-            with self.place.autocast():
+            with self.process.autocast():
                 loss = self.task(images, target)['loss']
             self._backward(loss / update.batches * self._loss_scale(batch_size), update.completes)
         return loss.detach(), batch_size
@@ -135,22 +136,9 @@ class Epoch:
         parameters = None
         if args.clip_grad is not None:
             parameters = self.task.get_clip_parameters(exclude_head='agc' in args.clip_mode)
-        if self.place.scaler is not None:
-            self.place.scaler(
-                loss,
-                self.optimizer,
-                clip_grad=args.clip_grad,
-                clip_mode=args.clip_mode,
-                parameters=parameters,
-                create_graph=second_order,
-                need_update=completes,
-            )
-            return
-        loss.backward(create_graph=second_order)
-        if completes:
-            if args.clip_grad is not None:
-                dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
-            self.optimizer.step()
+        backward(
+            loss, self.optimizer, self.process.scaler, parameters, args.clip_grad, args.clip_mode, completes,
+            second_order)
 
     def _loss_scale(self, batch_size: int) -> float:
         """Factor on the loss of a batch whose size is not that of others."""
@@ -160,7 +148,7 @@ class Epoch:
             scale = scale ** 0.5 if self.loaders.batch_loss_scale == 'sqrt' else scale
         if self.args.naflex_loader and self.args.distributed:
             # batches differ between processes, and DistributedDataParallel takes the plain mean over them
-            total = reduce_tensor(torch.tensor(float(batch_size), device=self.place.device), 1).item()
+            total = reduce_tensor(torch.tensor(float(batch_size), device=self.process.device), 1).item()
             scale *= batch_size * self.args.world_size / total
         return scale
 
@@ -170,7 +158,7 @@ class Epoch:
         self.optimizer.zero_grad()
         self.task.update_ema(step=done)
         if self.args.synchronize_step:
-            self.place.synchronize()
+            self.process.synchronize()
         interval = self.args.recovery_interval
         if self.save_recovery is not None and interval and (update.index + 1) % interval == 0:
             self.save_recovery(epoch, update.index)
@@ -187,7 +175,7 @@ class Epoch:
             images: Any,
     ) -> None:
         loss, mean_loss = self._mean_over_processes(loss), self._mean_over_processes(mean_loss)
-        if not self.place.primary:
+        if not self.process.primary:
             return
         rate = timer.images_per_second() * self.args.world_size
         _logger.info(

@@ -1,4 +1,4 @@
-"""Mistakes of the person who runs a script."""
+"""Report errors of timm and PyTorch that the user caused as errors of the user."""
 from contextlib import contextmanager
 
 from .definitions import flags
@@ -7,8 +7,7 @@ from .definitions import flags
 MISFITS = (AssertionError, AttributeError, OSError, RuntimeError, TypeError, ValueError)
 
 
-class UserError(flags.UserError, ValueError):
-    """One mistake of the user's, or several, each in one line. A script that ends with it prints these lines alone."""
+UserError = flags.UserError
 
 
 @contextmanager

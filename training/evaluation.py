@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, Iterable, Optional
 import torch
 import torch.nn as nn
 
-from .device import Place, to_device
+from .device import Process, to_device
 
 _logger = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ def evaluate(
         loader: Iterable,
         evaluator: Any,
         args: argparse.Namespace,
-        place: Place,
+        process: Process,
         name: str = 'Validation',
         log_interval: int = 50,
         after_batch: Optional[Callable[[torch.Tensor, torch.Tensor], None]] = None,
@@ -30,7 +30,7 @@ def evaluate(
         loader: Batches of images and labels.
         evaluator: Evaluator of `timm.task`.
         args: Arguments of the script: prefetcher, channels_last, distributed.
-        place: Device and precision.
+        process: Device and precision.
         name: Name of the reports.
         log_interval: Batches between two reports.
         after_batch: Called with the logits and labels of each batch.
@@ -41,8 +41,8 @@ def evaluate(
     """
     model.eval()
     for i, (images, target) in enumerate(loader):
-        images, target = to_device(args, place, images, target)
-        with place.autocast():
+        images, target = to_device(args, process, images, target)
+        with process.autocast():
             output = model(images)
         if isinstance(output, (tuple, list)):
             output = output[0]
@@ -52,11 +52,11 @@ def evaluate(
         if after_batch is not None:
             after_batch(output, target)
         last = i == len(loader) - 1
-        if place.primary and (last or i % log_interval == 0):
-            _logger.info(f'{name}: [{i + 1:>4d}/{len(loader)}]  {describe(evaluator.summary())}')
+        if process.primary and (last or i % log_interval == 0):
+            _logger.info(f'{name}: [{i + 1:>4d}/{len(loader)}]  {format_metrics(evaluator.summary())}')
     return evaluator.compute(distributed=getattr(args, 'distributed', False))
 
 
-def describe(metrics: Dict[str, float]) -> str:
+def format_metrics(metrics: Dict[str, float]) -> str:
     """Write metrics in a line."""
     return '  '.join(f'{name}: {value:.4g}' for name, value in metrics.items())

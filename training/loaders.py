@@ -7,7 +7,7 @@ import torch.nn as nn
 
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, NaFlexMixup, create_loader, create_naflex_loader
 from .datasets import image_mode, open_splits, patch_size_of
-from .device import Place
+from .device import Process
 from .errors import user_errors
 from .objective import mixes_labels
 
@@ -53,14 +53,19 @@ class Loaders:
                 self.train.mixup_enabled = False
 
 
-def create_loaders(args: argparse.Namespace, model: nn.Module, data_config: Dict[str, Any], place: Place) -> Loaders:
+def create_loaders(
+        args: argparse.Namespace,
+        model: nn.Module,
+        data_config: Dict[str, Any],
+        process: Process,
+) -> Loaders:
     """Open the datasets and make their loaders.
 
     Args:
         args: Arguments of the run.
         model: The model, for its patch size with --naflex-loader.
         data_config: Size and normalisation of images, from `training.datasets.resolve_image_config`.
-        place: Device and type of the images.
+        process: Device and type of the images.
 
     Raises:
         UserError: The data cannot be opened, or a flag does not go with it.
@@ -70,8 +75,8 @@ def create_loaders(args: argparse.Namespace, model: nn.Module, data_config: Dict
         mean=data_config['mean'],
         std=data_config['std'],
         pin_memory=args.pin_mem,
-        img_dtype=place.dtype,
-        device=place.device,
+        img_dtype=process.dtype,
+        device=process.device,
         distributed=args.distributed,
         use_prefetcher=args.prefetcher,
     )

@@ -7,9 +7,9 @@ import torch
 import torch.nn as nn
 
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm
-from timm.mim.model_names import is_known_model, unknown_model
+from timm.mim.factory import is_known_model, unknown_model
 from timm.models import resolve_model_input_args
-from .device import Place
+from .device import Process
 from .errors import MISFITS, UserError, user_errors
 
 _logger = logging.getLogger(__name__)
@@ -116,20 +116,20 @@ def _initialise_head(args: argparse.Namespace, model: nn.Module) -> None:
             head.bias.fill_(args.head_init_bias)
 
 
-def prepare(args: argparse.Namespace, model: nn.Module, place: Place) -> nn.Module:
+def prepare(args: argparse.Namespace, model: nn.Module, process: Process) -> nn.Module:
     """Convert the model as the arguments say, and move it to its device."""
     if args.split_bn:
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
-    model.to(device=place.device, dtype=place.dtype)
+    model.to(device=process.device, dtype=process.dtype)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     if args.distributed and args.sync_bn:
-        if place.device.type == 'cpu':
+        if process.device.type == 'cpu':
             raise UserError('--sync-bn works on GPUs only.')
         args.dist_bn = ''  # the statistics are the same everywhere already
         model = convert_sync_batchnorm(model)
     if args.torchscript:
         model = torch.jit.script(model)
-    if place.primary:
+    if process.primary:
         _logger.info(f'{args.model} has {sum(p.numel() for p in model.parameters()):,} parameters.')
     return model

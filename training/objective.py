@@ -6,8 +6,14 @@ import torch
 import torch.nn as nn
 
 from timm.loss import load_class_stats, resolve_class_weights
-from timm.task import ClassificationTask, FeatureDistillationTask, LogitDistillationTask, \
-    MultiLabelClassificationTask, TokenDistillationTask, TrainingTask
+from timm.task import (
+    ClassificationTask,
+    FeatureDistillationTask,
+    LogitDistillationTask,
+    MultiLabelClassificationTask,
+    TokenDistillationTask,
+    TrainingTask,
+)
 from .errors import UserError
 
 

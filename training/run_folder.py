@@ -8,10 +8,11 @@ from typing import Dict, Optional, Tuple
 
 from torch.optim import Optimizer
 
+from timm.mim.pretrain.run_folder import lies_in
 from timm.models import safe_model_name
 from timm.task import TrainingTask
 from timm.utils import CheckpointSaver, get_outdir, trim_summary, update_summary
-from .device import Place
+from .device import Process
 from .epoch import mean_learning_rate
 from .errors import UserError
 
@@ -35,15 +36,11 @@ def find_checkpoint(args: argparse.Namespace) -> str:
         return str(path) if path.is_file() else ''
     if args.resume and not os.path.isfile(args.resume):
         raise UserError(f"--resume: there is no checkpoint '{args.resume}'.")
-    if args.resume and args.experiment and (folder / LAST).exists() and not _lies_in(args.resume, folder):
+    if args.resume and args.experiment and (folder / LAST).exists() and not lies_in(Path(args.resume), folder):
         raise UserError(
             f"--resume: '{args.resume}' is no checkpoint of '{folder}', which holds a run of its own. Go on with that "
             'run by --resume auto, or give an --experiment that does not exist yet.')
     return args.resume
-
-
-def _lies_in(checkpoint: str, folder: Path) -> bool:
-    return os.path.samefile(os.path.dirname(checkpoint) or '.', folder)
 
 
 class RunFolder:
@@ -54,7 +51,7 @@ class RunFolder:
         args_text: The arguments as they were given, in YAML.
         task: Task to save.
         optimizer: Its optimizer.
-        place: Device and precision, with the scaler to save.
+        process: Device and precision, with the scaler to save.
         image_size: Side of the images, for the name of the folder.
         lower_is_better: Whether the metric should fall.
     """
@@ -65,7 +62,7 @@ class RunFolder:
             args_text: str,
             task: TrainingTask,
             optimizer: Optimizer,
-            place: Place,
+            process: Process,
             image_size: int,
             lower_is_better: bool,
     ):
@@ -79,7 +76,7 @@ class RunFolder:
             model=task.get_trainable_module(),
             optimizer=optimizer,
             args=args,
-            amp_scaler=place.scaler,
+            amp_scaler=process.scaler,
             checkpoint_dir=self.path,
             recovery_dir=self.path,
             decreasing=lower_is_better,
@@ -92,7 +89,7 @@ class RunFolder:
 
     def begin(self, checkpoint: str, start_epoch: int) -> None:
         """Drop what an earlier run left after `start_epoch`, and take up its history if the run goes on in place."""
-        if checkpoint and _lies_in(checkpoint, Path(self.path)):
+        if checkpoint and lies_in(Path(checkpoint), Path(self.path)):
             self.saver.load_state_dict_from_checkpoint(checkpoint)
         trim_summary(self.summary, start_epoch)
 

@@ -5,6 +5,7 @@ from typing import Any, Optional, Tuple
 
 from torch.optim import Optimizer
 
+from timm.mim.pretrain.options import scaled_learning_rate
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from .errors import UserError, user_errors
 
@@ -19,8 +20,7 @@ def resolve_learning_rate(args: argparse.Namespace, average_batch_size: float, p
     if not args.lr_base_scale:
         adaptive = any(part in args.opt.lower() for part in ('ada', 'lamb'))
         args.lr_base_scale = 'sqrt' if adaptive else 'linear'
-    ratio = images / args.lr_base_size
-    args.lr = args.lr_base * (ratio ** 0.5 if args.lr_base_scale == 'sqrt' else ratio)
+    args.lr = scaled_learning_rate(args.lr_base, images / args.lr_base_size, args.lr_base_scale)
     if primary:
         _logger.info(
             f'Learning rate {args.lr:g}: {args.lr_base:g} for {args.lr_base_size} images, {args.lr_base_scale} in the '

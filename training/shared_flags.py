@@ -1,11 +1,10 @@
-"""Flags that several of the scripts have, each defined once."""
+"""Flags that several of the scripts have. Each is defined once: here, or with the options of pre-training."""
 import argparse
 from typing import Any, Dict
 
 from .definitions import flags
 
 _FLAGS: Dict[str, Dict[str, Any]] = {
-    **flags.SHARED,
     # dataset
     'class-map': dict(default='', metavar='FILE', help='file that maps names of classes to numbers'),
     'target-format': dict(
@@ -38,4 +37,8 @@ def add_shared(group: argparse._ActionsContainer, *names: str) -> None:
         group: Where to add them.
         *names: Names without dashes.
     """
-    flags.add_shared(group, *names, table=_FLAGS)
+    for name in names:
+        if name in _FLAGS:
+            group.add_argument(f'--{name}', **_FLAGS[name])
+        else:
+            flags.add_option(group, name.replace('-', '_'))

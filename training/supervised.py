@@ -14,7 +14,7 @@ from timm.task.evaluator import evaluation_sample_limit
 from timm.utils import distribute_bn
 from . import device, model as models
 from .datasets import check_source, resolve_image_config
-from .device import Place
+from .device import Process
 from .epoch import Epoch
 from .errors import MISFITS, UserError, user_errors
 from .evaluation import evaluate
@@ -42,9 +42,9 @@ def run(args: argparse.Namespace, args_text: str, create_model: Callable[..., nn
     args.prefetcher = not args.no_prefetcher
     args.grad_accum_steps = max(1, args.grad_accum_steps)
     checkpoint = find_checkpoint(args)
-    place = device.set_up(args)
+    process = device.set_up(args)
     try:
-        _train(args, args_text, create_model, place, checkpoint)
+        _train(args, args_text, create_model, process, checkpoint)
     finally:
         if args.distributed:
             torch.distributed.destroy_process_group()
@@ -54,30 +54,30 @@ def _train(
         args: argparse.Namespace,
         args_text: str,
         create_model: Callable[..., nn.Module],
-        place: Place,
+        process: Process,
         checkpoint: str,
 ) -> None:
     model = models.create(args, create_model)
-    data_config = resolve_image_config(args, model, verbose=place.primary)
-    model = models.prepare(args, model, place)
-    loaders = create_loaders(args, model, data_config, place)
-    resolve_learning_rate(args, loaders.average_batch_size, place.primary)
+    data_config = resolve_image_config(args, model, verbose=process.primary)
+    model = models.prepare(args, model, process)
+    loaders = create_loaders(args, model, data_config, process)
+    resolve_learning_rate(args, loaders.average_batch_size, process.primary)
     with user_errors('--kd-model-name' if args.kd_model_name else '--task', *MISFITS):
-        task = create_task(args, model, place.device, place.dtype, place.primary)
+        task = create_task(args, model, process.device, process.dtype, process.primary)
     metric = _resolve_metric(args, task, loaders)
-    optimizer = _create_optimizer(args, task, place.primary)
-    resumed_epoch = _prepare_task(args, task, optimizer, place, checkpoint)
+    optimizer = _create_optimizer(args, task, process.primary)
+    resumed_epoch = _prepare_task(args, task, optimizer, process, checkpoint)
 
-    epoch = Epoch(args, task, loaders, optimizer, None, place)
+    epoch = Epoch(args, task, loaders, optimizer, None, process)
     scheduler, num_epochs, stop_epoch = create_schedule(args, optimizer, epoch.num_updates, metric == 'loss')
     start_epoch = args.start_epoch if args.start_epoch is not None else resumed_epoch or 0
     start_schedule(scheduler, start_epoch, epoch.num_updates, args.sched_on_updates)
     epoch.scheduler = scheduler
 
     folder = None
-    if place.primary:
+    if process.primary:
         folder = RunFolder(
-            args, args_text, task, optimizer, place, data_config['input_size'][-1], lower_is_better=metric == 'loss')
+            args, args_text, task, optimizer, process, data_config['input_size'][-1], lower_is_better=metric == 'loss')
         folder.begin(checkpoint, start_epoch)
         epoch.folder, epoch.save_recovery = folder.path, folder.save_recovery
         _logger.info(f'{num_epochs} epochs, from {start_epoch} to {stop_epoch}, results in {folder.path}.')
@@ -109,7 +109,7 @@ def _prepare_task(
         args: argparse.Namespace,
         task: TrainingTask,
         optimizer: Optimizer,
-        place: Place,
+        process: Process,
         checkpoint: str,
 ) -> Optional[int]:
     """Resume, average, compile and distribute, in the order in which these stand on each other.
@@ -124,8 +124,8 @@ def _prepare_task(
                 task,
                 checkpoint,
                 optimizer=None if args.no_resume_opt else optimizer,
-                loss_scaler=None if args.no_resume_opt else place.scaler,
-                log_info=place.primary,
+                loss_scaler=None if args.no_resume_opt else process.scaler,
+                log_info=process.primary,
             )
     if args.model_ema:
         on = torch.device('cpu') if args.model_ema_force_cpu else None
@@ -137,13 +137,13 @@ def _prepare_task(
         if task.has_ema():
             task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
     if args.distributed:
-        devices = None if place.device.type == 'cpu' else [place.device]
+        devices = None if process.device.type == 'cpu' else [process.device]
         task.prepare_distributed(device_ids=devices, broadcast_buffers=not args.no_ddp_bb)
     return resumed_epoch
 
 
 def _train_epochs(epochs: range, epoch: Epoch, metric: str, folder: Optional[RunFolder]) -> None:
-    args, place = epoch.args, epoch.place
+    args, process = epoch.args, epoch.process
     best, results = (None, None), []
     try:
         for i in epochs:
@@ -161,7 +161,7 @@ def _train_epochs(epochs: range, epoch: Epoch, metric: str, folder: Optional[Run
             results.append(dict(epoch=i, train=train_metrics, **(dict(validation=metrics) if metrics else {})))
     except KeyboardInterrupt:
         _logger.info('Interrupted.')
-    if place.primary:
+    if process.primary:
         _conclude(metric, best, results)
 
 
@@ -184,7 +184,7 @@ def _evaluate(epoch: Epoch) -> Optional[Dict[str, float]]:
 
     def run(model: nn.Module, name: str) -> Dict[str, float]:
         evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
-        return evaluate(model, loader, evaluator, args, epoch.place, name, args.log_interval)
+        return evaluate(model, loader, evaluator, args, epoch.process, name, args.log_interval)
 
     metrics = run(task.get_eval_model(), 'Validation')
     if task.has_ema() and not args.model_ema_force_cpu:

@@ -9,16 +9,16 @@ import torch.nn as nn
 
 from timm.data import RealLabelsImagenet, create_loader, create_naflex_loader
 from timm.layers import apply_test_time_pool
-from timm.mim.pretrain.place import default_device, describe_device
+from timm.mim.pretrain.task import default_device, describe_device, speed_up_cuda
 from timm.models import load_checkpoint, reparameterize_model
 from timm.task.evaluator import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from timm.utils import random_seed
 from . import model as models
 from .arguments import check_labels, check_precision
 from .datasets import image_mode, open_dataset, patch_size_of, resolve_image_config
-from .device import Place, precision, set_fused_operations, speed_up_cuda
+from .device import Process, precision, set_fused_operations
 from .errors import MISFITS, UserError, user_errors
-from .evaluation import describe, evaluate
+from .evaluation import evaluate, format_metrics
 
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def validate(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -
     """
     args.prefetcher = not args.no_prefetcher
     args.pretrained = args.pretrained or not args.checkpoint
-    place = _set_up(args)
+    process = _set_up(args)
     model = _create_model(args, create_model)
     num_parameters = sum(p.numel() for p in model.parameters())
     data_config = resolve_image_config(args, model, use_test_size=not args.use_train_size, verbose=True)
@@ -46,7 +46,7 @@ def validate(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -
         model, pooled = apply_test_time_pool(model, data_config)
         data_config['crop_pct'] = 1. if pooled else data_config['crop_pct']
     patch_size = patch_size_of(model)
-    model = _prepare(args, model, place)
+    model = _prepare(args, model, process)
     dataset = open_dataset(
         args,
         args.data or args.data_dir,
@@ -56,9 +56,9 @@ def validate(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -
         seed=args.seed,
         load_bytes=args.tf_preprocessing,
     )
-    loader = _create_loader(args, dataset, data_config, patch_size, place)
-    metrics = _evaluate(args, model, loader, dataset, place)
-    _logger.info(describe(metrics))
+    loader = _create_loader(args, dataset, data_config, patch_size, process)
+    metrics = _evaluate(args, model, loader, dataset, process)
+    _logger.info(format_metrics(metrics))
     return OrderedDict(
         model=args.model,
         **metrics,
@@ -69,7 +69,7 @@ def validate(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -
     )
 
 
-def _set_up(args: argparse.Namespace) -> Place:
+def _set_up(args: argparse.Namespace) -> Process:
     check_precision(args)
     check_labels(args)
     if args.task == 'multilabel' and (args.real_labels or args.metrics_avg):
@@ -78,11 +78,11 @@ def _set_up(args: argparse.Namespace) -> Place:
     chosen = args.device is not None
     args.device = args.device or default_device()
     with user_errors(f'--device {args.device}', RuntimeError):
-        place = precision(args, torch.device(args.device))
-    _logger.info(describe_device(place.device, chosen))
+        process = precision(args, torch.device(args.device))
+    _logger.info(describe_device(process.device, chosen))
     random_seed(args.seed)
     set_fused_operations(args)
-    return place
+    return process
 
 
 def _create_model(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -> nn.Module:
@@ -94,10 +94,10 @@ def _create_model(args: argparse.Namespace, create_model: Callable[..., nn.Modul
     return reparameterize_model(model) if args.reparam else model
 
 
-def _prepare(args: argparse.Namespace, model: nn.Module, place: Place) -> nn.Module:
+def _prepare(args: argparse.Namespace, model: nn.Module, process: Process) -> nn.Module:
     layout = torch.channels_last if args.channels_last else torch.preserve_format
     with user_errors(f'--device {args.device}', AssertionError, RuntimeError):
-        model = _compiled(args, model.to(place.device, place.dtype, memory_format=layout))
+        model = _compiled(args, model.to(process.device, process.dtype, memory_format=layout))
     return nn.DataParallel(model, device_ids=list(range(args.num_gpu))) if args.num_gpu > 1 else model
 
 
@@ -116,11 +116,11 @@ def _create_loader(
         dataset,
         data_config: Dict[str, Any],
         patch_size: Tuple[int, int],
-        place: Place,
+        process: Process,
 ) -> Iterable:
     common = dict(
-        device=place.device,
-        img_dtype=place.dtype,
+        device=process.device,
+        img_dtype=process.dtype,
         batch_size=args.batch_size,
         num_workers=args.workers,
         pin_memory=args.pin_mem,
@@ -140,10 +140,16 @@ def _create_loader(
         dataset, input_size=data_config['input_size'], tf_preprocessing=args.tf_preprocessing, **common)
 
 
-def _evaluate(args: argparse.Namespace, model: nn.Module, loader: Iterable, dataset, place: Place) -> Dict[str, float]:
+def _evaluate(
+        args: argparse.Namespace,
+        model: nn.Module,
+        loader: Iterable,
+        dataset,
+        process: Process,
+) -> Dict[str, float]:
     if args.task == 'multilabel':
-        evaluator = MultiLabelClassificationEvaluator(place.device, threshold=args.multilabel_threshold)
-        return _rounded(evaluate(model, loader, evaluator, args, place, 'Test', args.log_freq))
+        evaluator = MultiLabelClassificationEvaluator(process.device, threshold=args.multilabel_threshold)
+        return _rounded(evaluate(model, loader, evaluator, args, process, 'Test', args.log_freq))
 
     real_labels = None
     if args.real_labels:
@@ -157,8 +163,8 @@ def _evaluate(args: argparse.Namespace, model: nn.Module, loader: Iterable, data
             predictions.add_result(output, target)
 
     metrics = evaluate(
-        model, loader, ClassificationEvaluator(place.device), args, place, 'Test', args.log_freq,
-        after_batch=after_batch, classes=_valid_labels(args, place.device))
+        model, loader, ClassificationEvaluator(process.device), args, process, 'Test', args.log_freq,
+        after_batch=after_batch, classes=_valid_labels(args, process.device))
     if real_labels is not None:
         metrics.update(top1=real_labels.get_accuracy(k=1), top5=real_labels.get_accuracy(k=5))
     results = OrderedDict()

@@ -2,7 +2,6 @@
 import os
 import tempfile
 import time
-from argparse import Namespace
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -10,7 +9,7 @@ import torch
 
 from timm.data import create_dataset
 from timm.mim.pretrain.data.loading import create_train_loader
-from timm.mim.pretrain.options import DEFAULTS
+from timm.mim.pretrain.flags.run_options import RunOptions
 from timm.mim.pretrain.recipes import RECIPES
 
 from ..loading import NUM_FILES, SIZES, STATISTICS, _write_files
@@ -32,7 +31,7 @@ def measure(device: torch.device, workers: int, copies: int, batch: int) -> Dict
         for file in list(Path(folder).rglob('*.jpg')):
             for copy in range(1, copies):
                 os.link(file, file.with_name(f'{file.stem}_{copy}.jpg'))
-        options = Namespace(**{**DEFAULTS, **RECIPES['mae'], 'mim': 'mae', 'batch_size': batch, 'workers': workers})
+        options = RunOptions(**{**RECIPES['mae'], 'mim': 'mae', 'batch_size': batch, 'workers': workers})
         config = dict(input_size=(3, 224, 224), mode='RGB', interpolation='bicubic', crop_pct=1., **STATISTICS)
         loader = create_train_loader(create_dataset('', folder), options, config, device)
         rates = []

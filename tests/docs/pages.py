@@ -5,7 +5,7 @@ from typing import List, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / 'hfdocs' / 'source'
-PAGES = [ROOT / 'README.md', *sorted(SOURCE.rglob('*.mdx'))]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')), *sorted(SOURCE.rglob('*.mdx'))]
 
 _FENCE = re.compile(r'^ {0,3}(`{3,})(\w*)[^`\n]*\n(.*?)^ {0,3}\1[ ]*$', re.MULTILINE | re.DOTALL)
 

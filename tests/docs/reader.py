@@ -88,7 +88,7 @@ class Reader:
 
 def make_files(folder: Path) -> None:
     """Make what pages take for granted: scripts, images, and published checkpoints in which weights are random."""
-    for name in ('train.py', 'validate.py', 'class_weights.py', 'demo.py', 'recipes', 'examples', 'tests'):
+    for name in ('train.py', 'validate.py', 'class_weights.py', 'recipes', 'examples', 'tests'):
         (folder / name).symlink_to(ROOT / name)
     write_images(folder / 'IMAGES', 12)
     for number in range(20):
@@ -150,7 +150,7 @@ def forget_user_modules() -> None:
 def run_program(words: Sequence[str], experiment: str) -> None:
     if words[0] == 'torchrun':
         run_torchrun(words[1:], experiment)
-    elif words[:2] == ('python', 'demo.py'):
+    elif words[:2] == ('python', 'examples/digits.py'):
         run_small_demo(words[1:])
     else:
         assert words[0] == 'python', f'nothing here runs {words[0]}'
@@ -196,7 +196,7 @@ def _run_worker(folder: str, *words: str) -> None:
 
 def run_small_demo(words: Sequence[str]) -> None:
     """The demonstration with next to no training, in a thread."""
-    demo = import_module('demo')
+    demo = import_module('examples.digits')
     with ExitStack() as stack:
         for name in ('PRETRAINING', 'FINE_TUNING'):
             stack.enter_context(mock.patch.dict(getattr(demo, name), steps=2))

@@ -7,7 +7,7 @@ import runpy
 from typing import Any, Dict, List, Optional, Sequence
 
 from timm.mim.pretrain.__main__ import create_parser
-from timm.mim.pretrain.defaults import DEFAULTS
+from timm.mim.pretrain.flags.run_options import DEFAULTS
 from timm.mim.pretrain.flags import parse
 
 ON_CPU = ['--device', 'cpu', '--workers', '0']

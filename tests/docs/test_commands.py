@@ -69,7 +69,7 @@ def reader(tmp_path_factory):
 def test_command(command, reader):
     if command.words[0] == 'make' and not shutil.which('make'):
         pytest.skip('needs make')
-    if 'demo' in str(command):
+    if 'demo' in str(command) or 'digits.py' in str(command):
         pytest.importorskip('matplotlib')
     outcome = reader.run(command.words)
     for start, check in PROMISES.items():
@@ -122,12 +122,12 @@ def check_convert(folder, outcome):
 
 
 def check_coverage(folder, outcome):
-    """The README has its sums."""
-    readme = (ROOT / 'README.md').read_text()
+    """The page has its sums."""
+    page = (ROOT / 'docs' / 'equality.md').read_text()
     for kind, name in (('transformer', 'transformer'), ('hybrid', 'hybrid'), ('token', 'token mixers'),
                        ('cnn', 'convolutional')):
         numbers = re.search(rf'^{kind} +in all +(.*)$', outcome.output, re.MULTILINE)[1].split()
-        assert f'| {name} | {" | ".join(numbers)} |' in readme
+        assert f'| {name} | {" | ".join(numbers)} |' in page
 
 
 def check_demo(folder, outcome):
@@ -155,7 +155,7 @@ PROMISES = {
     'python -m timm.mim.convert': check_convert,
     'python class_weights.py': check_stats,
     'python tests/equivalence/coverage.py': check_coverage,
-    'python demo.py': check_demo,
+    'python examples/digits.py': check_demo,
     'make demo': check_demo,
     'python -m patchset build': check_build,
     'make diff': check_diff,

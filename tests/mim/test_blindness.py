@@ -12,7 +12,7 @@ from registry import registered
 
 from timm.mim import SimMIM, create_mim, factory, list_mim_models, masked_l1_loss
 from timm.mim.method import MIMMethod
-from timm.mim.user_module import import_user_module
+from timm.mim.factory import import_user_module
 from timm.models.beit import Beit
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from test_maskfeat import EXAMPLE
@@ -39,9 +39,9 @@ def overlapping(**kwargs):
 
 
 def assert_blind(method):
-    for training, lean, by in ((False, False, 'nan'), (True, True, 'far')):
+    for training, fast_path, by in ((False, False, 'nan'), (True, True, 'far')):
         method.train(training)
-        method.lean = lean
+        method.fast_path = fast_path
         assert differences(method, by) == (False, [])
     assert sees_visible_pixels(method.eval())
 

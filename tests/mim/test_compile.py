@@ -30,9 +30,9 @@ def train_compiled(method, steps):
     (False, lambda: SimMIM(build('swin', depths=(1, 1)))),
     (True, lambda: IJEPA(build('vit', depth=1), predictor_dim=24, predictor_depth=1)),
 ], ids=['mae', 'simmim', 'simmim_swin', 'ijepa'])
-def test_one_graph(create, lean):
+def test_one_graph(create, fast_path):
     method = create()
-    method.lean = lean
+    method.fast_path = fast_path
     assert train_compiled(method, 3) == [1, 1, 1]
     assert not counters['graph_break']
 
@@ -54,7 +54,7 @@ def test_methods_of_several_image_sizes():
     torch._dynamo.reset()
     for size in (32, 64, 96):
         method = SimMIM(build('vit', depth=1, img_size=size), mask_unit=16)
-        method.lean = True
+        method.fast_path = True
         noise = torch.rand(method.noise_shape(2), generator=torch.Generator().manual_seed(size))
         expected = method(images_for(method), noise=noise).loss
         loss = torch.compile(method, backend='eager')(images_for(method), noise=noise).loss

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from timm.mim import create_mim, factory, hog_target, list_mim_models
-from timm.mim.user_module import import_user_module
+from timm.mim.factory import import_user_module
 from tiny_models import BUILDERS, build, images_for
 
 EXAMPLE = Path(__file__).parents[2] / 'examples' / 'maskfeat.py'

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from timm.mim import MultiBlockSampler, keyed_noise, official_multi_block_masks
-from timm.mim.official_multi_block import OfficialMultiBlockSampler
+from timm.mim.multi_block import OfficialMultiBlockSampler
 
 
 @pytest.mark.parametrize('options', [

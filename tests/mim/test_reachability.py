@@ -4,7 +4,7 @@ import torch
 import torch.nn as nn
 
 from timm.mim import IJEPA, MAE, SimMIM
-from timm.mim.reachability import unreached
+from timm.mim.meta_run import unreached
 from tiny_models import build, images_for
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Callable, Optional
 from unittest import mock
 
-import timm.mim.pretrain.main  # noqa: F401  imported here for all children
+import timm.mim.pretrain.run_loop  # noqa: F401  imported here for all children
 import torch
 from tiny_runs import SCRIPT, environment
 

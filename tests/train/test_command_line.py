@@ -10,12 +10,12 @@ from tiny_runs import SCRIPT, TINY, environment
 
 import timm
 from timm.loss import LOSS_TYPES
-from timm.mim.model_names import nearest_names
+from timm.mim.factory import nearest_names
 from timm.mim.pretrain import __main__ as program
-from timm.mim.pretrain.defaults import DEFAULTS
+from timm.mim.pretrain.flags.run_options import DEFAULTS, METHODS
 from timm.mim.pretrain.flags import OneLineParser, UserError, parse
-from timm.mim.pretrain.flags.methods import METHODS
-from timm.mim.pretrain.place import default_device, describe_device
+
+from timm.mim.pretrain.task import default_device, describe_device
 from timm.mim.pretrain.recipes import RECIPES
 
 RECIPE_FILES = sorted((SCRIPT.parent / 'recipes').glob('*.yaml'))

@@ -5,7 +5,6 @@ import logging
 import resource
 import struct
 import zlib
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from timm.data import ImageDataset, create_transform
 from timm.mim.pretrain.data.datasets import open_data
 from timm.mim.pretrain.data.loading import create_train_loader
 from timm.mim.pretrain.data.reading import ImageKey, KeyedImages, ToMode
-from timm.mim.pretrain.defaults import DEFAULTS
+from timm.mim.pretrain.flags.run_options import DEFAULTS, RunOptions
 from timm.mim.pretrain.errors import UserError
 
 
@@ -80,7 +79,7 @@ def test_another_image_takes_its_place(folder):
 
 def test_workers_agree_on_it(folder):
     def batches(workers):
-        options = Namespace(**{**DEFAULTS, 'data_dir': str(folder), 'batch_size': 4, 'workers': workers})
+        options = RunOptions(**{'data_dir': str(folder), 'batch_size': 4, 'workers': workers})
         config = dict(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bicubic', mode='RGB')
         return list(create_train_loader(open_data(options, 'RGB').train, options, config, torch.device('cpu')))
     for (a, i), (b, j) in zip(batches(0), batches(2)):
@@ -172,7 +171,7 @@ def test_large_image_takes_no_memory(tmp_path):
 
 
 def test_limit_does_not_reach_streams(tmp_path):
-    options = Namespace(**{**DEFAULTS, 'max_pixels': 100, 'batch_size': 2})
+    options = RunOptions(**{'max_pixels': 100, 'batch_size': 2})
     config = dict(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bicubic', mode='RGB')
 
     class Stream(IterableDataset):

@@ -99,7 +99,7 @@ def test_stopped_in_an_evaluation(epoch, code, images, train, tmp_path, monkeypa
 def test_interrupted_before_training(train, images, monkeypatch, capsys, tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
-    monkeypatch.setattr('timm.mim.pretrain.main.open_data', interrupt)
+    monkeypatch.setattr('timm.mim.pretrain.run_loop.open_data', interrupt)
     with pytest.raises(SystemExit) as stopped:
         train(f'--data-dir {images} --output {tmp_path} --experiment run')
     assert stopped.value.code == 130

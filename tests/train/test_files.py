@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 from child_runs import killed_at_change, run_child
 
-from timm.mim.pretrain.files import naming, to_json, write_complete
+from timm.mim.files import naming, to_json, write_complete
 from timm.mim.pretrain.reporting import records, report
-from timm.mim.pretrain.reporting.curves import create_figure
+from timm.mim.pretrain.reporting.report import create_figure
 
 
 def strict(text):

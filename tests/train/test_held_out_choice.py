@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 
 from timm.mim.pretrain.checkpoints import Checkpoint
 from timm.mim.pretrain.data.datasets import open_data
-from timm.mim.pretrain.data.image_names import describe_changes, draw_held_out, fingerprint, image_names
+from timm.mim.pretrain.data.image_folder import describe_changes, draw_held_out, fingerprint, image_names
 from timm.mim.pretrain.errors import UserError
 from timm.mim.pretrain.resume import check_same_data
 

@@ -1,6 +1,5 @@
 """The list of images in a folder: what can be read, each file once, and whether the rest is told."""
 import os
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -10,9 +9,9 @@ from timm.data import ImageDataset
 from timm.data.readers.reader_image_folder import find_images_and_targets
 from timm.mim.pretrain.data.datasets import open_data
 from timm.mim.pretrain.data.image_folder import ImageFolder
-from timm.mim.pretrain.defaults import DEFAULTS
+from timm.mim.pretrain.flags.run_options import RunOptions
 from timm.mim.pretrain.errors import UserError
-from timm.mim.pretrain.probes.labelled import open_probe_data
+from timm.mim.pretrain.probes.probes import open_probe_data
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def names(reader):
 
 
 def opened(folder, **options):
-    return open_data(Namespace(**{**DEFAULTS, 'data_dir': str(folder), **options}), 'RGB')
+    return open_data(RunOptions(**{'data_dir': str(folder), **options}), 'RGB')
 
 
 def test_plain_folder_is_listed_as_by_upstream(folder):

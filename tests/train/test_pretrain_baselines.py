@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from timm.mim import create_mim
-from timm.mim.pretrain.baselines import diffusion_fill
-from timm.mim.pretrain.held_out import MIN_MASKS, HeldOutImages
+from timm.mim.pretrain.held_out import MIN_MASKS, HeldOutImages, diffusion_fill
 
 
 @pytest.fixture(scope='module')

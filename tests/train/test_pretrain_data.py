@@ -1,5 +1,4 @@
 """Which images are trained on and which held out, in what order, with what augmentation."""
-from argparse import Namespace
 from itertools import islice
 from pathlib import Path
 
@@ -9,19 +8,17 @@ import torch
 from PIL import Image
 from tiny_runs import write_images
 
-from timm.mim.pretrain.data.datasets import HELD_OUT_LIMIT, file_names, open_data
-from timm.mim.pretrain.data.held_out_share import load_held_out
-from timm.mim.pretrain.data.image_config import image_mode
-from timm.mim.pretrain.data.loading import create_train_loader
-from timm.mim.pretrain.data.sampler import EpochSampler
-from timm.mim.pretrain.defaults import DEFAULTS
+from timm.mim.pretrain.data.datasets import HELD_OUT_LIMIT, file_names, image_mode, open_data
+from timm.mim.pretrain.held_out import load_held_out
+from timm.mim.pretrain.data.loading import EpochSampler, create_train_loader
+from timm.mim.pretrain.flags.run_options import RunOptions
 from timm.mim.pretrain.recipes import RECIPES
 
 CPU = torch.device('cpu')
 
 
 def options_of(**values):
-    return Namespace(**{**DEFAULTS, **RECIPES['simmim'], 'mim': 'simmim', 'batch_size': 4, 'workers': 0, **values})
+    return RunOptions(**{**RECIPES['simmim'], 'mim': 'simmim', 'batch_size': 4, 'workers': 0, **values})
 
 
 def config_of(channels=3, mode='RGB'):

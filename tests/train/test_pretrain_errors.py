@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny_runs import SCRIPT, environment, write_images
 
-from timm.mim.pretrain.defaults import DEFAULTS
-from timm.mim.pretrain.refused_flags import MEANINGLESS, UNSUPPORTED
+from timm.mim.pretrain.flags.run_options import DEFAULTS
+from timm.mim.pretrain.options import MEANINGLESS, UNSUPPORTED
 
 
 @pytest.fixture(scope='module')

@@ -1,7 +1,7 @@
 """Progress on a terminal and in a file."""
 import logging
 
-from timm.mim.pretrain.reporting.progress import Progress
+from timm.mim.pretrain.reporting.console import Progress
 
 
 def test_lines(caplog):
@@ -15,7 +15,7 @@ def test_lines(caplog):
 
 def test_rate_leaves_out_pauses(monkeypatch, caplog):
     clock = iter([0.0, 4.0, 104.0, 106.0])
-    monkeypatch.setattr('timm.mim.pretrain.reporting.progress.time.perf_counter', lambda: next(clock))
+    monkeypatch.setattr('timm.mim.pretrain.reporting.console.time.perf_counter', lambda: next(clock))
     with caplog.at_level(logging.INFO):
         progress = Progress(0, 12, images_per_update=10)
         progress.report(0, 4, 1.0, 0.1)  # 4 updates in 4 s

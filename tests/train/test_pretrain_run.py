@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_runs import write_images
 
 import timm
-from timm.mim.pretrain.build_method import create_method
+from timm.mim.pretrain.task import create_method
 from timm.mim.pretrain.options import resolve_options
 
 

@@ -1,5 +1,4 @@
 """The parts that decide on a step: guard, signal, means, schedules, optimizer."""
-import argparse
 import math
 import signal
 
@@ -8,12 +7,10 @@ import torch
 import torch.nn as nn
 
 from timm.mim import create_mim
-from timm.mim.pretrain.defaults import DEFAULTS
-from timm.mim.pretrain.means import RunningMeans
-from timm.mim.pretrain.optimizer import create_optimizer
-from timm.mim.pretrain.schedules import Schedules, WeightDecaySchedule
-from timm.mim.pretrain.step_guard import StepGuard, Verdict
-from timm.mim.pretrain.stop_signal import StopSignal
+from timm.mim.pretrain.flags.run_options import RunOptions
+from timm.mim.pretrain.trainer import RunningMeans, StepGuard, Verdict
+from timm.mim.pretrain.task import Schedules, WeightDecaySchedule, create_optimizer
+from timm.mim.pretrain.errors import StopSignal
 from timm.models import create_model
 from timm.optim import create_optimizer_v2
 
@@ -128,8 +125,8 @@ def test_means_after_an_interruption(place):
 def test_learning_rate_steps_at_every_update(sched, after_warm_up):
     """Five epochs of eight updates, the first of them warm-up, by the formulas of the papers."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=2.)
-    options = argparse.Namespace(**{
-        **DEFAULTS, 'sched': sched, 'epochs': 5, 'warmup_epochs': 1, 'decay_milestones': [2, 4]})
+    options = RunOptions(**{
+        'sched': sched, 'epochs': 5, 'warmup_epochs': 1, 'decay_milestones': [2, 4]})
     schedules = Schedules(optimizer, options, updates_per_epoch=8)
     for update in range(40):
         schedules.step(update)
@@ -168,7 +165,7 @@ def test_weight_decay_stays_without_an_end():
 
 
 def options_of(**values):
-    return argparse.Namespace(**{**DEFAULTS, **values})
+    return RunOptions(**values)
 
 
 @pytest.mark.parametrize('opt, opt_kwargs, fused', [

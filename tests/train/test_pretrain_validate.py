@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_runs import SCRIPT, write_images
 
 from timm.mim import create_mim
-from timm.mim.noise import keyed_noise
+from timm.mim.masking import keyed_noise
 
 
 @pytest.fixture(scope='module')

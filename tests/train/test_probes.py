@@ -10,12 +10,14 @@ import timm
 from timm.mim import create_mim
 from timm.mim.pretrain.errors import UserError
 from timm.mim.pretrain.options import resolve_options
-from timm.mim.pretrain.probes.attentive import attentive_predict
-from timm.mim.pretrain.probes.labelled import open_probe_data
-from timm.mim.pretrain.probes.features import read_features, resolve_layers
-from timm.mim.pretrain.probes.knn import knn_predict
-from timm.mim.pretrain.probes.linear import fit_logistic_regression, linear_predict, standardize
-from timm.mim.pretrain.probes.probes import Probes
+from timm.mim.pretrain.probes.classifiers import (
+    attentive_predict,
+    fit_logistic_regression,
+    knn_predict,
+    linear_predict,
+    standardize,
+)
+from timm.mim.pretrain.probes.probes import Probes, open_probe_data, read_features, resolve_layers
 
 
 def toy(num_images, spread, num_classes=4, channels=12, seed=0):
@@ -203,8 +205,8 @@ def make_probes(tmp_path):
     method = create_mim('simmim', 'test_vit', img_size=32, mask_unit=16).eval()
 
     def make(rank=0, world_size=1):
-        place = Namespace(device='cpu', rank=rank, world_size=world_size, distributed=False)
-        return Probes(options, method, config, place), method
+        process = Namespace(device='cpu', rank=rank, world_size=world_size, distributed=False)
+        return Probes(options, method, config, process), method
     return make
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from timm.mim.pretrain.build_method import create_method
+from timm.mim.pretrain.task import create_method
 from timm.mim.pretrain.options import resolve_learning_rate, resolve_options
 
 RECIPES = {path.stem: path for path in (Path(__file__).parents[2] / 'recipes').glob('*.yaml')}

@@ -11,22 +11,61 @@ import torch.nn as nn
 from run_folders import equal, load
 
 from timm.mim.pretrain.checkpoints import Checkpoint
-from timm.mim.pretrain.defaults import DEFAULTS
 from timm.mim.pretrain.errors import UserError
-from timm.mim.pretrain.optimizer import create_optimizer
-from timm.mim.pretrain.options import resolve_learning_rate
-from timm.mim.pretrain.refused_flags import MEANINGLESS, UNSUPPORTED
-from timm.mim.pretrain.resume import restore_optimizer
-from timm.mim.pretrain.resume_options import (
-    BEGINNING,
-    SAME,
-    SAME_OPTIMIZER,
-    SAME_WITHIN_EPOCH,
-    TAKES_EFFECT,
-    changes,
-    check_same_run,
+from timm.mim.pretrain.flags import run_options
+from timm.mim.pretrain.flags.run_options import DEFAULTS, names_with
+from timm.mim.pretrain.options import MEANINGLESS, UNSUPPORTED, resolve_learning_rate
+from timm.mim.pretrain.resume import changes, check_same_run, restore_optimizer
+from timm.mim.pretrain.task import Schedules, create_optimizer
+
+# They decide what is learned, and what is measured: a change is refused.
+SAME = (
+    'mim', 'mim_kwargs', 'mask_ratio', 'mask_unit', 'model', 'model_kwargs', 'img_size', 'in_chans', 'input_size',
+    'input_img_mode', 'mean', 'std', 'interpolation', 'crop_pct',
 )
-from timm.mim.pretrain.schedules import Schedules
+
+# The state of the optimizer was made with them: a change is refused, unless --no-resume-opt drops that state.
+SAME_OPTIMIZER = (
+    'opt', 'opt_eps', 'opt_betas', 'momentum', 'opt_kwargs', 'layer_decay', 'layer_decay_min_scale',
+    'layer_decay_no_opt_scale',
+)
+
+# They decide which image is seen when: a change is refused within an epoch.
+SAME_WITHIN_EPOCH = ('seed',)
+
+# They decide how a run begins: a new value is refused; leaving them out changes nothing.
+BEGINNING = ('pretrained', 'pretrained_path', 'initial_checkpoint', 'start_epoch')
+
+# A change takes effect from the checkpoint on.
+TAKES_EFFECT = (
+    # dataset
+    'data_dir', 'dataset', 'train_split', 'val_split', 'train_num_samples', 'val_num_samples', 'dataset_download',
+    'dataset_trust_remote_code', 'input_key', 'target_key', 'max_unreadable', 'max_pixels',
+    # model
+    'drop_path', 'grad_checkpointing', 'channels_last', 'fast_norm', 'torchcompile', 'torchcompile_mode',
+    # device
+    'device', 'amp', 'amp_dtype', 'no_ddp_bb', 'synchronize_step', 'device_modules', 'fsdp',
+    # batches
+    'batch_size', 'validation_batch_size', 'grad_accum_steps', 'epoch_repeats', 'workers', 'pin_mem',
+    # optimizer
+    'weight_decay', 'weight_decay_end', 'clip_grad', 'clip_mode',
+    # schedule
+    'lr', 'lr_base', 'lr_base_size', 'lr_base_scale', 'sched', 'epochs', 'stop_epoch', 'save_epochs', 'warmup_epochs',
+    'warmup_lr', 'warmup_prefix', 'min_lr', 'cooldown_epochs', 'decay_milestones', 'decay_epochs', 'decay_rate',
+    'lr_noise', 'lr_noise_pct', 'lr_noise_std', 'lr_cycle_mul', 'lr_cycle_decay', 'lr_cycle_limit', 'lr_k_decay',
+    'lr_decay_fn', 'lr_stable_timescale',
+    # augmentation
+    'no_aug', 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob',
+    'grayscale_prob', 'gaussian_blur_prob', 'aa', 'train_interpolation',
+    # exponential moving average
+    'model_ema', 'model_ema_decay', 'model_ema_warmup',
+    # reports, probes and trackers
+    'log_interval', 'val_interval', 'recovery_interval', 'checkpoint_hist', 'log_tensorboard', 'log_wandb',
+    'wandb_project', 'wandb_tags', 'wandb_resume_id', 'mim_probe_dir', 'mim_probe', 'mim_probe_interval',
+    'mim_probe_layers', 'mim_probe_pool', 'mim_module',
+    # where it goes on
+    'output', 'experiment', 'resume', 'no_resume_opt',
+)
 
 OPTIONS = {**DEFAULTS, 'mim': 'simmim', 'warmup_epochs': 2, 'epochs': 10}
 UPDATES = 5  # of an epoch
@@ -42,11 +81,13 @@ def checkpoint_of(update=7, in_place=True, **given):
 
 
 def test_every_option_has_its_place(script):
-    """A new flag is to be put into one of these lists."""
+    """A new option needs a decision: put it into one of these lists."""
     listed = [*SAME, *SAME_OPTIMIZER, *SAME_WITHIN_EPOCH, *BEGINNING, *TAKES_EFFECT]
     flags = {action.dest for action in script.parser._actions} - {'help', 'config', 'data'}
     assert len(listed) == len(set(listed))
     assert set(listed) == flags - MEANINGLESS.keys() - UNSUPPORTED.keys() == set(DEFAULTS)
+    for rule in ('SAME', 'SAME_OPTIMIZER', 'SAME_WITHIN_EPOCH', 'BEGINNING', 'TAKES_EFFECT'):
+        assert set(globals()[rule]) == set(names_with(resume=getattr(run_options, rule)))
 
 
 @pytest.mark.parametrize('name', [*SAME, *SAME_OPTIMIZER, *SAME_WITHIN_EPOCH, *BEGINNING])

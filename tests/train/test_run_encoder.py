@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import timm
-from timm.mim.pretrain.build_method import create_method
+from timm.mim.pretrain.task import create_method
 from timm.mim.pretrain.encoder_files import save_encoder
 from timm.mim.pretrain.options import resolve_options
 from timm.models import _hub

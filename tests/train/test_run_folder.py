@@ -16,9 +16,8 @@ from run_folders import epochs, load
 
 from timm.mim.pretrain import checkpoints, run_folder
 from timm.mim.pretrain.errors import UserError
-from timm.mim.pretrain.folder_lock import LOCK, FolderLock
+from timm.mim.pretrain.run_folder import LOCK, FolderLock, claim_run_folder, lies_in
 from timm.mim.pretrain.resume import find_checkpoint
-from timm.mim.pretrain.run_folder import claim_run_folder, lies_in
 
 FLAGS = '--epoch-repeats 4 --lr 2e-3'  # of `finished_run`
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny_runs import write_images
 
-from timm.mim.pretrain.reporting.curves import create_figure
-from timm.mim.pretrain.reporting.memory import peak_memory
+from timm.mim.pretrain.reporting.report import create_figure
+from timm.mim.pretrain.reporting.console import peak_memory
 from timm.mim.pretrain.reporting.records import Records
 
 

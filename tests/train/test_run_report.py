@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from timm.mim.pretrain.reporting import environment
+from timm.mim.pretrain.reporting import report
 from timm.mim.pretrain.reporting.report import Report
 
 CHROMIUM = os.environ.get('CHROMIUM') or next(
@@ -140,15 +140,15 @@ def test_commit_of_the_package(monkeypatch, tmp_path):
     git('init', '-q')
     git('add', 'file')
     git('commit', '-qm', 'first')
-    monkeypatch.setattr(environment.timm, '__file__', str(tmp_path / 'build' / 'timm' / '__init__.py'))
-    monkeypatch.setattr(environment, 'distribution', lambda name: SimpleNamespace(read_text=lambda file: None))
-    assert environment.package_commit() is None  # somebody else's repository, with an environment in it
+    monkeypatch.setattr(report.timm, '__file__', str(tmp_path / 'build' / 'timm' / '__init__.py'))
+    monkeypatch.setattr(report, 'distribution', lambda name: SimpleNamespace(read_text=lambda file: None))
+    assert report.package_commit() is None  # somebody else's repository, with an environment in it
     (tmp_path / 'upstream.lock.json').write_text('{}')
     head = subprocess.run(
         ['git', '-C', str(tmp_path), 'rev-parse', 'HEAD'], capture_output=True, text=True).stdout.strip()
-    assert environment.package_commit() == head[:12]
+    assert report.package_commit() == head[:12]
     (tmp_path / 'file').write_text('2')
-    assert environment.package_commit() == head[:12] + '+'
+    assert report.package_commit() == head[:12] + '+'
     direct = json.dumps(dict(url='https://x', vcs_info=dict(vcs='git', commit_id='ab' * 20)))
-    monkeypatch.setattr(environment, 'distribution', lambda name: SimpleNamespace(read_text=lambda file: direct))
-    assert environment.package_commit() == 'abababababab'
+    monkeypatch.setattr(report, 'distribution', lambda name: SimpleNamespace(read_text=lambda file: direct))
+    assert report.package_commit() == 'abababababab'

@@ -59,10 +59,10 @@ def test_wandb_is_told_of_a_run_that_did_not_end_well(fault, code, train, images
     if fault == 'not finite':
         flags += ' --lr 1e30'
     elif fault == 'stopped':
-        monkeypatch.setattr('timm.mim.pretrain.stop_signal.StopSignal.__bool__', lambda self: True)
+        monkeypatch.setattr('timm.mim.pretrain.errors.StopSignal.__bool__', lambda self: True)
     else:
         # the last file of a run
-        monkeypatch.setattr('timm.mim.pretrain.reporting.summary.save_results', _no_space)
+        monkeypatch.setattr('timm.mim.pretrain.reporting.console.save_results', _no_space)
     with pytest.raises(SystemExit) as stopped:
         train(flags)
     assert stopped.value.code == code

@@ -4,7 +4,7 @@ import pytest
 
 from timm.mim.pretrain.data.samples import open_samples
 from timm.mim.pretrain.errors import UserError
-from timm.mim.pretrain.probes.labelled import open_probe_data
+from timm.mim.pretrain.probes.probes import open_probe_data
 
 datasets = pytest.importorskip('sklearn.datasets')
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from timm.mim.pretrain import stop_signal
-from timm.mim.pretrain.reporting.command import go_on_command, typed_command
-from timm.mim.pretrain.stop_signal import SIGNALS, StopSignal
+from timm.mim.pretrain import errors
+from timm.mim.pretrain.reporting.report import go_on_command, typed_command
+from timm.mim.pretrain.errors import SIGNALS, StopSignal
 
 
 def raise_signal(number):
@@ -36,8 +36,8 @@ def test_every_signal_is_acknowledged(capfd):
 
 def test_second_signal_stops_now(monkeypatch, capfd):
     died = []
-    monkeypatch.setattr(stop_signal, '_die_of', died.append)
-    monkeypatch.setattr(stop_signal, '_SAME_REQUEST', 0.1)
+    monkeypatch.setattr(errors, '_die_of', died.append)
+    monkeypatch.setattr(errors, '_SAME_REQUEST', 0.1)
     with StopSignal():
         raise_signal(signal.SIGTERM)
         raise_signal(signal.SIGTERM)  # timeout(1) sends it twice

@@ -12,6 +12,7 @@ from tiny_runs import SCRIPT
 
 import timm
 from timm.data import create_dataset, create_loader
+from timm.mim.pretrain.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -123,6 +124,6 @@ def test_file_of_models(run, tmp_path):
     ('--checkpoint {checkpoints}/1.pth.tar --num-classes 3', '--checkpoint'),
 ])
 def test_mistake(flags, message, run, checkpoints):
-    with pytest.raises(ValueError, match=message) as stopped:
+    with pytest.raises(UserError, match=message) as stopped:
         run(flags.format(checkpoints=checkpoints))
     assert stopped.type.__name__ == 'UserError' and '\n' not in str(stopped.value)

@@ -11,11 +11,10 @@ from test_pretrain_data import CPU, config_of, options_of
 from tiny_runs import write_images
 
 from timm.data import create_transform
-from timm.mim.pretrain.data import tensor_transforms
+from timm.mim.pretrain.data import reading
 from timm.mim.pretrain.data.datasets import open_data
 from timm.mim.pretrain.data.loading import create_train_loader
-from timm.mim.pretrain.data.reading import ToMode
-from timm.mim.pretrain.data.tensor_transforms import on_tensors, read_jpeg, to_tensor
+from timm.mim.pretrain.data.reading import ToMode, on_tensors, read_jpeg, to_tensor
 
 pytestmark = pytest.mark.filterwarnings('ignore:The image decoding:DeprecationWarning')
 
@@ -117,7 +116,7 @@ def test_without_the_decoder_of_torchvision(monkeypatch):
     data = encode(photograph())
     _, by_tensor = pair()
     expected = drawn(by_tensor, data, 0)
-    monkeypatch.setattr(tensor_transforms, 'decode_jpeg', None)
+    monkeypatch.setattr(reading, 'decode_jpeg', None)
     assert (drawn(by_tensor, data, 0) - expected).abs().max() <= 4
 
 
@@ -127,8 +126,8 @@ def write_jpegs(folder, count):
         (folder / f'{number:02d}.jpg').write_bytes(encode(photograph((60 + number, 50))))
 
 
-def batches(options, mode='RGB', **place):
-    loader = create_train_loader(open_data(options, mode).train, options, config_of(mode=mode), CPU, **place)
+def batches(options, mode='RGB', **process):
+    loader = create_train_loader(open_data(options, mode).train, options, config_of(mode=mode), CPU, **process)
     return [images for images, _ in loader]
 
 

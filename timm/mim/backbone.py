@@ -1,4 +1,4 @@
-""" What a Masked Image Modeling Method Has to Know of a Model, and Does With It
+"""What a Masked Image Modeling Method Has to Know of a Model, and Does With It
 
 Everything is read off the model by the embed / stages protocol, nothing is derived from a number of tokens. What the
 protocol does not tell is found by a dry run, see `meta_run`.
@@ -11,10 +11,10 @@ import torch.nn as nn
 from timm.layers import PatchDropout, PatchDropoutWithIndices
 from timm.models import get_model_input_config, has_embed_stages
 
-from .output import ImageSizeError, MIMUnsupportedError
+from .errors import ImageSizeError, MIMUnsupportedError, first_line
 
 __all__ = [
-    'check_divides', 'encode_visible', 'encode_with_mask_token', 'feature_map', 'first_line', 'insert_mask_token',
+    'check_divides', 'encode_visible', 'encode_with_mask_token', 'feature_map', 'insert_mask_token',
     'model_input', 'model_name', 'num_prefix_tokens', 'patch_stride', 'refuse_patch_drop', 'remove_unused', 'to_pair',
     'unsupported_reason',
 ]
@@ -31,7 +31,7 @@ _LARGE_IMAGE = 1 << 20
 
 
 def to_pair(value: Any, name: str) -> Tuple[int, int]:
-    """ Read a size in pixels, one number or (height, width).
+    """Read a size in pixels, one number or (height, width).
 
     Raises:
         ValueError: It is something else, or not positive.
@@ -43,15 +43,13 @@ def to_pair(value: Any, name: str) -> Tuple[int, int]:
 
 
 def model_name(backbone: nn.Module) -> str:
-    """ Name of a model for messages, its class where it was not built by name.
-    """
+    """Name of a model for messages, its class where it was not built by name."""
     config = getattr(backbone, 'pretrained_cfg', None) or {}
     return config.get('architecture') or type(backbone).__name__
 
 
 def model_input(backbone: nn.Module) -> Tuple[int, Tuple[int, int]]:
-    """ Number of channels and size (height, width) of the images that a model was built for.
-    """
+    """Number of channels and size (height, width) of the images that a model was built for."""
     channels, *img_size = get_model_input_config(backbone)['input_size']
     # a model that was not built by timm's factory has no record, its patch embedding knows
     img_size = getattr(getattr(backbone, 'patch_embed', None), 'img_size', None) or img_size
@@ -59,7 +57,7 @@ def model_input(backbone: nn.Module) -> Tuple[int, Tuple[int, int]]:
 
 
 def unsupported_reason(model: Union[nn.Module, Type[nn.Module]], methods: Sequence[str] = ()) -> Optional[str]:
-    """ Why tokens of a model, or model class, cannot be masked, None if they can.
+    """Why tokens of a model, or model class, cannot be masked, None if they can.
 
     Args:
         model: Model or model class.
@@ -75,7 +73,7 @@ def unsupported_reason(model: Union[nn.Module, Type[nn.Module]], methods: Sequen
 
 
 def refuse_patch_drop(backbone: nn.Module) -> None:
-    """ Refuse a model that drops patches by itself, before any could be masked.
+    """Refuse a model that drops patches by itself, before any could be masked.
 
     Raises:
         MIMUnsupportedError: The model was built with `patch_drop_rate`.
@@ -88,7 +86,7 @@ def refuse_patch_drop(backbone: nn.Module) -> None:
 
 
 def remove_unused(backbone: nn.Module, unused: List[str]) -> None:
-    """ Remove the classifier of a model, freeze what else its features do not depend on.
+    """Remove the classifier of a model, freeze what else its features do not depend on.
 
     What is frozen stays in the `state_dict`: a model that `timm.create_model(name, num_classes=0)` builds has it.
 
@@ -108,7 +106,7 @@ def patch_stride(
         img_size: Tuple[int, int],
         grid: str = 'patch_grid',
 ) -> Tuple[int, int]:
-    """ Stride (height, width) of a grid in pixels.
+    """Stride (height, width) of a grid in pixels.
 
     Args:
         backbone: Model with the embed / stages protocol.
@@ -130,15 +128,13 @@ def patch_stride(
 
 
 def feature_map(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """ Feature map (B, C, H', W') of images (B, C, H, W) of which nothing is masked.
-    """
+    """Feature map (B, C, H', W') of images (B, C, H, W) of which nothing is masked."""
     grid = backbone.patch_grid((images.shape[-2], images.shape[-1]))
     return backbone.features_to_map(backbone.forward_stages(backbone.embed(images)), grid)
 
 
 def num_prefix_tokens(backbone: nn.Module) -> int:
-    """ Number of prefix tokens in front of the patches in what `forward_stages` returns.
-    """
+    """Number of prefix tokens in front of the patches in what `forward_stages` returns."""
     return getattr(backbone, 'num_prefix_tokens', 0)
 
 
@@ -195,7 +191,7 @@ def check_divides(
         grid: Tuple[int, int],
         stride: Tuple[int, int],
 ) -> None:
-    """ Check that cells of a stride tile an image.
+    """Check that cells of a stride tile an image.
 
     Args:
         backbone: Model, for the message.
@@ -210,9 +206,3 @@ def check_divides(
         raise ImageSizeError(
             f'{model_name(backbone)} takes images whose height is a multiple of {stride[0]} and width a multiple of '
             f'{stride[1]}, got {img_size[0]} x {img_size[1]} pixels.')
-
-
-def first_line(error: Exception) -> str:
-    """ First line of the message of an error, its type if it has none.
-    """
-    return str(error).strip().split('\n')[0] or type(error).__name__

@@ -1,7 +1,8 @@
-""" Decoders of Masked Image Modeling
+"""Decoders of masked image modeling, and the fixed positions that they add.
 
 Shape letters: B batch, H x W the grid of patches, N = H * W, P prefix tokens, K kept patches, C channels.
 """
+
 from functools import partial
 from typing import Callable, Optional, Tuple
 
@@ -14,13 +15,44 @@ from timm.models import checkpoint_seq
 from timm.models._embed_stages import gather_patches
 from timm.models.vision_transformer import Block
 
-from .positions import sincos_position_embedding
+__all__ = ['MaskedDecoder', 'PixelDecoder', 'init_xavier', 'pixel_shuffle', 'sincos_position_embedding']
 
-__all__ = ['MaskedDecoder', 'PixelDecoder', 'init_xavier', 'pixel_shuffle']
+
+def sincos_position_embedding(grid_size: Tuple[int, int], dim: int) -> torch.Tensor:
+    """2-D sine-cosine position embedding of a grid.
+
+    The first half of the channels holds the column, the second half the row, each as the sines and then the cosines of
+    the coordinate at dim / 4 frequencies that fall from 1 towards 1 / 10000, as in `util/pos_embed.py` of
+    facebookresearch/mae.
+
+    Args:
+        grid_size: Grid (H, W).
+        dim: Number of channels, a multiple of 4.
+
+    Returns:
+        Embedding of shape (H * W, dim), float32, row-major over the grid.
+
+    Raises:
+        ValueError: The number of channels is no multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f'A sine-cosine position embedding has a multiple of 4 channels, got {dim}.')
+    rows, columns = (_encode_coordinates(size, dim // 4) for size in grid_size)  # (H, dim / 2), (W, dim / 2)
+    height, width = grid_size
+    columns, rows = columns.unsqueeze(0).expand(height, -1, -1), rows.unsqueeze(1).expand(-1, width, -1)
+    return torch.cat([columns, rows], dim=2).flatten(0, 1).float()
+
+
+def _encode_coordinates(size: int, num_frequencies: int) -> torch.Tensor:
+    # double precision, as the references, wherever the model is
+    exponents = torch.arange(num_frequencies, dtype=torch.float64, device='cpu') / num_frequencies
+    coordinates = torch.arange(size, dtype=torch.float64, device='cpu')
+    angles = coordinates.unsqueeze(1) * 10000. ** -exponents  # (size, num_frequencies)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def pixel_shuffle(x: torch.Tensor, stride: Tuple[int, int]) -> torch.Tensor:
-    """ Rearrange channels as pixels, `torch.nn.functional.pixel_shuffle` for a stride that need not be square.
+    """Rearrange channels as pixels, `torch.nn.functional.pixel_shuffle` for a stride that need not be square.
 
     Args:
         x: Tensor of shape (B, C * stride[0] * stride[1], H, W), the channels in the order (channel, row, column).
@@ -38,7 +70,7 @@ def pixel_shuffle(x: torch.Tensor, stride: Tuple[int, int]) -> torch.Tensor:
 
 
 class PixelDecoder(nn.Module):
-    """ Predicts the pixels under each cell of a feature map with one linear layer.
+    """Predicts the pixels under each cell of a feature map with one linear layer.
 
     The one-layer prediction head of `SimMIM: A Simple Framework for Masked Image Modeling`
         - https://arxiv.org/abs/2111.09886
@@ -64,12 +96,11 @@ class PixelDecoder(nn.Module):
             feature_dim, out_chans * stride[0] * stride[1], kernel_size=1, device=device, dtype=dtype)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """ Predict pixels (B, out_chans, H * stride[0], W * stride[1]) from features (B, feature_dim, H, W).
-        """
+        """Predict pixels (B, out_chans, H * stride[0], W * stride[1]) from features (B, feature_dim, H, W)."""
         return pixel_shuffle(self.proj(features), self.stride)
 
     def forward_tokens(self, features: torch.Tensor) -> torch.Tensor:
-        """ Predict the pixels of single cells (B, N, feature_dim), each flattened in the order (row, column, channel).
+        """Predict the pixels of single cells (B, N, feature_dim), each flattened in the order (row, column, channel).
         """
         # the channels of the layer are in the order (channel, row, column)
         def pixels_first(parameter: torch.Tensor) -> torch.Tensor:
@@ -79,8 +110,7 @@ class PixelDecoder(nn.Module):
 
 
 def init_xavier(module: nn.Module) -> None:
-    """ Initialise a linear layer as MAE does: uniform Xavier weight, zero bias. Other modules are left alone.
-    """
+    """Initialise a linear layer as MAE does: uniform Xavier weight, zero bias. Other modules are left alone."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -88,7 +118,7 @@ def init_xavier(module: nn.Module) -> None:
 
 
 class MaskedDecoder(nn.Module):
-    """ Transformer over a grid of patch tokens, part of which are replaced by a mask token.
+    """Transformer over a grid of patch tokens, part of which are replaced by a mask token.
 
     It serves as the decoder of MAE and as the predictor of I-JEPA: what differs between the two, the projection of the
     encoder's features to its width and the head that makes a prediction of its output, lives outside.
@@ -163,8 +193,7 @@ class MaskedDecoder(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """ Initialise the weights as MAE does.
-        """
+        """Initialise the weights as MAE does."""
         self.apply(init_xavier)
         nn.init.normal_(self.mask_token, std=.02)
         if isinstance(self.pos_embed, nn.Parameter):
@@ -177,7 +206,7 @@ class MaskedDecoder(nn.Module):
             idx_mask: Optional[torch.Tensor] = None,
             mask: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
-        """ Replace masked patches by the mask token, add positions, run the blocks and the norm.
+        """Replace masked patches by the mask token, add positions, run the blocks and the norm.
 
         Args:
             x: Tokens of shape (B, P + N, C), the patches in row-major order. What stands at a masked place is not read.

@@ -1,4 +1,4 @@
-""" Hidden States and Attention Maps of a Model That Sees Masked Images
+"""Hidden States and Attention Maps of a Model That Sees Masked Images
 
 By timm's own extraction, `forward_intermediates` and `AttentionExtract`, while the mask token stands in the place of
 masked patches.
@@ -13,7 +13,7 @@ from timm.models import EmbedStagesMixin
 from timm.utils import AttentionExtract
 
 from .backbone import model_name
-from .output import MIMUnsupportedError
+from .errors import MIMUnsupportedError
 
 __all__ = ['attention_maps', 'masked_intermediates']
 
@@ -21,7 +21,7 @@ InsertMaskToken = Callable[[torch.Tensor], torch.Tensor]
 
 
 def masked_intermediates(backbone: nn.Module, images: torch.Tensor, insert: InsertMaskToken, **options: Any) -> Any:
-    """ What `forward_intermediates` of a model gives for images with masked patches.
+    """What `forward_intermediates` of a model gives for images with masked patches.
 
     Args:
         backbone: Model with the embed / stages protocol.
@@ -39,7 +39,7 @@ def masked_intermediates(backbone: nn.Module, images: torch.Tensor, insert: Inse
 
 
 def attention_maps(backbone: nn.Module, images: torch.Tensor, insert: InsertMaskToken) -> Dict[str, torch.Tensor]:
-    """ Attention maps after the softmax, by the names of the modules, of a model in eval mode.
+    """Attention maps after the softmax, by the names of the modules, of a model in eval mode.
 
     Attention is computed without fused kernels for the time of the call, those do not make a map.
 
@@ -67,8 +67,7 @@ def attention_maps(backbone: nn.Module, images: torch.Tensor, insert: InsertMask
 
 @contextmanager
 def _masking(backbone: nn.Module, insert: InsertMaskToken) -> Iterator[None]:
-    """ Replace what the patch embedding of a model returns, which the model's own forward passes do not know of.
-    """
+    """Replace what the patch embedding of a model returns, which the model's own forward passes do not know of."""
     if type(backbone).embed_patches is not EmbedStagesMixin.embed_patches:
         raise MIMUnsupportedError(
             f'{model_name(backbone)} has no hidden states and attention maps of masked images: its patches do not come '

@@ -1,25 +1,75 @@
-""" Masked Image Modeling Factory
+"""Register masked image modeling methods by name, list the models that they serve, and create them.
 
-Methods are registered by name, as timm's models are.
+`import_user_module` imports a file or module of the user's that registers methods or models of its own. Names that do
+not exist are answered with the nearest ones that do.
 """
+
+import importlib
+import importlib.util
 import inspect
-from typing import Any, Callable, Dict, List, Optional, Tuple, Type, Union
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type, Union
 
 import torch.nn as nn
 
-from timm.models import create_model, list_models, resolve_model_input_args
-
+from timm.models import create_model, is_model, list_models, resolve_model_input_args
+from timm.models._registry import get_arch_name
 from .backbone import model_input, to_pair
-from .model_names import is_known_model, nearest_names, unknown_model
-from .output import ImageSizeError
+from .errors import ImageSizeError
 
-__all__ = ['create_mim', 'get_mim', 'list_mim_models', 'list_mims', 'register_mim']
+__all__ = [
+    'create_mim', 'get_mim', 'import_user_module', 'is_known_model', 'list_mim_models', 'list_mims',
+    'nearest_names', 'register_mim', 'unknown_model',
+]
 
 _methods: Dict[str, Type[nn.Module]] = {}  # mapping of method names to classes
 
 
+def is_known_model(name: str) -> bool:
+    """Whether `timm.create_model` knows a model of this name; names with a colon, as of a hub, are not looked up."""
+    return ':' in name or is_model(get_arch_name(name))
+
+
+def nearest_names(name: str, names: Sequence[str], count: int = 3) -> List[str]:
+    """Names that a misspelt one may have meant: first those that begin with it, the shortest first, then similar ones.
+
+    A last part that no name has is left out: `vit_tiny_16` is looked for as `vit_tiny`.
+
+    Args:
+        name: Name that does not exist.
+        names: Names that exist.
+        count: How many to return at most.
+    """
+    similar = get_close_matches(name, names, n=count)
+    start = name
+    while start:
+        longer = sorted((n for n in names if n.startswith(start)), key=lambda n: (len(n), n))
+        if longer:
+            break
+        start = start.rpartition('_')[0]
+    begun = longer if start else []
+    ordered = [*begun, *similar] if start == name else [*similar, *begun]
+    return list(dict.fromkeys(ordered))[:count]
+
+
+def unknown_model(name: str, names: Optional[Sequence[str]] = None, listed_by: str = 'timm.list_models()') -> str:
+    """What is wrong, in one sentence, with a name that no model has, and what may have been meant.
+
+    Args:
+        name: Name that does not exist.
+        names: Names to choose from, of all models if None.
+        listed_by: Call that lists them.
+    """
+    near = nearest_names(name, list_models() if names is None else names)
+    hint = f'did you mean {", ".join(near)}?' if near else f'{listed_by} names those that exist.'
+    return f"'{name}' is no model of timm; {hint}"
+
+
 def register_mim(name: str) -> Callable[[Type[nn.Module]], Type[nn.Module]]:
-    """ Decorator that registers a masked image modeling method.
+    """Decorator that registers a masked image modeling method.
 
     The class takes `(backbone, img_size=None, **options)`. Its class method `unsupported_reason` takes a model or a
     model class and returns why the method cannot serve it, None if it can; `unsupported_model` takes the name of a
@@ -34,13 +84,12 @@ def register_mim(name: str) -> Callable[[Type[nn.Module]], Type[nn.Module]]:
 
 
 def list_mims() -> List[str]:
-    """ Names of the masked image modeling methods.
-    """
+    """Names of the masked image modeling methods."""
     return sorted(_methods)
 
 
 def get_mim(method: str) -> Type[nn.Module]:
-    """ Get the class of a masked image modeling method.
+    """Get the class of a masked image modeling method.
 
     Raises:
         ValueError: There is no method of that name.
@@ -53,7 +102,7 @@ def get_mim(method: str) -> Type[nn.Module]:
 
 
 def list_mim_models(method: str, filter: Union[str, List[str]] = '') -> List[str]:
-    """ Names of the models that a method can serve, found without building any.
+    """Names of the models that a method can serve, found without building any.
 
     Each of them can be created with the defaults of the method, and is blind to masked pixels: if those are replaced by
     others, neither the prediction changes, nor any gradient that does not come from the target. The test suite checks
@@ -75,7 +124,7 @@ def create_mim(
         model_kwargs: Optional[Dict[str, Any]] = None,
         **options: Any,
 ) -> nn.Module:
-    """ Create a masked image modeling method on a model.
+    """Create a masked image modeling method on a model.
 
     A model that is given is changed in place, and belongs to the method from then on: its classifier is removed, and
     parameters that the method does not train no longer require a gradient.
@@ -143,3 +192,36 @@ def _create_backbone(name: str, img_size: Optional[Any], model_kwargs: Dict[str,
         img_size = to_pair(img_size, 'img_size')
     model_args = resolve_model_input_args(name, dict(img_size=img_size), **{**model_kwargs, 'num_classes': 0})
     return create_model(**model_args)
+
+
+def import_user_module(name: str) -> ModuleType:
+    """Import a module by name, or a file that need not be on the path; a file once only, as modules are.
+
+    What it registers by `register_mim` or timm's `register_model` is there afterwards.
+
+    Args:
+        name: Name of a module, or path of a file that ends in .py.
+
+    Raises:
+        ImportError: There is no such module or file, or it does not run.
+    """
+    try:
+        return _import_file(Path(name).resolve()) if name.endswith('.py') else importlib.import_module(name)
+    except Exception as error:  # whatever a user's code raises
+        raise ImportError(f'{type(error).__name__}: {error}') from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    # a name that no other module has, the file may be called timm.py
+    module_name = f'{path.stem} ({path})'
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses, for one, look up the module of a class while it is made
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module

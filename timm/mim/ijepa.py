@@ -1,4 +1,4 @@
-""" I-JEPA
+"""I-JEPA
 
 Predicts features of blocks of an image from the rest of it, features that a moving average of the encoder makes of the
 whole image.
@@ -25,13 +25,13 @@ from timm.models._embed_stages import gather_patches
 
 from .backbone import encode_visible, num_prefix_tokens, remove_unused
 from .decoder import MaskedDecoder
+from .errors import MIMUnsupportedError
 from .factory import register_mim
-from .lean import decode_masked, embed_visible, embeds_patches
+from .fast_path import decode_masked, embed_visible, embeds_patches
 from .masking import scatter_patches
 from .meta_run import dry_run, dry_run_visible
-from .multi_block import MultiBlockMasks, MultiBlockSampler
-from .official_multi_block import OfficialMultiBlockSampler
-from .output import MIMOutput, MIMUnsupportedError, View
+from .multi_block import MultiBlockMasks, MultiBlockSampler, OfficialMultiBlockSampler
+from .output import MIMOutput, View
 from .targets import patchify
 from .teacher import EMATeacherMethod, check_momentum
 
@@ -42,7 +42,7 @@ _SAMPLERS = dict(unbiased=MultiBlockSampler, official=OfficialMultiBlockSampler)
 
 @register_mim('ijepa')
 class IJEPA(EMATeacherMethod):
-    """ I-JEPA on any model that can drop tokens.
+    """I-JEPA on any model that can drop tokens.
 
     `backbone` is the context encoder. The target encoder is its moving average, which follows by
     `method.update_target(step / num_steps)` after each step of the optimizer.
@@ -142,13 +142,13 @@ class IJEPA(EMATeacherMethod):
         Returns:
             Features of shape (B, T, M, C).
         """
-        if self.lean and embeds_patches(self.backbone):
+        if self.fast_path and embeds_patches(self.backbone):
             patches = patchify(images, self.patch_stride)
             context = self.backbone.forward_stages(
                 embed_visible(self.backbone, patches, mask.context, self.grid_size))
         else:
             context = encode_visible(self.backbone, images, mask.context)
-        predict = self._predict_masked if self.lean else self._predict
+        predict = self._predict_masked if self.fast_path else self._predict
         return predict(context[:, self.num_prefix_tokens:], mask).float()
 
     def make_target(self, images: torch.Tensor, mask: MultiBlockMasks) -> torch.Tensor:
@@ -184,19 +184,16 @@ class IJEPA(EMATeacherMethod):
 
     @property
     def encoder(self) -> nn.Module:
-        """ The target encoder, which the paper evaluates.
-        """
+        """The target encoder, which the paper evaluates."""
         return self.target_encoder
 
     def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
-        """ The loss of predicting the same features everywhere, the mean of the targets.
-        """
+        """The loss of predicting the same features everywhere, the mean of the targets."""
         mean = output.target.mean(dim=(0, 1, 2), keepdim=True)
         return dict(loss_of_constant=F.smooth_l1_loss(mean.expand_as(output.target), output.target))
 
     def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
-        """ The context, which the encoder sees, and the target blocks, whose features are predicted.
-        """
+        """The context, which the encoder sees, and the target blocks, whose features are predicted."""
         masks = self.make_mask(noise)
         views = [View('original', images), View('context', images, self.pixel_mask(self.hidden_patches(masks)))]
         for number, block in enumerate(self.target_mask(masks.targets).unbind(1), start=1):
@@ -204,14 +201,12 @@ class IJEPA(EMATeacherMethod):
         return views
 
     def target_mask(self, targets: torch.Tensor) -> torch.Tensor:
-        """ The patches of target blocks (B, T, M), as masks (B, T, h, w) bool.
-        """
+        """The patches of target blocks (B, T, M), as masks (B, T, h, w) bool."""
         mask = torch.zeros(*targets.shape[:2], self.num_patches, dtype=torch.bool, device=targets.device)
         return mask.scatter(2, targets, True).unflatten(2, self.grid_size)
 
     def noise_shape(self, batch_size: int) -> Tuple[int, int]:
-        """ Shape (B, values per sample) of the noise that makes the masks of a batch.
-        """
+        """Shape (B, values per sample) of the noise that makes the masks of a batch."""
         return batch_size, self.sampler.noise_size
 
     @torch.jit.ignore
@@ -226,8 +221,7 @@ class IJEPA(EMATeacherMethod):
         self.predictor.set_grad_checkpointing(enable)
 
     def _predict(self, context: torch.Tensor, masks: MultiBlockMasks) -> torch.Tensor:
-        """ Predict the features (B, T, M, C) of each target block by itself, from the context (B, K, C).
-        """
+        """Predict the features (B, T, M, C) of each target block by itself, from the context (B, K, C)."""
         batch_size, num_targets, length = masks.targets.shape
         tokens = scatter_patches(self.predictor_embed(context), masks.context, self.num_patches)
 
@@ -240,15 +234,13 @@ class IJEPA(EMATeacherMethod):
         return self.predictor_proj(decoded[:, -length:]).unflatten(0, (batch_size, num_targets))
 
     def _predict_masked(self, context: torch.Tensor, masks: MultiBlockMasks) -> torch.Tensor:
-        """ What `_predict` makes of the context (B, K, C), by less work.
-        """
+        """What `_predict` makes of the context (B, K, C), by less work."""
         targets = masks.targets.flatten(0, 1)  # (B * T, M)
         decoded = decode_masked(self.predictor, self.predictor_embed(context), masks.context, targets)
         return self.predictor_proj(decoded).unflatten(0, masks.targets.shape[:2])
 
     def _check_masks(self, masks: Tuple[torch.Tensor, torch.Tensor], images: torch.Tensor) -> MultiBlockMasks:
-        """ Check a caller's masks, but for the values of the indices, which are on the device.
-        """
+        """Check a caller's masks, but for the values of the indices, which are on the device."""
         masks = MultiBlockMasks(*masks)
         for name, indices, ndim in (('context', masks.context, 2), ('targets', masks.targets, 3)):
             if indices.dtype != torch.int64 or indices.ndim != ndim or len(indices) != len(images):
@@ -261,8 +253,7 @@ class IJEPA(EMATeacherMethod):
         return masks
 
     def _init_predictor(self) -> None:
-        """ Initialise the predictor as the reference does, the output of each block weighted down with its depth.
-        """
+        """Initialise the predictor as the reference does, the output of each block weighted down with its depth."""
         for module in (self.predictor_embed, self.predictor_proj, *self.predictor.modules()):
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=.02)
@@ -275,15 +266,14 @@ class IJEPA(EMATeacherMethod):
 
 
 def _num_heads(backbone: nn.Module, width: int) -> int:
-    """ Number of attention heads of the first block, 12 where no block tells, or the next lower that divides a width.
-    """
+    """Number of attention heads of the first block, 12 where no block tells, or the next lower that divides a width."""
     numbers = (getattr(module, 'num_heads', None) for module in backbone.modules())
     num_heads = next((number for number in numbers if isinstance(number, int)), 12)
     return next(heads for heads in range(num_heads, 0, -1) if width % heads == 0)
 
 
 def _variety(features: torch.Tensor) -> Dict[str, torch.Tensor]:
-    """ How much target features differ, without a decomposition for which the host would have to wait.
+    """How much target features differ, without a decomposition for which the host would have to wait.
 
     `target_std` is the standard deviation over all tokens, averaged over channels; features that are all the same have
     0. `target_rank` is the effective number of dimensions that they vary in, the squared sum of the eigenvalues of

@@ -1,4 +1,4 @@
-""" MAE
+"""MAE
 
 Encodes the visible patches of an image only, and predicts the pixels of the masked ones with a small transformer.
 
@@ -21,7 +21,7 @@ from timm.models._embed_stages import gather_patches
 from .backbone import encode_visible, num_prefix_tokens, remove_unused
 from .decoder import MaskedDecoder, init_xavier
 from .factory import register_mim
-from .lean import decode_masked, embed_visible, embeds_patches, select_patches
+from .fast_path import decode_masked, embed_visible, embeds_patches, select_patches
 from .masking import block_mask, block_noise_size, random_mask, scatter_patches, split_mask, visible_count
 from .meta_run import dry_run_visible
 from .method import MIMMethod
@@ -46,7 +46,7 @@ class MAEMask(NamedTuple):
 
 @register_mim('mae')
 class MAE(MIMMethod):
-    """ Masked autoencoder on any model that can drop tokens.
+    """Masked autoencoder on any model that can drop tokens.
 
     A mask is bool of shape (B, h, w) or (B, h * w), True is masked, with as many masked patches in each sample.
     Prediction and target are the masked patches, see `predict`.
@@ -133,7 +133,7 @@ class MAE(MIMMethod):
         Returns:
             Masked patches in row-major order of shape (B, M, D), each flattened in the order (row, column, channel).
         """
-        if self.lean:
+        if self.fast_path:
             decoded = decode_masked(self.decoder, self._encode(images, mask), mask.visible, mask.masked)
         else:
             decoded = gather_patches(self._decode(images, mask), mask.masked)
@@ -182,7 +182,7 @@ class MAE(MIMMethod):
         return mask.patches
 
     def reconstruct(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """ Predict all patches of images from the visible ones, the raw prediction.
+        """Predict all patches of images from the visible ones, the raw prediction.
 
         With `norm_pix` each patch is predicted without its brightness and contrast: this is no picture, and there is
         no mean and variance to make one of without looking at what was masked.
@@ -197,7 +197,7 @@ class MAE(MIMMethod):
         return unpatchify(self._predict_all(images, mask), self.patch_stride, self.grid_size)
 
     def reconstruct_with_target_statistics(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """ Predict all patches and give each the true mean and variance of its pixels, for pictures alone.
+        """Predict all patches and give each the true mean and variance of its pixels, for pictures alone.
 
         Masked patches leak into this: brightness and contrast of every patch are right whatever was predicted. Never
         measure a method with it, and say so on a picture.
@@ -216,12 +216,11 @@ class MAE(MIMMethod):
         return unpatchify(patches, self.patch_stride, self.grid_size)
 
     def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
-        """ The loss of predicting zeros: with `norm_pix` the mean of each patch, (D - 1) / D for D values.
-        """
+        """The loss of predicting zeros: with `norm_pix` the mean of each patch, (D - 1) / D for D values."""
         return {'loss_of_patch_mean' if self.norm_pix else 'loss_of_zeros': output.target.square().mean()}
 
     def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
-        """ What there is to see of a step. With `norm_pix`, predictions are no pictures, and labelled as what they are.
+        """What there is to see of a step. With `norm_pix`, predictions are no pictures, and labelled as what they are.
         """
         views = super().views(images, noise)
         if self.norm_pix:
@@ -235,8 +234,7 @@ class MAE(MIMMethod):
         return views
 
     def noise_shape(self, batch_size: int) -> Tuple[int, int]:
-        """ Shape (B, N), and more values for blocks, of the noise that makes the masks of a batch.
-        """
+        """Shape (B, N), and more values for blocks, of the noise that makes the masks of a batch."""
         return batch_size, block_noise_size(self.grid_size) if self.masking == 'block' else self.num_patches
 
     @torch.jit.ignore
@@ -257,7 +255,7 @@ class MAE(MIMMethod):
 
     def _encode(self, images: torch.Tensor, mask: 'MAEMask') -> torch.Tensor:
         """Encode the visible patches, (B, P + K, width of the decoder)."""
-        if self.lean and embeds_patches(self.backbone):
+        if self.fast_path and embeds_patches(self.backbone):
             patches = patchify(images, self.patch_stride)
             features = self.backbone.forward_stages(
                 embed_visible(self.backbone, patches, mask.visible, self.grid_size))
@@ -275,8 +273,7 @@ class MAE(MIMMethod):
         return MAEMask(mask, *split_mask(mask.flatten(1), num_visible))
 
     def _count_visible(self, mask: torch.Tensor) -> int:
-        """ Number of visible patches of a caller's mask, which the host has to know.
-        """
+        """Number of visible patches of a caller's mask, which the host has to know."""
         counts = (~mask).flatten(1).sum(dim=1).tolist()
         if len(set(counts)) > 1 or not counts or counts[0] == 0:
             raise ValueError(

@@ -19,8 +19,8 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
+from .errors import ImageSizeError, MIMUnsupportedError
 from .masking import upsample_mask
-from .output import ImageSizeError, MIMUnsupportedError
 from .visible_norm import visible_batch_norm, visible_group_norm
 
 __all__ = ['VisibleMap', 'VisibleUnits', 'masked_images']

@@ -1,21 +1,33 @@
-""" Masks for Masked Image Modeling
+"""Make random masks, and the noise that they are made from.
 
-Masks are made for a batch at once, on the device of the noise that they are made from: nothing is done per sample in
-Python and nothing waits for the device. A mask covers a grid of units, one unit is one or more whole patches. Prefix
-tokens (class, register, distillation) are no part of the grid.
+Masks are made for a whole batch at once, on the device of their noise: there is no Python loop over samples, and the
+host never waits for the device. A mask covers a grid of units; a unit is one or more whole patches. Prefix tokens
+(class, register, distillation) are not part of the grid.
+
+`keyed_noise` depends only on (seed, step, position of the sample in the global batch). One process or many, a new run
+or a resumed one, CPU or CUDA draw the same numbers for the same sample. Its generator is SplitMix64, a counter sent
+through a 64-bit mixing function (Steele, Lea and Flood, `Fast Splittable Pseudorandom Number Generators`, OOPSLA 2014),
+in integer tensor operations. Each sample has its own stream; the seed of that stream is an output of the stream that
+seed and step select.
 """
+
 import itertools
 import math
 from fractions import Fraction
 from numbers import Real
-from typing import List, Tuple
+from typing import List, Tuple, Union
 
 import torch
 
 __all__ = [
-    'block_mask', 'block_noise_size', 'default_mask_unit', 'masked_count', 'random_mask', 'scatter_patches',
-    'split_mask', 'unit_grid', 'upsample_mask', 'visible_count',
+    'block_mask', 'block_noise_size', 'default_mask_unit', 'keyed_noise', 'masked_count', 'random_mask',
+    'scatter_patches', 'split_mask', 'unit_grid', 'upsample_mask', 'visible_count',
 ]
+
+_WORD = (1 << 64) - 1  # mask of an unsigned 64 bit word
+_INCREMENT = 0x9E3779B97F4A7C15  # 2 ** 64 / golden ratio
+_MULTIPLIERS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_NOISE_BITS = 24  # all values k / 2 ** 24 are exact in float32
 
 _PAPER_UNIT = 32  # side of a mask unit of SimMIM in pixels
 _MAX_BLOCKS = 16  # more than are ever needed but for masks of nearly everything
@@ -23,8 +35,59 @@ _MIN_BLOCK = 16 / 196  # area of the smallest block in grids, 16 patches of 14 x
 _BLOCK_ASPECT = 0.3  # smallest height of a block in widths, the largest is its inverse
 
 
+def keyed_noise(seed: int, step: int, positions: torch.Tensor, size: int) -> torch.Tensor:
+    """Draw uniform noise in [0, 1) that depends on nothing but its arguments.
+
+    Args:
+        seed: Seed of the run.
+        step: Number of the step, counted over the whole run.
+        positions: Positions (B,) int64 of the samples in the global batch of that step, on the device of the noise.
+        size: Number of values per sample.
+
+    Returns:
+        Noise of shape (B, size), float32, one row per position.
+
+    Raises:
+        ValueError: The positions are not a vector of int64.
+    """
+    if positions.ndim != 1 or positions.dtype != torch.int64:
+        raise ValueError(
+            f'positions must be a vector of int64, got {tuple(positions.shape)} of {positions.dtype}.')
+    key = _stream_value(_stream_value(0, seed), step)
+    row_keys = _stream_value(key, positions)  # (B,)
+    counters = torch.arange(size, device=positions.device)  # (size,)
+    words = _stream_value(row_keys.unsqueeze(1), counters)  # (B, size)
+    return _shift_right(words, 64 - _NOISE_BITS).float() * 2. ** -_NOISE_BITS
+
+
+def _stream_value(
+        key: Union[int, torch.Tensor],
+        counter: Union[int, torch.Tensor],
+) -> Union[int, torch.Tensor]:
+    """Value number `counter` of the SplitMix64 stream seeded with `key`."""
+    word = _wrap(_wrap(counter + 1) * _signed(_INCREMENT) + key)
+    word = _wrap((word ^ _shift_right(word, 30)) * _signed(_MULTIPLIERS[0]))
+    word = _wrap((word ^ _shift_right(word, 27)) * _signed(_MULTIPLIERS[1]))
+    return word ^ _shift_right(word, 31)
+
+
+def _shift_right(word: Union[int, torch.Tensor], bits: int) -> Union[int, torch.Tensor]:
+    # the shift of a signed integer repeats the sign bit, an unsigned word gets zeros
+    return (word >> bits) & (_WORD >> bits)
+
+
+def _wrap(word: Union[int, torch.Tensor]) -> Union[int, torch.Tensor]:
+    # tensors wrap by themselves, Python's integers grow
+    return _signed(word) if isinstance(word, int) else word
+
+
+def _signed(word: int) -> int:
+    """The signed integer with the same 64 bits."""
+    return (word + (1 << 63) & _WORD) - (1 << 63)
+
+
 def masked_count(num_units: int, ratio: float) -> int:
-    """ Number of units to mask, `num_units * ratio` rounded up.
+    """Number of units to mask, `num_units * ratio` rounded up.
 
     The ratio counts as the decimal number that it is written as, since 0.55 * 100 as floats is a little above 55.
 
@@ -50,7 +113,7 @@ def _rounded_up(num_units: int, ratio: float) -> int:
 
 
 def visible_count(num_patches: int, mask_ratio: float, reference_count: bool = False) -> int:
-    """ Number of patches that stay visible, `num_patches * (1 - mask_ratio)` rounded down.
+    """Number of patches that stay visible, `num_patches * (1 - mask_ratio)` rounded down.
 
     Args:
         num_patches: Number of patches of a sample.
@@ -69,7 +132,7 @@ def visible_count(num_patches: int, mask_ratio: float, reference_count: bool = F
 
 
 def split_mask(mask: torch.Tensor, num_visible: int) -> Tuple[torch.Tensor, torch.Tensor]:
-    """ Indices of the visible and of the masked patches, each in row-major order.
+    """Indices of the visible and of the masked patches, each in row-major order.
 
     Args:
         mask: Mask of shape (B, N) bool, True is masked, with as many visible patches in each sample.
@@ -88,7 +151,7 @@ def scatter_patches(
         num_patches: int,
         num_prefix_tokens: int = 0,
 ) -> torch.Tensor:
-    """ Put patch tokens at their places among all patches, zeros elsewhere, after all of the prefix tokens.
+    """Put patch tokens at their places among all patches, zeros elsewhere, after all of the prefix tokens.
 
     Args:
         tokens: Tokens of shape (B, P + K, C).
@@ -107,7 +170,7 @@ def scatter_patches(
 
 
 def random_mask(noise: torch.Tensor, count: int) -> torch.Tensor:
-    """ Mask the `count` units of smallest noise in each sample, exactly that many.
+    """Mask the `count` units of smallest noise in each sample, exactly that many.
 
     Args:
         noise: Noise of shape (B, N).
@@ -122,13 +185,12 @@ def random_mask(noise: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def block_noise_size(grid_size: Tuple[int, int]) -> int:
-    """ Number of values of noise per sample that `block_mask` takes.
-    """
+    """Number of values of noise per sample that `block_mask` takes."""
     return 4 * _MAX_BLOCKS + grid_size[0] * grid_size[1]
 
 
 def block_mask(noise: torch.Tensor, grid_size: Tuple[int, int], count: int) -> torch.Tensor:
-    """ Mask rectangular blocks, one after the other until `count` units are masked, exactly that many.
+    """Mask rectangular blocks, one after the other until `count` units are masked, exactly that many.
 
     The blocks are those of `BEiT: BERT Pre-Training of Image Transformers` (https://arxiv.org/abs/2106.08254), of at
     least 16 patches in 14 x 14 and of heights of 0.3 to 3.3 widths, uniform in area, in the logarithm of the aspect and
@@ -169,7 +231,7 @@ def unit_grid(
         mask_unit: Tuple[int, int],
         patch_stride: Tuple[int, int],
 ) -> Tuple[int, int]:
-    """ Grid (H, W) of the mask units of an image.
+    """Grid (H, W) of the mask units of an image.
 
     Args:
         img_size: Image (height, width) in pixels.
@@ -229,7 +291,7 @@ def _unit_sizes(size: int, stride: int) -> List[int]:
 
 
 def upsample_mask(mask: torch.Tensor, scale: Tuple[int, int]) -> torch.Tensor:
-    """ Repeat every cell of a mask, from units to patches or from patches to pixels.
+    """Repeat every cell of a mask, from units to patches or from patches to pixels.
 
     Args:
         mask: Mask of shape (B, h, w).

@@ -1,4 +1,4 @@
-""" What Masked Image Modeling Methods Have in Common
+"""What Masked Image Modeling Methods Have in Common
 
 A method predicts what it cannot see. That is decided here for all methods: `MIMMethod.forward` sets masked pixels to 0
 before a method's `predict` gets the images.
@@ -14,14 +14,15 @@ import torch.nn as nn
 from timm.models._model_class import get_model_class
 
 from .backbone import model_input, model_name, patch_stride, refuse_patch_drop, to_pair, unsupported_reason
+from .errors import MIMUnsupportedError
 from .masking import upsample_mask
-from .output import MIMOutput, MIMUnsupportedError, View
+from .output import MIMOutput, View
 
 __all__ = ['MIMMethod']
 
 
 class MIMMethod(nn.Module):
-    """ Base of the methods: a model as `backbone`, images that it takes, masks over the grid of its patches.
+    """Base of the methods: a model as `backbone`, images that it takes, masks over the grid of its patches.
 
     The model stays a plain timm model and is changed in two ways. Its classifier is removed, so that its `state_dict`
     is that of `timm.create_model(name, num_classes=0)`. Parameters that serve only the classifier but are left in such
@@ -39,7 +40,7 @@ class MIMMethod(nn.Module):
         patch_stride: Size (height, width) in pixels of what a mask decides on, a patch.
         reconstructs_pixels: `reconstruct` gives pixels that compare with those of the images.
         losses_compare: A lower held-out loss is a better model. It is not where targets change with the model.
-        lean: Take the shortcuts of `timm.mim.lean`, which leave the loss as it is.
+        fast_path: Take the shortcuts of `timm.mim.lean`, which leave the loss as it is.
         takes_any_size: Images may have another size than `img_size`, if the model takes it.
     """
     protocol = ('map_tokens', 'features_to_map', 'patch_grid')  # methods that a model must not refuse
@@ -47,13 +48,12 @@ class MIMMethod(nn.Module):
     works = 'timm.mim.list_mim_models names the models that work'
     reconstructs_pixels = True
     losses_compare = True
-    lean = True
+    fast_path = True
     takes_any_size = False
 
     @classmethod
     def unsupported_reason(cls, model: Union[nn.Module, Type[nn.Module]]) -> Optional[str]:
-        """ Why the method cannot serve a model, or model class, None if it can.
-        """
+        """Why the method cannot serve a model, or model class, None if it can."""
         return unsupported_reason(model, cls.protocol)
 
     @classmethod
@@ -203,12 +203,11 @@ class MIMMethod(nn.Module):
 
     @property
     def encoder(self) -> nn.Module:
-        """ The model to use after pre-training.
-        """
+        """The model to use after pre-training."""
         return self.backbone
 
     def apply_to_encoder(self, function: Callable, *args: Any) -> Any:
-        """ Call a function with the encoder; where weights are sharded over processes, they are gathered for it.
+        """Call a function with the encoder; where weights are sharded over processes, they are gathered for it.
 
         Args:
             function: Function of the encoder, and of what follows.
@@ -217,12 +216,11 @@ class MIMMethod(nn.Module):
         return function(self.encoder, *args)
 
     def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
-        """ The loss of predictions that know nothing of the image, by name, to compare that of the method with.
-        """
+        """The loss of predictions that know nothing of the image, by name, to compare that of the method with."""
         return {}
 
     def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
-        """ What there is to see of a step: columns of a picture.
+        """What there is to see of a step: columns of a picture.
 
         The prediction at visible places, which was never trained, is not shown.
 
@@ -239,8 +237,7 @@ class MIMMethod(nn.Module):
         return views
 
     def pixel_mask(self, mask: torch.Tensor) -> torch.Tensor:
-        """ The pixels (B, 1, H, W) bool under a mask (B, h, w) of patches.
-        """
+        """The pixels (B, 1, H, W) bool under a mask (B, h, w) of patches."""
         return upsample_mask(mask, self.patch_stride).unsqueeze(1)
 
     @staticmethod
@@ -250,7 +247,7 @@ class MIMMethod(nn.Module):
             noise: Optional[torch.Tensor],
             generator: Optional[torch.Generator],
     ) -> torch.Tensor:
-        """ Draw noise where none is given, check it where some is.
+        """Draw noise where none is given, check it where some is.
 
         Args:
             shape: What `noise_shape` says.
@@ -269,8 +266,7 @@ class MIMMethod(nn.Module):
         return noise
 
     def set_image_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """ Say what images are normalised with, for a method that has to know.
-        """
+        """Say what images are normalised with, for a method that has to know."""
 
     @torch.jit.ignore
     def no_weight_decay(self) -> Set[str]:
@@ -313,8 +309,7 @@ class MIMMethod(nn.Module):
         return img_size
 
     def _check_mask(self, mask: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """ Check a caller's mask, give it the shape (B, h, w).
-        """
+        """Check a caller's mask, give it the shape (B, h, w)."""
         shape = (images.shape[0], *self._patch_grid(images.shape[-2:]))
         if mask.dtype != torch.bool or mask.shape not in (shape, (shape[0], shape[1] * shape[2])):
             raise ValueError(

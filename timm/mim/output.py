@@ -1,14 +1,13 @@
-""" What a Masked Image Modeling Method Returns, and Raises
-"""
+"""What a masked image modeling method returns."""
 from typing import Dict, NamedTuple, Optional
 
 import torch
 
-__all__ = ['ImageSizeError', 'MIMOutput', 'MIMUnsupportedError', 'View']
+__all__ = ['MIMOutput', 'View']
 
 
 class MIMOutput(NamedTuple):
-    """ Result of a step, B images of C channels and H x W pixels with a grid of h x w patches.
+    """Result of a step, B images of C channels and H x W pixels with a grid of h x w patches.
 
     Attributes:
         loss: Scalar, float32.
@@ -26,7 +25,7 @@ class MIMOutput(NamedTuple):
 
 
 class View(NamedTuple):
-    """ One column of a picture of what a method does.
+    """One column of a picture of what a method does.
 
     Attributes:
         label: What is shown.
@@ -36,12 +35,3 @@ class View(NamedTuple):
     label: str
     images: torch.Tensor
     hole: Optional[torch.Tensor] = None
-
-
-class ImageSizeError(ValueError):
-    """A model, or a method on it, does not take images of a size. The message names what it takes."""
-
-
-class MIMUnsupportedError(ValueError):
-    """ The method cannot serve the model. The message is one line that names the reason and what would work.
-    """

@@ -1,4 +1,4 @@
-""" SimMIM
+"""SimMIM
 
 Replaces random units of patch tokens by a mask token before positions are added, encodes all tokens, and predicts the
 pixels of the masked patches, or another target, with one linear layer.
@@ -23,15 +23,22 @@ from .backbone import encode_with_mask_token, insert_mask_token, model_name, pat
 from .decoder import PixelDecoder
 from .extraction import attention_maps, masked_intermediates
 from .factory import register_mim
-from .lean import embeds_patches, encode_masked, select_patches
-from .masking import block_mask, block_noise_size, default_mask_unit, masked_count, random_mask, split_mask, \
-    unit_grid, upsample_mask
+from .fast_path import embeds_patches, encode_masked, select_patches
+from .masking import (
+    block_mask,
+    block_noise_size,
+    default_mask_unit,
+    masked_count,
+    random_mask,
+    split_mask,
+    unit_grid,
+    upsample_mask,
+)
 from .meta_run import dry_run
 from .method import MIMMethod
 from .output import MIMOutput
-from .target_factory import Target, create_target, target_shape
 from .targets import masked_loss, patchify
-from .teacher import TeacherTarget
+from .teacher import Target, TeacherTarget, create_target, target_shape
 
 __all__ = ['SimMIM']
 
@@ -53,18 +60,18 @@ class SimMIMMask(NamedTuple):
 
 @register_mim('simmim')
 class SimMIM(MIMMethod):
-    """ SimMIM on any model with the embed / stages protocol and a feature map, plain or hierarchical.
+    """SimMIM on any model with the embed / stages protocol and a feature map, plain or hierarchical.
 
     A mask is bool of shape (B, h, w) or (B, h * w), True is masked, with any number of masked patches per sample.
-    Prediction and target are pixels of shape (B, C, H, W), or have the shape of another target; with `lean` see
+    Prediction and target are pixels of shape (B, C, H, W), or have the shape of another target; with `fast_path` see
     `predict`.
 
     Masked pixels are set to 0 before the model sees an image. In a model whose patches do not overlap (ViT, Swin) this
     changes nothing, since the mask token takes the place of masked patches.
 
-    Set `lean` where the loss is all that is wanted, as pre-training does: visible pixels are then not predicted.
+    Set `fast_path` where the loss is all that is wanted, as pre-training does: visible pixels are then not predicted.
     """
-    lean = False
+    fast_path = False
     takes_any_size = True
     works = (
         'list_mim_models(\'simmim\') names the models that work, vit_base_patch16_224 or '
@@ -128,10 +135,10 @@ class SimMIM(MIMMethod):
             mask: Mask.
 
         Returns:
-            Pixels of shape (B, C, H, W), or the prediction of another target in the shape of that. Where `lean` is set
-            and the caller brought no mask, only the M masked cells of the feature map are predicted, if a mask unit is
-            made of whole cells: the result has the shape (B, M, D), each cell flattened in the order (row, column,
-            channel).
+            Pixels of shape (B, C, H, W), or the prediction of another target in the shape of that target. If
+            `fast_path` is set, the caller gave no mask, and a mask unit consists of whole cells of the feature map,
+            only the M masked cells are predicted: the result has the shape (B, M, D), each cell flattened in the order
+            (row, column, channel).
         """
         if mask.masked is None:
             return self.decoder(self._encode(images, mask.patches)).float()
@@ -173,9 +180,9 @@ class SimMIM(MIMMethod):
         return upsample_mask(mask, tuple(unit // stride for unit, stride in zip(self.mask_unit, self.patch_stride)))
 
     def drawn_mask(self, noise: torch.Tensor, img_size: Tuple[int, int]) -> 'SimMIMMask':
-        """Make a mask of noise. It masks as many cells in each sample, so that `lean` may predict those alone."""
+        """Make a mask of noise. It masks as many cells in each sample, so that `fast_path` may predict those alone."""
         mask = self.make_mask(noise, img_size)
-        if not self.lean or any(unit % stride for unit, stride in zip(self.mask_unit, self.encoder_stride)):
+        if not self.fast_path or any(unit % stride for unit, stride in zip(self.mask_unit, self.encoder_stride)):
             return SimMIMMask(mask)
         rows, columns = (cell // patch for cell, patch in zip(self.encoder_stride, self.patch_stride))
         cells = mask[:, ::rows, ::columns].flatten(1)  # all patches of a cell are masked, or none
@@ -192,7 +199,7 @@ class SimMIM(MIMMethod):
         return mask.patches
 
     def reconstruct(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """ Predict all pixels of images, or what else the target is, from their visible patches.
+        """Predict all pixels of images, or what else the target is, from their visible patches.
 
         Args:
             images: Normalised images of shape (B, C, H, W).
@@ -205,7 +212,7 @@ class SimMIM(MIMMethod):
         return self.predict(images, mask)
 
     def forward_intermediates(self, images: torch.Tensor, mask: torch.Tensor, **options: Any) -> Any:
-        """ Hidden states of the model for masked images, as its own `forward_intermediates` returns them.
+        """Hidden states of the model for masked images, as its own `forward_intermediates` returns them.
 
         Args:
             images: Normalised images of shape (B, C, H, W).
@@ -220,7 +227,7 @@ class SimMIM(MIMMethod):
             self.backbone, images, insert_mask_token(mask.patches, self.mask_token), **options)
 
     def attention_maps(self, images: torch.Tensor, mask: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """ Attention maps of the model for masked images, by the names of its modules, in eval mode.
+        """Attention maps of the model for masked images, by the names of its modules, in eval mode.
 
         Args:
             images: Normalised images of shape (B, C, H, W).
@@ -237,14 +244,12 @@ class SimMIM(MIMMethod):
         return attention_maps(self.backbone, images, insert_mask_token(mask.patches, self.mask_token))
 
     def noise_shape(self, batch_size: int, img_size: Optional[Any] = None) -> Tuple[int, int]:
-        """ Shape (B, number of mask units, and more for blocks) of the noise that makes the masks of a batch.
-        """
+        """Shape (B, number of mask units, and more for blocks) of the noise that makes the masks of a batch."""
         grid = self._unit_grid(self.img_size if img_size is None else to_pair(img_size, 'img_size'))
         return batch_size, block_noise_size(grid) if self.masking == 'block' else math.prod(grid)
 
     def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
-        """ The loss of predicting the mean of a target other than pixels, see `MIMMethod.uninformed_losses`.
-        """
+        """The loss of predicting the mean of a target other than pixels, see `MIMMethod.uninformed_losses`."""
         if self.reconstructs_pixels:
             return {}
         is_masked_alone, target = output.target.ndim == 3, output.target
@@ -256,8 +261,7 @@ class SimMIM(MIMMethod):
         return dict(loss_of_constant=masked_loss(constant, target, self.pixel_mask(output.mask), self.distance))
 
     def set_image_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """ Say what images are normalised with, which a teacher has to know. As the model says if it is not said.
-        """
+        """Say what images are normalised with, which a teacher has to know. As the model says if it is not said."""
         if isinstance(self.target, TeacherTarget):
             self.target.set_image_statistics(mean, std)
 
@@ -286,16 +290,14 @@ class SimMIM(MIMMethod):
         return unit_grid(img_size, self.mask_unit, self.patch_stride)
 
     def _check_images(self, images: torch.Tensor) -> Tuple[int, int]:
-        """ Check images, return their size (height, width), one that the model takes.
-        """
+        """Check images, return their size (height, width), one that the model takes."""
         img_size = super()._check_images(images)
         if img_size not in self._known_sizes and not torch.compiler.is_compiling():
             self._check_size(img_size)
         return img_size
 
     def _check_size(self, img_size: Tuple[int, int]) -> None:
-        """ Check that the model takes images of another size than the one it was built for.
-        """
+        """Check that the model takes images of another size than the one it was built for."""
         patch_stride(self.backbone, img_size)
         stride = dry_run(self.backbone, self.in_chans, img_size).stride
         if stride != self.encoder_stride:

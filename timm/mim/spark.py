@@ -22,14 +22,15 @@ import torch.nn.functional as F
 
 from timm.layers import LayerNorm2d, trunc_normal_
 
-from .backbone import check_divides, first_line, model_name, remove_unused, to_pair
+from .backbone import check_divides, model_name, remove_unused, to_pair
+from .errors import ImageSizeError, MIMUnsupportedError, first_line
 from .factory import register_mim
 from .maskable_models import why_not_maskable, why_not_maskable_model
 from .masked_convolution import VisibleMap, VisibleUnits, masked_images
 from .masking import default_mask_unit, random_mask, unit_grid, upsample_mask
 from .meta_run import run_on_meta
 from .method import MIMMethod
-from .output import ImageSizeError, MIMOutput, MIMUnsupportedError, View
+from .output import MIMOutput, View
 from .targets import masked_loss, normalized_pixel_target, patch_statistics, patchify, pixel_target, unpatchify
 
 __all__ = ['SparK', 'UNetDecoder']

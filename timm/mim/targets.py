@@ -1,28 +1,35 @@
-""" Targets of Masked Image Modeling, and the Distance to Them
+"""Targets of masked image modeling, and the loss between prediction and target.
 
-A target is a function of normalised images (B, C, H, W) that gives a map (B, D, h, w) in float32, whose cells of
-H / h x W / w pixels tile the image: D = C and cells of one pixel for `pixel_target`, histograms of cells of 8 x 8
-pixels for `hog_target`, the features of a model for `TeacherTarget`.
+A target is a function of normalised images (B, C, H, W) that returns a map (B, D, h, w) in float32, whose cells of
+H / h x W / w pixels tile the image. `pixel_target` has D = C and cells of one pixel, `hog_target` has histograms of
+cells of 8 x 8 pixels, `TeacherTarget` has the features of a model.
+
+`hog_target` computes histograms of oriented gradients as in `Masked Feature Prediction for Self-Supervised Visual
+Pre-Training` (MaskFeat, https://arxiv.org/abs/2112.09133), after `Histograms of Oriented Gradients for Human Detection`
+(Dalal and Triggs, CVPR 2005).
+
+Shape letters: B batch, C image channels, H x W pixels, h x w cells, D channels of a target, N orientations.
 """
-from typing import Callable, Tuple
+
+import math
+from typing import Callable, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 
 __all__ = [
-    'masked_l1_loss', 'masked_loss', 'normalize_patches', 'normalized_pixel_target', 'patch_statistics', 'patchify',
-    'pixel_target', 'unpatchify',
+    'hog_target', 'masked_l1_loss', 'masked_loss', 'normalize_patches', 'normalized_pixel_target',
+    'patch_statistics', 'patchify', 'pixel_target', 'unpatchify',
 ]
 
 
 def pixel_target(images: torch.Tensor) -> torch.Tensor:
-    """ The pixels of the normalised images themselves, in float32.
-    """
+    """The pixels of the normalised images themselves, in float32."""
     return images.float()
 
 
 def normalized_pixel_target(images: torch.Tensor, patch_size: Tuple[int, int]) -> torch.Tensor:
-    """ The pixels, each patch normalised by its own mean and variance, in float32.
+    """The pixels, each patch normalised by its own mean and variance, in float32.
 
     Args:
         images: Images of shape (B, C, H, W).
@@ -33,7 +40,7 @@ def normalized_pixel_target(images: torch.Tensor, patch_size: Tuple[int, int]) -
 
 
 def patchify(images: torch.Tensor, patch_size: Tuple[int, int]) -> torch.Tensor:
-    """ Cut images into patches, row-major, each flattened in the order (row, column, channel).
+    """Cut images into patches, row-major, each flattened in the order (row, column, channel).
 
     Args:
         images: Images of shape (B, C, H, W).
@@ -50,7 +57,7 @@ def patchify(images: torch.Tensor, patch_size: Tuple[int, int]) -> torch.Tensor:
 
 
 def unpatchify(patches: torch.Tensor, patch_size: Tuple[int, int], grid_size: Tuple[int, int]) -> torch.Tensor:
-    """ Put patches together to images, the inverse of `patchify`.
+    """Put patches together to images, the inverse of `patchify`.
 
     Args:
         patches: Patches of shape (B, N, height * width * C).
@@ -69,7 +76,7 @@ def unpatchify(patches: torch.Tensor, patch_size: Tuple[int, int], grid_size: Tu
 
 
 def normalize_patches(patches: torch.Tensor) -> torch.Tensor:
-    """ Normalise every patch by its own mean and unbiased variance, in float32, as MAE's `norm_pix_loss` does.
+    """Normalise every patch by its own mean and unbiased variance, in float32, as MAE's `norm_pix_loss` does.
 
     Args:
         patches: Patches of shape (B, N, D).
@@ -79,8 +86,7 @@ def normalize_patches(patches: torch.Tensor) -> torch.Tensor:
 
 
 def patch_statistics(patches: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """ Mean and standard deviation (B, N, 1) that `normalize_patches` uses.
-    """
+    """Mean and standard deviation (B, N, 1) that `normalize_patches` uses."""
     variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True)
     return mean, (variance + 1e-6).sqrt()
 
@@ -91,7 +97,7 @@ def masked_loss(
         mask: torch.Tensor,
         distance: Callable[..., torch.Tensor] = F.l1_loss,
 ) -> torch.Tensor:
-    """ Mean distance over what is masked, in float32 whatever the inputs are.
+    """Mean distance over what is masked, in float32 whatever the inputs are.
 
     The mean is over the masked cells of the batch, as in `SimMIM.forward` of microsoft/SimMIM (models/simmim.py), where
     a cell is a pixel; its small constant in the denominator makes the loss of an empty mask zero. A larger cell counts
@@ -113,6 +119,67 @@ def masked_loss(
 
 
 def masked_l1_loss(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """ Mean absolute error over the masked pixels, see `masked_loss`.
-    """
+    """Mean absolute error over the masked pixels, see `masked_loss`."""
     return masked_loss(prediction, target, mask, F.l1_loss)
+
+
+def hog_target(
+        images: torch.Tensor,
+        orientations: int = 9,
+        cell_size: int = 8,
+        gaussian_window: Optional[int] = 16,
+) -> torch.Tensor:
+    """Histograms of oriented gradients of images, in float32 and without gradient.
+
+    The formulas are those of `HOGLayerC` of facebookresearch/SlowFast (slowfast/models/operators.py): Sobel gradients
+    over an image continued by reflection; a pixel counts with its magnitude for one of the orientations, which share
+    180 degrees and are measured from the vertical; the histogram of each cell and channel has length 1, there are no
+    blocks of cells. The brightness of an image and the contrast of a cell make no difference, nor does normalisation of
+    the images by a mean and standard deviation per channel.
+
+    Args:
+        images: Images of shape (B, C, H, W).
+        orientations: Number of orientations N.
+        cell_size: Side of a cell in pixels.
+        gaussian_window: Side in pixels of the windows, side by side over the image, in which pixels of the middle count
+            for more than those at the border, with a standard deviation of half the side. None to count all alike.
+
+    Returns:
+        Histograms of shape (B, C * N, h, w), the orientations of the first channel first.
+
+    Raises:
+        ValueError: The images are not made of whole cells.
+    """
+    batch_size, channels, *img_size = images.shape
+    if any(side % cell_size for side in img_size):
+        raise ValueError(
+            f'HOG needs images of whole cells of {cell_size} pixels, got {img_size[0]} x {img_size[1]} pixels.')
+    horizontal, vertical = _sobel(images.detach().float())  # (B, C, H, W)
+    # hypot has no kernel for lower precision and no autocast, both are float32 here
+    magnitude = torch.hypot(horizontal, vertical)
+    if gaussian_window is not None:
+        magnitude = magnitude * _window(gaussian_window, img_size, images.device)
+    turns = torch.atan2(horizontal, vertical) / math.pi  # in half turns, opposite directions are one
+    orientation = (turns * orientations).floor().long().remainder(orientations)
+
+    votes = magnitude.new_zeros(batch_size, channels, orientations, *img_size)
+    votes = votes.scatter(2, orientation.unsqueeze(2), magnitude.unsqueeze(2))
+    histograms = F.avg_pool2d(votes.flatten(1, 2), cell_size).unflatten(1, (channels, orientations))
+    return F.normalize(histograms, dim=2).flatten(1, 2)
+
+
+def _sobel(images: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Horizontal and vertical gradient, by sums: a convolution would run in low precision under autocast."""
+    x = F.pad(images, (1, 1, 1, 1), mode='reflect')
+    rows = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]
+    columns = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
+    return rows[..., :-2] - rows[..., 2:], columns[..., :-2, :] - columns[..., 2:, :]
+
+
+def _window(side: int, img_size: Tuple[int, int], device: torch.device) -> torch.Tensor:
+    """Weights (H, W) of the pixels, Gaussian windows side by side."""
+    weights = []
+    for length in img_size:
+        offset = torch.arange(length, device=device).remainder(side) - (side - 1) / 2
+        weights.append(torch.exp(-0.5 * (offset / (side // 2)) ** 2))
+    return weights[0].unsqueeze(1) * weights[1]

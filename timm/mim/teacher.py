@@ -1,33 +1,39 @@
-""" Teachers: Models Whose Features Are Predicted
+"""Targets that a method predicts, by name, and the teachers whose features are such targets.
 
-One that is trained already and stays as it is (`TeacherTarget`), or a moving average of the model that is trained
-(`EMATeacherMethod`).
+`TeacherTarget` is a trained model that stays fixed. `EMATeacherMethod` keeps an exponential moving average of the model
+that is trained.
 """
+
 import copy
-from typing import Any, Callable, Optional, Sequence, Tuple
+from functools import partial
+from typing import Any, Callable, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from timm.data.loader import adapt_to_chs
-
+from timm.models import create_model, is_model, resolve_model_input_args
+from timm.models._registry import get_arch_name
 from .backbone import feature_map, model_input, model_name, to_pair, unsupported_reason
+from .errors import MIMUnsupportedError
 from .meta_run import dry_run
 from .method import MIMMethod
-from .output import MIMUnsupportedError
+from .targets import hog_target, normalized_pixel_target, pixel_target
 
-__all__ = ['EMATeacherMethod', 'TeacherTarget', 'normalize_features']
+__all__ = ['EMATeacherMethod', 'Target', 'TeacherTarget', 'create_target', 'normalize_features', 'target_shape']
+
+Target = Callable[[torch.Tensor], torch.Tensor]
+_IMAGENET_MEAN_STD = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def normalize_features(features: torch.Tensor) -> torch.Tensor:
-    """ Normalise features (..., C) to mean 0 and variance 1, in float32, by a layer norm without weights.
-    """
+    """Normalise features (..., C) to mean 0 and variance 1, in float32, by a layer norm without weights."""
     return F.layer_norm(features.float(), features.shape[-1:])
 
 
 class TeacherTarget(nn.Module):
-    """ Features of a model that is not trained, as a target: maps images (B, C, H, W) to features (B, D, h, w).
+    """Features of a model that is not trained, as a target: maps images (B, C, H, W) to features (B, D, h, w).
 
     Each feature is normalised by a layer norm without weights, as the targets of I-JEPA are. The teacher is in eval
     mode always and gets no gradient. It moves with the method from device to device, and is in neither its parameters
@@ -64,8 +70,7 @@ class TeacherTarget(nn.Module):
         self.set_image_statistics(mean, std)
 
     def set_image_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """ Say what the images were normalised with.
-        """
+        """Say what the images were normalised with."""
         config = getattr(self.teacher, 'pretrained_cfg', None) or {}
         own_mean, own_std = (
             _per_channel(config.get(name) or default, self.in_chans)
@@ -85,7 +90,7 @@ class TeacherTarget(nn.Module):
         return normalize_features(features.movedim(1, -1)).movedim(-1, 1)
 
     def check(self, in_chans: int, img_size: Tuple[int, int]) -> None:
-        """ Check that the teacher takes images of a number of channels and a size.
+        """Check that the teacher takes images of a number of channels and a size.
 
         Raises:
             ValueError: It does not.
@@ -101,7 +106,7 @@ class TeacherTarget(nn.Module):
 
 
 class EMATeacherMethod(MIMMethod):
-    """ Base of methods whose targets are features that a moving average of the model makes of the whole image.
+    """Base of methods whose targets are features that a moving average of the model makes of the whole image.
 
     The target encoder starts as a copy of the model and belongs to the method; it is in eval mode always, gets no
     gradient, and follows by `update_target`, to be called after each step of the optimizer:
@@ -116,7 +121,7 @@ class EMATeacherMethod(MIMMethod):
     """
 
     def add_target_encoder(self, momentum: Tuple[float, float]) -> None:
-        """ Make the target encoder, a copy of the model as it is now.
+        """Make the target encoder, a copy of the model as it is now.
 
         Args:
             momentum: Momentum of the average at the beginning and at the end of training.
@@ -127,13 +132,12 @@ class EMATeacherMethod(MIMMethod):
 
     @torch.no_grad()
     def encode_target(self, images: torch.Tensor) -> torch.Tensor:
-        """ Features (B, N, C) of the patches of whole images, each normalised by a layer norm without weights.
-        """
+        """Features (B, N, C) of the patches of whole images, each normalised by a layer norm without weights."""
         return normalize_features(feature_map(self.target_encoder, images).flatten(2).transpose(1, 2))
 
     @torch.no_grad()
     def update_target(self, progress: float) -> None:
-        """ Move the target encoder towards the encoder, after a step of the optimizer.
+        """Move the target encoder towards the encoder, after a step of the optimizer.
 
         Args:
             progress: Share of the training that is done, the number of the step from 0 by that of all steps.
@@ -153,8 +157,7 @@ class EMATeacherMethod(MIMMethod):
 
 
 def check_momentum(momentum: Tuple[float, float]) -> None:
-    """ Check the momentum of a moving average, see `EMATeacherMethod`.
-    """
+    """Check the momentum of a moving average, see `EMATeacherMethod`."""
     valid = isinstance(momentum, (tuple, list)) and len(momentum) == 2
     if not valid or not all(0 <= value <= 1 for value in momentum):
         raise ValueError(
@@ -165,3 +168,79 @@ def _per_channel(values: Sequence[float], channels: int) -> Tuple[float, ...]:
     values = tuple(values)
     # statistics of RGB images, for others
     return values if len(values) == channels else tuple(adapt_to_chs(sum(values) / len(values), channels))
+
+
+def create_target(
+        target: Union[str, Target],
+        backbone: nn.Module,
+        in_chans: int,
+        img_size: Tuple[int, int],
+        patch_size: Tuple[int, int],
+) -> Target:
+    """Get a target by its name.
+
+    Args:
+        target: 'pixels', 'normalized_pixels' (by their patches), 'hog', or the name of a model whose pretrained
+            features are the target; or a target itself, which is returned.
+        backbone: Model that is trained, whose normalisation the images have.
+        in_chans: Number of image channels.
+        img_size: Image (height, width) in pixels.
+        patch_size: Patch (height, width) in pixels to normalise.
+
+    Raises:
+        MIMUnsupportedError: The model gives no feature map.
+        ValueError: There is no such target.
+    """
+    plain = dict(
+        pixels=pixel_target,
+        normalized_pixels=partial(normalized_pixel_target, patch_size=patch_size),
+        hog=hog_target,
+    )
+    if callable(target):
+        return target
+    if target in plain:
+        return plain[target]
+    if not isinstance(target, str) or not (':' in target or is_model(get_arch_name(target))):
+        raise ValueError(
+            f'target must be {", ".join(plain)}, the name of a model or a function of images, got {target!r}.')
+    return _create_teacher(target, backbone, in_chans, img_size)
+
+
+def target_shape(
+        target: Target,
+        in_chans: int,
+        img_size: Tuple[int, int],
+        device: torch.device,
+        stride: Tuple[int, int],
+) -> Tuple[int, Tuple[int, int]]:
+    """Number of channels of a target, and how many of its cells, down and across, a feature predicts.
+
+    Args:
+        target: Target.
+        in_chans: Number of image channels.
+        img_size: Image (height, width) in pixels.
+        device: Device of the method.
+        stride: Stride (height, width) in pixels of the feature map that the target is predicted from.
+
+    Raises:
+        ValueError: The cells of the target do not tile those of the feature map.
+    """
+    if isinstance(target, TeacherTarget):
+        target.check(in_chans, img_size)
+    with torch.no_grad():
+        _, channels, *grid_size = target(torch.zeros(1, in_chans, *img_size, device=device)).shape
+    map_size = tuple(size // step for size, step in zip(img_size, stride))
+    if any(size % grid or grid % cells for size, grid, cells in zip(img_size, grid_size, map_size)):
+        raise ValueError(
+            f'The target has {grid_size[0]} x {grid_size[1]} cells, which do not tile the {map_size[0]} x '
+            f'{map_size[1]} features that the model has of {img_size[0]} x {img_size[1]} pixels; a teacher can be '
+            f'given images of another size, TeacherTarget(..., img_size=).')
+    return channels, (grid_size[0] // map_size[0], grid_size[1] // map_size[1])
+
+
+def _create_teacher(name: str, backbone: nn.Module, in_chans: int, img_size: Tuple[int, int]) -> TeacherTarget:
+    config = getattr(backbone, 'pretrained_cfg', None) or {}
+    statistics = {key: config.get(key) or default for key, default in _IMAGENET_MEAN_STD.items()}
+    teacher = create_model(**resolve_model_input_args(
+        name, dict(img_size=img_size), num_classes=0, pretrained=True, in_chans=in_chans))
+    return TeacherTarget(teacher.to(next(backbone.parameters()).device), **statistics)

@@ -1,4 +1,4 @@
-""" Embed / Stages Protocol
+"""Embed / Stages Protocol
 
 Splits `forward_features` of a vision transformer in two, so that tokens can be replaced or dropped in between:
 
@@ -17,7 +17,7 @@ __all__ = ['EmbedStagesMixin', 'gather_patches', 'map_grid', 'nlc_to_map', 'refu
 
 
 def refused(method: Callable) -> Callable:
-    """ Marks a method of the protocol that raises `NotImplementedError`, so that a class can be asked without a model.
+    """Marks a method of the protocol that raises `NotImplementedError`, so that a class can be asked without a model.
 
     Also where only some configurations of the class refuse: what a class does not refuse, all of its models do.
     """
@@ -26,7 +26,7 @@ def refused(method: Callable) -> Callable:
 
 
 class EmbedStagesMixin:
-    """ Gives a model `embed` and `forward_stages`, the two halves of its `forward_features`.
+    """Gives a model `embed` and `forward_stages`, the two halves of its `forward_features`.
 
     A class implements `forward_stages` and, where something besides patches goes in, `embed_positions`. The other
     methods have defaults for a model whose `patch_embed` is a `timm.layers.PatchEmbed`, and for one whose patch tokens
@@ -38,12 +38,11 @@ class EmbedStagesMixin:
     grid_format = 'NHWC'  # layout of 4-D patch tokens and features, NHWC or NCHW
 
     def embed_patches(self, x):
-        """ Embed an image of shape (B, C, H, W) as patch tokens, before positions and prefix tokens.
-        """
+        """Embed an image of shape (B, C, H, W) as patch tokens, before positions and prefix tokens."""
         return self.patch_embed(x)
 
     def embed_positions(self, patches):
-        """ Add all that precedes the first block: positions, prefix tokens, dropout, norm.
+        """Add all that precedes the first block: positions, prefix tokens, dropout, norm.
 
         Never modifies its input in place, which may be an expanded mask token.
 
@@ -53,12 +52,11 @@ class EmbedStagesMixin:
         return patches
 
     def embed(self, x):
-        """ Embed an image of shape (B, C, H, W), the result is the input of `forward_stages`.
-        """
+        """Embed an image of shape (B, C, H, W), the result is the input of `forward_stages`."""
         return self.embed_positions(self.embed_patches(x))
 
     def forward_stages(self, embedded):
-        """ Forward pass through all blocks and the final norm.
+        """Forward pass through all blocks and the final norm.
 
         Args:
             embedded: What `embed` returned.
@@ -66,15 +64,13 @@ class EmbedStagesMixin:
         raise NotImplementedError(f'{type(self).__name__} does not implement forward_stages.')
 
     def forward_features(self, x):
-        """ Forward pass through the feature layers, the composition of `embed` and `forward_stages`.
-        """
+        """Forward pass through the feature layers, the composition of `embed` and `forward_stages`."""
         return self.forward_stages(self.embed(x))
 
     @torch.jit.unused
     @property
     def patch_dim(self) -> int:
-        """ Width of a patch token after `embed_patches`.
-        """
+        """Width of a patch token after `embed_patches`."""
         has_patch_embed = hasattr(getattr(self, 'patch_embed', None), 'dynamic_feat_size')
         own_grid = type(self).patch_grid is not EmbedStagesMixin.patch_grid
         if hasattr(self, 'embed_dim') and (has_patch_embed or own_grid):
@@ -83,7 +79,7 @@ class EmbedStagesMixin:
 
     @torch.jit.ignore
     def patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """ Grid (H, W) of the patch tokens of an image.
+        """Grid (H, W) of the patch tokens of an image.
 
         Args:
             img_size: Image (height, width) in pixels.
@@ -102,7 +98,7 @@ class EmbedStagesMixin:
     @torch.jit.ignore
     @torch.no_grad()
     def _embed_on_meta(self, img_size: Tuple[int, int]) -> torch.Tensor:
-        """ Patch tokens (1, H, W, C) without content, which a copy of the model makes of an image on the meta device.
+        """Patch tokens (1, H, W, C) without content, which a copy of the model makes of an image on the meta device.
 
         The copy is made anew each time, of the modules that `embed_patches` runs: a cache would not notice when one of
         them is pruned, replaced, or given another stride.
@@ -122,7 +118,7 @@ class EmbedStagesMixin:
 
     @torch.jit.ignore
     def keep_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """ Grid (H, W) of what `keep_tokens` counts, the patches, or larger units that a model drops as a whole.
+        """Grid (H, W) of what `keep_tokens` counts, the patches, or larger units that a model drops as a whole.
 
         Args:
             img_size: Image (height, width) in pixels.
@@ -131,7 +127,7 @@ class EmbedStagesMixin:
 
     @torch.jit.ignore
     def map_tokens(self, patches, fn: Callable[[torch.Tensor], torch.Tensor]):
-        """ Apply a function to the patch tokens, leave everything that comes with them untouched.
+        """Apply a function to the patch tokens, leave everything that comes with them untouched.
 
         Args:
             patches: What `embed_patches` returned.
@@ -159,7 +155,7 @@ class EmbedStagesMixin:
     @torch.jit.ignore
     @refused
     def keep_tokens(self, embedded, keep: torch.Tensor):
-        """ Keep some of the patch tokens, all prefix tokens, and what belongs to them (rotary embeddings, valid masks).
+        """Keep some of the patch tokens, all prefix tokens, and what belongs to them (rotary embeddings, valid masks).
 
         Args:
             embedded: What `embed` returned.
@@ -177,7 +173,7 @@ class EmbedStagesMixin:
 
     @torch.jit.ignore
     def features_to_map(self, features, grid_size: Tuple[int, int]) -> torch.Tensor:
-        """ Arrange the output of `forward_stages` as a feature map.
+        """Arrange the output of `forward_stages` as a feature map.
 
         Args:
             features: What `forward_stages` returned.
@@ -202,7 +198,7 @@ class EmbedStagesMixin:
 @torch.jit.ignore
 @refused
 def refuse_patch_grid(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-    """ The method `patch_grid` of a model whose stem pads nothing.
+    """The method `patch_grid` of a model whose stem pads nothing.
 
     Its patches overlap the border of no image as they overlap each other, so that there are fewer than an image has
     room for, and none stands for the pixels of its cell.
@@ -219,7 +215,7 @@ def map_grid(
         fn: Callable[[torch.Tensor], torch.Tensor],
         channels_first: bool = False,
 ) -> torch.Tensor:
-    """ Apply a function of tokens (B, N, C) to tokens on a grid.
+    """Apply a function of tokens (B, N, C) to tokens on a grid.
 
     Args:
         tokens: Tokens of shape (B, H, W, C), or (B, C, H, W).
@@ -232,7 +228,7 @@ def map_grid(
 
 
 def gather_patches(tokens: torch.Tensor, keep: torch.Tensor, num_prefix_tokens: int = 0) -> torch.Tensor:
-    """ Gather patch tokens by index, after all of the prefix tokens.
+    """Gather patch tokens by index, after all of the prefix tokens.
 
     Args:
         tokens: Tokens of shape (B, P + N, C).
@@ -248,7 +244,7 @@ def gather_patches(tokens: torch.Tensor, keep: torch.Tensor, num_prefix_tokens: 
 
 
 def nlc_to_map(features: torch.Tensor, grid_size: Sequence[int], num_prefix_tokens: int = 0) -> torch.Tensor:
-    """ Arrange row-major tokens as a feature map.
+    """Arrange row-major tokens as a feature map.
 
     Args:
         features: Features of shape (B, P + N, C).

@@ -1,4 +1,4 @@
-""" Copies on the Meta Device
+"""Copies on the Meta Device
 
 Tell the shape of what a module makes of an input without computing it: a copy of the module runs on the meta device,
 where tensors have a shape and no content. The size of the input costs nothing. The module itself does not run: its
@@ -15,7 +15,7 @@ __all__ = ['map_size', 'meta_copy']
 
 
 class _MetaChildren(dict):
-    """ The children of a module by name, each copied to the meta device when it is first asked for.
+    """The children of a module by name, each copied to the meta device when it is first asked for.
 
     A model is thus copied no further than it runs.
     """
@@ -38,15 +38,14 @@ class _MetaChildren(dict):
 
 
 def _to_meta(value: Any) -> Any:
-    """ Copy an attribute of a module: a tensor to the meta device, a container so that it can be written to.
-    """
+    """Copy an attribute of a module: a tensor to the meta device, a container so that it can be written to."""
     if isinstance(value, torch.Tensor):
         return torch.empty(value.shape, dtype=value.dtype, device='meta')
     return copy.copy(value) if isinstance(value, (dict, list, set)) else value
 
 
 def meta_copy(module: nn.Module) -> nn.Module:
-    """ Copy a module to the meta device, in eval mode, without its hooks and without gradient checkpointing.
+    """Copy a module to the meta device, in eval mode, without its hooks and without gradient checkpointing.
 
     Args:
         module: Module, which is not changed.
@@ -73,7 +72,7 @@ def meta_copy(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def map_size(module: nn.Module, size: Tuple[int, int]) -> Tuple[int, int]:
-    """ Find the size that a module gives to a map, without running it.
+    """Find the size that a module gives to a map, without running it.
 
     Args:
         module: Module with convolutions that takes a map (B, C, H, W) and returns one.

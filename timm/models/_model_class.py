@@ -1,4 +1,4 @@
-""" Model Class of a Registered Name
+"""Model Class of a Registered Name
 
 Answers which class a model name builds, and whether it has `embed` and `forward_stages`, without building a model: for
 lists and checks over the whole registry.
@@ -18,13 +18,11 @@ __all__ = ['get_model_class', 'has_embed_stages']
 
 
 class _Intercepted(Exception):
-    """ Raised in the model builder before it instantiates the model class, which is its only argument.
-    """
+    """Raised in the model builder before it instantiates the model class, which is its only argument."""
 
 
 class _Interceptor:
-    """ An option that counts as not set, until the model builder looks at it.
-    """
+    """An option that counts as not set, until the model builder looks at it."""
 
     def __bool__(self) -> bool:
         frame = inspect.currentframe()
@@ -37,7 +35,7 @@ class _Interceptor:
 
 @lru_cache(maxsize=None)
 def get_model_class(model_name: str) -> Type[nn.Module]:
-    """ Get the class of a registered model without building the model.
+    """Get the class of a registered model without building the model.
 
     The model's entrypoint runs, with its default arguments, up to the point where the builder has the class. What it
     builds before, a hybrid its stem, and an entrypoint that does not use timm's builder, as a user's own may, are
@@ -66,7 +64,7 @@ def get_model_class(model_name: str) -> Type[nn.Module]:
 
 
 def has_embed_stages(model: Union[str, nn.Module, Type[nn.Module]]) -> bool:
-    """ Whether a model has `embed` and `forward_stages` that compose to its `forward_features`.
+    """Whether a model has `embed` and `forward_stages` that compose to its `forward_features`.
 
     False for a subclass that overrides `forward_features` alone: its stages would be those of the parent class.
 

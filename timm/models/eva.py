@@ -6,7 +6,7 @@ from ._embed_stages import EmbedStagesMixin, gather_patches
 
 
 class RopeTokens(NamedTuple):
-    """ Tokens and the rotary embedding of their patches, None in a model without one.
+    """Tokens and the rotary embedding of their patches, None in a model without one.
 
     The rotary embedding is (N, dim), or (depth, num_heads, N, dim) if each block has its own. Once tokens were dropped
     it differs between samples: (B, 1, K, dim) or (depth, B, num_heads, K, dim).

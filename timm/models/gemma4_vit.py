@@ -6,8 +6,7 @@ from ._embed_stages import EmbedStagesMixin, gather_patches, nlc_to_map
 
 
 class PositionTokens(NamedTuple):
-    """ Tokens (B, N, C), the (x, y) positions (B, N, 2) of their patches, and which are padding (B, N), if any.
-    """
+    """Tokens (B, N, C), the (x, y) positions (B, N, 2) of their patches, and which are padding (B, N), if any."""
     tokens: torch.Tensor
     position_ids: torch.Tensor
     padding_positions: Optional[torch.Tensor]

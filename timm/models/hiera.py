@@ -7,8 +7,7 @@ from ._meta_copy import map_size
 
 
 class UnrolledTokens(NamedTuple):
-    """ Tokens (B, N, C), those of a mask unit far apart (see `Unroll`), and the mask (B, units) of the kept units.
-    """
+    """Tokens (B, N, C), those of a mask unit far apart (see `Unroll`), and the mask (B, units) of the kept units."""
     tokens: torch.Tensor
     mask: Optional[torch.Tensor]
 

@@ -7,8 +7,7 @@ from ._meta_copy import map_size
 
 
 class SizedTokens(NamedTuple):
-    """ Tokens (B, P + H * W, C) and the grid [H, W] of the patches.
-    """
+    """Tokens (B, P + H * W, C) and the grid [H, W] of the patches."""
     tokens: torch.Tensor
     feat_size: List[int]
 

@@ -49,8 +49,7 @@ class NaFlexEmbeds(nn.Module):
 
 
 class NaFlexPatches(NamedTuple):
-    """ Patch tokens (B, N, C) before positions, their grid (H, W), None in NaFlex mode, and what came with them.
-    """
+    """Patch tokens (B, N, C) before positions, their grid (H, W), None in NaFlex mode, and what came with them."""
     tokens: torch.Tensor
     grid_size: Optional[Tuple[int, int]]
     patch_coord: Optional[torch.Tensor]
@@ -59,7 +58,7 @@ class NaFlexPatches(NamedTuple):
 
 
 class NaFlexTokens(NamedTuple):
-    """ Tokens (B, P + N, C) and what the blocks need with them.
+    """Tokens (B, P + N, C) and what the blocks need with them.
 
     The rotary embedding is (N, dim), or (B, 1, N, dim) where it differs between samples. If each block has its own, it
     is a sequence of (num_heads, N, dim) or (B, num_heads, N, dim), from which the stages take the `keep_indices` (B, K)
@@ -122,8 +121,7 @@ class NaFlexVit(EmbedStagesMixin, nn.Module):
             patch_valid,
             attn_mask,
     ) -> Dict[str, torch.Tensor]:
-        """ Forward pass through patch / abs pos / rope pos embeds and patch dropout
-        """
+        """Forward pass through patch / abs pos / rope pos embeds and patch dropout"""
         ...
         return self._forward_rope(x, grid_size, patch_coord, patch_valid, attn_mask)
 
@@ -139,8 +137,7 @@ class NaFlexVit(EmbedStagesMixin, nn.Module):
             patch_valid,
             attn_mask,
     ) -> Dict[str, torch.Tensor]:
-        """ What follows absolute positions: rope pos embeds, patch dropout, attention mask, pre-norm
-        """
+        """What follows absolute positions: rope pos embeds, patch dropout, attention mask, pre-norm"""
         naflex_mode = patch_coord is not None
         ...
 

@@ -6,8 +6,7 @@ from ._embed_stages import EmbedStagesMixin, refused
 
 
 class TokenMap(NamedTuple):
-    """ Patch tokens (B, C, H, W), and class tokens (B, P, C) that pass through the stages beside them.
-    """
+    """Patch tokens (B, C, H, W), and class tokens (B, P, C) that pass through the stages beside them."""
     tokens: torch.Tensor
     cls_tokens: torch.Tensor
 

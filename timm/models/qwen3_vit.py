@@ -7,7 +7,7 @@ from ._embed_stages import EmbedStagesMixin, gather_patches, nlc_to_map, refused
 
 
 class RopeGridTokens(NamedTuple):
-    """ Tokens (B, N, C), the rotary embedding (N, dim) of their patches, and their grid (H, W).
+    """Tokens (B, N, C), the rotary embedding (N, dim) of their patches, and their grid (H, W).
 
     Once tokens were dropped the rotary embedding differs between samples, (B, 1, K, dim), and there is no grid.
     """
@@ -17,8 +17,7 @@ class RopeGridTokens(NamedTuple):
 
 
 def keep_rope_grid_tokens(embedded: RopeGridTokens, keep: torch.Tensor) -> RopeGridTokens:
-    """ Keep the patch tokens at indices (B, K), with their rotary embedding.
-    """
+    """Keep the patch tokens at indices (B, K), with their rotary embedding."""
     tokens, rope, _ = embedded
     batched = rope.ndim == 4
     rope = apply_keep_indices_nlc(tokens, rope, keep, pos_embed_has_batch=batched)

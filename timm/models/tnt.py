@@ -6,8 +6,7 @@ from ._embed_stages import EmbedStagesMixin, gather_patches
 
 
 class PixelPatchTokens(NamedTuple):
-    """ Tokens (B, 1 + N, C), and the pixel tokens (B * N, M, D) inside of each patch.
-    """
+    """Tokens (B, 1 + N, C), and the pixel tokens (B * N, M, D) inside of each patch."""
     tokens: torch.Tensor
     pixel_tokens: torch.Tensor
 

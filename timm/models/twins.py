@@ -6,8 +6,7 @@ from ._embed_stages import EmbedStagesMixin, nlc_to_map
 
 
 class SizedTokens(NamedTuple):
-    """ Tokens (B, H * W, C) and their grid (H, W).
-    """
+    """Tokens (B, H * W, C) and their grid (H, W)."""
     tokens: torch.Tensor
     size: Size_
 

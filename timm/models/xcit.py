@@ -7,8 +7,7 @@ from ._meta_copy import map_size
 
 
 class GridTokens(NamedTuple):
-    """ Tokens (B, N, C) and their grid (H, W), N = H * W.
-    """
+    """Tokens (B, N, C) and their grid (H, W), N = H * W."""
     tokens: torch.Tensor
     grid_size: Tuple[int, int]
 

@@ -1,5 +1,4 @@
-"""Command of the Conversion, see `timm.mim.convert`
-"""
+"""Command of the Conversion, see `timm.mim.convert`"""
 import argparse
 import sys
 from typing import List, Optional

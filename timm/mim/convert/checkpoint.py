@@ -12,13 +12,13 @@ import torch.nn as nn
 
 from timm.models import create_model, is_model, resolve_model_input_args
 
-from ..factory import create_mim
-from ..model_names import unknown_model
+from ..errors import first_line
+from ..factory import create_mim, unknown_model
 from ..teacher import TeacherTarget
 
 __all__ = [
     'BACKBONE', 'TARGETS_WITHOUT_A_MODEL', 'Checkpoint', 'ConversionError', 'Hints', 'Recipe', 'Tensors',
-    'check_tensors', 'first_line', 'known_hints', 'shape_text',
+    'check_tensors', 'known_hints', 'shape_text',
 ]
 
 BACKBONE = 'backbone.'
@@ -211,11 +211,6 @@ def known_hints(recipe: Recipe) -> Hints:
 def shape_text(tensor: torch.Tensor) -> str:
     """Write the shape of a tensor as in `48 x 3 x 8 x 8`."""
     return ' x '.join(str(size) for size in tensor.shape) or 'scalar'
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if there is none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _features_without_weights(teacher: str) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -8,7 +8,6 @@ not at all.
 """
 import argparse
 import json
-import os
 import pickle
 import struct
 from collections import OrderedDict
@@ -20,7 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .checkpoint import ConversionError, Tensors, first_line
+from ..errors import first_line
+from ..files import naming, write_complete
+from .checkpoint import ConversionError, Tensors
 from .fields import Fields
 
 __all__ = ['Source', 'read_source', 'write_file', 'write_json', 'write_pickle', 'write_safetensors']
@@ -100,20 +101,14 @@ def write_file(path: Path, force: bool, write: Callable[[Path], None]) -> None:
     """
     if path.exists() and not force:
         raise ConversionError(f"'{path}' exists, --force replaces it.")
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(mode)  # safetensors makes files that nobody else may read
-        os.replace(temporary, path)
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_complete(path, write)
     except OSError as error:
-        raise ConversionError(f"'{path}' cannot be written: {first_line(error)}") from error
-    except (RuntimeError, SafetensorError) as error:  # torch and safetensors say so in words of their own
+        raise ConversionError(str(error)) from error
+    except RuntimeError as error:  # as torch reports a full disk
         raise ConversionError(f"'{path}' cannot be written, is the disk full? {first_line(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_safetensors(tensors: Tensors, metadata: Mapping[str, Any]) -> Callable[[Path], None]:

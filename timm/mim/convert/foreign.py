@@ -1,5 +1,4 @@
-"""What the Formats of Other Projects Have in Common: Translation of Names, and the Base Class
-"""
+"""What the Formats of Other Projects Have in Common: Translation of Names, and the Base Class"""
 import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple

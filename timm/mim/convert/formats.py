@@ -1,5 +1,4 @@
-"""All Formats, and Conversion Between Them
-"""
+"""All Formats, and Conversion Between Them"""
 import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, NamedTuple, Optional, Tuple, Union

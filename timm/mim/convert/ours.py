@@ -1,5 +1,4 @@
-"""Our Own Formats: a Method, a Training Checkpoint, an Encoder
-"""
+"""Our Own Formats: a Method, a Training Checkpoint, an Encoder"""
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 

@@ -6,11 +6,11 @@ import argparse
 from typing import List, Optional
 
 from timm.utils import setup_default_logging
-from .defaults import DEFAULTS
-from .exit_codes import MODULE, exit_codes
+from .errors import MODULE, exit_codes
 from .flags import DefaultsFormatter, OneLineParser, add_arguments, add_training_arguments, only_given, parse
-from .main import run
+from .flags.run_options import DEFAULTS
 from .recipes import RECIPES
+from .run_loop import run
 
 
 def create_parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ import torch
 from timm.task import MaskedImageModelingTask
 from timm.utils import CheckpointSaver, NativeScaler, load_checkpoint_metadata
 from .errors import UserError, one_line
+from .flags.run_options import RunOptions
 from .run_folder import LAST, plain_options
 
 _logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ def readable_checkpoints(folder: Path, besides: Optional[Path] = None) -> Tuple[
 
 
 @contextmanager
-def fitting(path: Path, flag: str = '--resume') -> Iterator[None]:
+def mismatch_errors(path: Path, flag: str = '--resume') -> Iterator[None]:
     """Tell the user which checkpoint it was where loading its parts fails.
 
     Raises:
@@ -176,7 +177,7 @@ def fitting(path: Path, flag: str = '--resume') -> Iterator[None]:
         raise UserError(f"{flag}: '{path}' does not fit this run: {one_line(e)[:300]}") from e
 
 
-def weights_that_count(checkpoint: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[Dict[str, Any]]]:
+def evaluation_weights(checkpoint: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[Dict[str, Any]]]:
     """Return the weights and the task state of a checkpoint, those of its moving average where it has one."""
     suffix = '_ema' if 'state_dict_ema' in checkpoint else ''
     return checkpoint[f'state_dict{suffix}'], checkpoint.get(f'task_state{suffix}')
@@ -196,7 +197,7 @@ class RunSaver(CheckpointSaver):
     def __init__(
             self,
             folder: Path,
-            options: argparse.Namespace,
+            options: RunOptions,
             task: MaskedImageModelingTask,
             optimizer: torch.optim.Optimizer,
             scaler: Optional[NativeScaler] = None,

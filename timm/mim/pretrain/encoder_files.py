@@ -1,5 +1,5 @@
-"""The encoder of a run as files, and how to load and fine-tune it."""
-import argparse
+"""Write the trained encoder to files, and say how to load, publish and fine-tune it."""
+
 import os
 import shlex
 import shutil
@@ -11,9 +11,10 @@ import torch.nn as nn
 from safetensors.torch import save_file
 
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
-from .files import write_complete
+from ..files import write_complete
+from .flags.run_options import RunOptions
+from .run_folder import ENCODER
 
-ENCODER = 'encoder.safetensors'
 HUB_FOLDER = 'encoder'  # the same weights with timm's hub configuration
 _HUB_CONFIG = 'config.json'
 
@@ -87,7 +88,7 @@ def hub_lines(folder: Path) -> Tuple[str, str]:
     )
 
 
-def fine_tuning_command(path: Path, options: argparse.Namespace, model_args: Dict[str, Any]) -> str:
+def fine_tuning_command(path: Path, options: RunOptions, model_args: Dict[str, Any]) -> str:
     """Return the command that fine-tunes an encoder with labels.
 
     Args:

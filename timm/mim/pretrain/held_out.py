@@ -1,26 +1,155 @@
-"""How well a method reconstructs images that it was not trained on."""
+"""Measure how well a method reconstructs images that it was not trained on, beside baselines that learn nothing."""
+
 import argparse
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from itertools import islice
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-from torch.utils.data import Dataset
+import torch.nn.functional as F
+from torch.utils.data import Dataset, IterableDataset
 
+from timm.data import create_loader
 from timm.utils import reduce_tensor
-from ..noise import keyed_noise
+from ..masking import keyed_noise
 from ..output import View
 from ..targets import masked_l1_loss
-from .baselines import diffusion_fill, mean_of_visible
 from .data.datasets import HELD_OUT_LIMIT
-from .data.held_out_share import load_held_out
-from .data.reading import UnreadableImages
-from .errors import UserError
+from .data.loading import EVALUATION, create_evaluation_loader
+from .errors import UnreadableImages, UserError
+from .flags.run_options import RunOptions
 
 MASK_SEED = 0  # whatever the seed of the run, so that runs can be compared
-FILLS = dict(mean_of_visible=mean_of_visible, diffusion_fill=diffusion_fill)
 MIN_MASKS = 32  # few images get several masks each, until there are this many
+
+
+def mean_of_visible(images: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
+    """Fill masked pixels with the mean colour of the image's visible pixels.
+
+    Args:
+        images: Images [B, C, H, W].
+        pixel_mask: Bool mask [B, 1, H, W], True where masked.
+    """
+    visible = ~pixel_mask
+    mean = (images * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True)
+    return torch.where(pixel_mask, mean, images)
+
+
+def diffusion_fill(
+        images: torch.Tensor,
+        pixel_mask: torch.Tensor,
+        tolerance: float = 1e-4,
+        max_iterations: int = 2000,
+) -> torch.Tensor:
+    """Let the visible pixels diffuse into the masked ones until nothing changes (Laplace's equation).
+
+    Every masked pixel becomes the mean of its neighbours, with no flow across the image border: the smoothest fill that
+    meets the visible pixels. Solved by conjugate gradients, all images and channels at a time.
+
+    Args:
+        images: Images [B, C, H, W].
+        pixel_mask: Bool mask [B, 1, H, W], True where masked.
+        tolerance: Residual, relative to the first one, at which to stop.
+        max_iterations: Iterations after which to stop in any case.
+    """
+    images = images.double()
+
+    def laplacian(x: torch.Tensor) -> torch.Tensor:
+        # Replicated borders add a zero difference, so that nothing flows across the border.
+        padded = F.pad(x, (1, 1, 1, 1), mode='replicate')
+        neighbours = padded[:, :, :-2, 1:-1] + padded[:, :, 2:, 1:-1] + padded[:, :, 1:-1, :-2] + padded[:, :, 1:-1, 2:]
+        return (4 * x - neighbours) * pixel_mask
+
+    def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a * b).sum((2, 3), keepdim=True)
+
+    filled = mean_of_visible(images, pixel_mask)
+    residual = -laplacian(filled)
+    direction = residual
+    energy = dot(residual, residual)
+    target = energy * tolerance ** 2
+    for iteration in range(max_iterations):
+        if iteration % 16 == 0 and bool((energy <= target).all()):
+            break
+        applied = laplacian(direction)
+        step = energy / dot(direction, applied).clamp_min(1e-30)
+        filled = filled + step * direction
+        residual = residual - step * applied
+        previous, energy = energy, dot(residual, residual)
+        direction = residual + energy / previous.clamp_min(1e-30) * direction
+    return filled
+
+
+class HeldOutShare(NamedTuple):
+    """This process's share of the held-out images: normalised, with their numbers over all processes.
+
+    Attributes:
+        unreadable: How many are missing.
+    """
+    images: torch.Tensor
+    numbers: torch.Tensor
+    unreadable: int = 0
+
+
+def load_held_out(
+        dataset: Dataset,
+        options: RunOptions,
+        data_config: Dict[str, Any],
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+        limit: int = HELD_OUT_LIMIT,
+) -> HeldOutShare:
+    """Load this process's share of the held-out images.
+
+    Args:
+        dataset: Held-out images.
+        options: Options of the run.
+        data_config: Input size, mean, standard deviation, interpolation, crop and mode of the images.
+        device: Device to normalise images on; they are kept in main memory.
+        rank: This process.
+        world_size: Number of processes.
+        limit: Number of images over all processes; of more as many at most are taken, evenly spread.
+    """
+    if isinstance(dataset, IterableDataset):
+        images = _read_stream(dataset, options, data_config, device, count=-(-limit // world_size))
+        return HeldOutShare(images, torch.arange(len(images)) * world_size + rank)
+
+    spacing = -(-len(dataset) // limit)
+    indices = range(0, len(dataset), spacing)
+    numbers = range(rank, len(indices), world_size)
+    loader = create_evaluation_loader(dataset, [indices[n] for n in numbers], options, data_config, device)
+    batches = [(images.cpu(), found.cpu() >= 0) for images, found in loader]
+    if not batches:
+        return HeldOutShare(torch.empty(0, *data_config['input_size']), torch.tensor([], dtype=torch.long))
+    readable = torch.cat([found for _, found in batches])
+    images = torch.cat([images[found] for images, found in batches])
+    return HeldOutShare(images, torch.tensor(list(numbers))[readable], int((~readable).sum()))
+
+
+def _read_stream(
+        dataset: IterableDataset,
+        options: RunOptions,
+        data_config: Dict[str, Any],
+        device: torch.device,
+        count: int,
+) -> torch.Tensor:
+    """The first images of a stream, in main memory."""
+    batch_size = options.validation_batch_size or options.batch_size
+    loader = create_loader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=min(1, options.workers),
+        persistent_workers=False,
+        device=device,
+        **{name: data_config[name] for name in EVALUATION},
+    )
+    return torch.cat([batch.cpu() for batch, _ in islice(loader, -(-count // batch_size))])[:count]
+
+
+FILLS = dict(mean_of_visible=mean_of_visible, diffusion_fill=diffusion_fill)
 
 
 class HeldOutImages:
@@ -90,11 +219,12 @@ class HeldOutImages:
         """
         def values(images: torch.Tensor, noise: torch.Tensor) -> Dict[str, torch.Tensor]:
             with autocast():
-                output = method(images, noise=noise)
                 if not method.reconstructs_pixels:
+                    output = method(images, noise=noise)
                     return dict(loss=output.loss, **(output.logs or {}), **method.uninformed_losses(output))
-                pixels = method.reconstruct(images, output.mask)
-            return dict(masked_l1=masked_l1_loss(pixels, images, method.pixel_mask(output.mask)))
+                mask = method.make_mask(noise)
+                pixels = method.reconstruct(images, mask)
+            return dict(masked_l1=masked_l1_loss(pixels, images, method.pixel_mask(mask)))
         return self._mean(method, values)
 
     @torch.no_grad()
@@ -104,8 +234,7 @@ class HeldOutImages:
             return {}
 
         def values(images: torch.Tensor, noise: torch.Tensor) -> Dict[str, torch.Tensor]:
-            with autocast():
-                mask = method.pixel_mask(method(images, noise=noise).mask)
+            mask = method.pixel_mask(method.make_mask(noise))
             return {name: masked_l1_loss(fill(images, mask), images, mask) for name, fill in FILLS.items()}
         return self._mean(method, values)
 
@@ -149,9 +278,9 @@ class HeldOutImages:
 
 def hold_out(
         dataset: Dataset,
-        options: argparse.Namespace,
+        options: RunOptions,
         data_config: Dict[str, Any],
-        place: argparse.Namespace,
+        process: argparse.Namespace,
         limit: int = HELD_OUT_LIMIT,
         mask_seed: int = MASK_SEED,
 ) -> HeldOutImages:
@@ -161,7 +290,7 @@ def hold_out(
         dataset: Held-out images.
         options: Options of the run.
         data_config: Input size, mean, standard deviation, interpolation, crop and mode of the images.
-        place: Device and rank of this process.
+        process: Device and rank of this process.
         limit: Number of images over all processes at most.
         mask_seed: Seed of the masks.
 
@@ -169,10 +298,10 @@ def hold_out(
         UnreadableImages: More of them cannot be read than the user allows.
         UserError: There are none.
     """
-    device = torch.device(place.device)
-    share = load_held_out(dataset, options, data_config, device, place.rank, place.world_size, limit)
+    device = torch.device(process.device)
+    share = load_held_out(dataset, options, data_config, device, process.rank, process.world_size, limit)
     counts = torch.tensor([float(len(share.images)), float(share.unreadable)], device=device)
-    if place.distributed:
+    if process.distributed:
         counts = reduce_tensor(counts, 1)
     count, unreadable = map(int, counts.tolist())
     if unreadable > options.max_unreadable * (count + unreadable):

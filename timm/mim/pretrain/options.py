@@ -1,25 +1,239 @@
-"""What the flags of a training script mean for pre-training: defaults, recipes of the methods, refusals.
+"""Resolve what the user asked for into the options of a run, and check them before any work is done.
 
-A run starts from what the user gave, and nothing else: a flag that was not given is absent, or None. That is how a
-value from the recipe can be told from one that the user chose.
+A run starts from the flags that the user gave: a flag that was not given is absent, or None. This is how a value of
+the method's recipe is told apart from a value that the user chose. Flags of timm's training script that pre-training
+cannot honour are refused with a reason.
 """
+
 import argparse
 import math
-from typing import Any, Dict, List, Optional, Tuple
+from difflib import get_close_matches
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from ..factory import list_mims
-from ..model_names import nearest_names
-from .build_method import check_model_name
+import torch
+
+from timm.optim import list_optimizers
+from ..factory import list_mims, nearest_names
 from .data.datasets import check_folder
-from .defaults import DEFAULTS
 from .errors import UserError, flag_name
-from .flags import Mistakes
-from .option_checks import check_values
+from .flags import Mistakes, only_given, parse
+from .flags.run_options import DEFAULTS, FIELDS, ONE_OR_MORE, POSITIVE, SHARE, ZERO_OR_MORE, RunOptions
 from .recipes import RECIPES
-from .refused_flags import MEANINGLESS, UNSUPPORTED
+from .sharding import has_fsdp2
+from .task import check_model_name
+
+_LABELS = 'it works on class labels, and pre-training has none'
+_HEAD = "it acts on the classifier head, which a pre-trained encoder does not have"
+_MIXING = 'it mixes images and their labels'
+_ERASING = 'it erases pixels, which masking already does'
+_SPLITS = 'it compares augmented copies of an image by their predicted classes'
+_DISTILLATION = 'there is no teacher'
+_RESOLUTION = 'the image size of a pre-training run is fixed'
+_NAFLEX = 'pre-training uses a fixed patch grid'
+_SCHEDULE = 'schedules step at every update, as those of the published recipes do'
+
+# Flags without meaning under --mim.
+MEANINGLESS = {
+    name: reason
+    for reason, names in {
+        _LABELS:
+            'class_map num_classes smoothing bce_loss bce_sum bce_target_thresh bce_pos_weight loss task '
+            'multilabel_threshold target_format eval_metric tta loss_pos_weight loss_class_weight loss_weight_power '
+            'loss_weight_beta loss_weight_max class_stats asl_gamma_pos asl_gamma_neg asl_clip asl_reduction '
+            'poly_epsilon poly_gamma poly_alpha twoway_tp twoway_tn db_neg_scale db_init_bias db_focal_gamma',
+        _HEAD: 'gp head_init_scale head_init_bias drop drop_block drop_connect',
+        _MIXING: 'mixup cutmix cutmix_minmax mixup_prob mixup_switch_prob mixup_mode mixup_off_epoch',
+        _ERASING: 'reprob remode recount resplit',
+        _SPLITS: 'aug_splits jsd_loss split_bn',
+        _DISTILLATION:
+            'kd_model_name kd_distill_type kd_loss_type distill_loss_weight task_loss_weight kd_temperature '
+            'kd_student_feature_dim kd_teacher_feature_dim kd_token_distill_type',
+        _RESOLUTION:
+            'train_img_sizes train_batch_sizes train_size_probs train_size_schedule train_size_schedule_spread '
+            'train_size_random_mix train_batches_per_epoch variable_batch_loss_scale',
+        _NAFLEX:
+            'naflex_loader naflex_train_seq_lens naflex_max_seq_len naflex_patch_sizes naflex_patch_size_probs '
+            'naflex_loss_scale naflex_patchify_channels_first',
+        _SCHEDULE: 'sched_on_updates',
+    }.items()
+    for name in names.split()
+}
+
+# Flags that pre-training could have and does not, with what to do instead.
+UNSUPPORTED = dict(
+    torchscript='use --torchcompile',
+    fuser='use --torchcompile',
+    model_dtype='use --amp',
+    local_rank='start the script with torchrun',
+    pretrained_cfg_overlay='use --pretrained-path for weights, --mean and --std for images',
+    aug_repeats='use --epoch-repeats',
+    bn_momentum='set it in --model-kwargs',
+    bn_eps='set it in --model-kwargs',
+    sync_bn='batch statistics stay those of each process',
+    dist_bn='batch statistics stay those of each process',
+    model_ema_force_cpu='the average stays on the device of the model',
+    patience_epochs='take another --sched than plateau',
+    worker_seeding='every image has a seed of its own, made from --seed',
+    use_multi_epochs_loader='workers live as long as the run does',
+    no_prefetcher='images are always normalised on the device',
+    save_images='the run folder gets pictures of held-out images',
+)
+
+_SEEDS = 2 ** 32  # as many as NumPy takes
+_LARGEST = 2 ** 31 - 1  # of a count; far beyond what a run can do, and what PyTorch and the file formats take
+
+_NUMBERS = {
+    ONE_OR_MORE: lambda value: value >= 1,
+    ZERO_OR_MORE: lambda value: value >= 0,
+    POSITIVE: lambda value: 0 < value < math.inf,
+    SHARE: lambda value: 0 <= value <= 1,
+}
+_PROBES = ('knn', 'linear', 'attentive')
 
 
-def resolve_options(given: argparse.Namespace) -> Tuple[argparse.Namespace, List[str]]:
+def check_values(options: RunOptions) -> None:
+    """Check what can be checked without a model or data.
+
+    Args:
+        options: All options of a run.
+
+    Raises:
+        UserError: A value is outside of its range, there is no such choice, or two options exclude each other.
+    """
+    mistakes = Mistakes()
+    for check in (_check_text, _check_numbers, _check_lists, _check_choices, _check_others):
+        with mistakes.collected():
+            check(options)
+    mistakes.raise_all()
+
+
+def _check_choices(options: RunOptions) -> None:
+    mistakes = Mistakes()
+    for name, field in FIELDS.items():
+        value = getattr(options, name)
+        if field.metadata['choices'] and not (value is None and field.default is None):
+            with mistakes.collected():
+                _check_choice(name, value, field.metadata['choices'])
+    with mistakes.collected():
+        _check_choice('opt', options.opt.lower(), list_optimizers())
+    mistakes.raise_all()
+
+
+def _check_others(options: RunOptions) -> None:
+    if options.stop_epoch is not None and options.stop_epoch > options.epochs:
+        raise UserError(f'--stop-epoch {options.stop_epoch} lies behind the last epoch, {options.epochs}.')
+    if options.torchcompile_mode and not options.torchcompile:
+        raise UserError('--torchcompile-mode is for --torchcompile, which is not given.')
+    if options.fsdp:
+        _check_sharding(options)
+    _check_probes(options)
+    if options.device is not None:
+        _check_device(options.device)
+
+
+def _check_text(options: RunOptions) -> None:
+    """Check that names can be written as UTF-8: reports, checkpoints and trackers hold them."""
+    for name, value in vars(options).items():
+        for word in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(word, str) and not _is_utf8(word):
+                shown = word.encode(errors='backslashreplace').decode()
+                raise UserError(f"{flag_name(name)}: '{shown}' is not UTF-8; rename it, or give a link to it.")
+
+
+def _is_utf8(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_numbers(options: RunOptions) -> None:
+    mistakes = Mistakes()
+    if not 0 <= options.seed < _SEEDS:
+        mistakes.add(f'--seed {options.seed} must be 0 or more, and less than {_SEEDS}.')
+    if options.mask_ratio is not None and not 0 < options.mask_ratio < 1:
+        mistakes.add(f'--mask-ratio {options.mask_ratio:g} must lie between 0 and 1, both excluded.')
+    for name, field in FIELDS.items():
+        value, allowed = getattr(options, name), field.metadata['allowed']
+        if allowed is None or value is None:
+            continue
+        if not _NUMBERS[allowed](value):
+            mistakes.add(f'{flag_name(name)} {value:g} must {allowed}.')
+        elif allowed != POSITIVE and value > _LARGEST:
+            mistakes.add(f'{flag_name(name)} {value:.3g} is more than {_LARGEST}, the most that is allowed.')
+    if options.crop_pct == 0:
+        mistakes.add('--crop-pct 0 leaves nothing of an image.')
+    mistakes.raise_all()
+
+
+def _check_lists(options: RunOptions) -> None:
+    for name in ('scale', 'ratio'):
+        value = getattr(options, name)
+        if value is not None and not (len(value) == 2 and 0 < value[0] <= value[1]):
+            raise UserError(f'{flag_name(name)} takes a range: two positive numbers, the smaller one first.')
+    for name in ('mean', 'std'):
+        value = getattr(options, name)
+        if value is not None and len(value) not in (1, options.in_chans):
+            raise UserError(f'{flag_name(name)} has {len(value)} values: give one, or one per channel.')
+
+
+def _check_probes(options: RunOptions) -> None:
+    for name in options.mim_probe:
+        _check_choice('mim_probe', name, _PROBES)
+    _check_choice('mim_probe_pool', options.mim_probe_pool, ('model', 'avg'))
+    for name in ('mim_probe', 'mim_probe_interval', 'mim_probe_layers', 'mim_probe_pool'):
+        if not options.mim_probe_dir and getattr(options, name) != DEFAULTS[name]:
+            raise UserError(f'{flag_name(name)} is for --mim-probe-dir, which is not given.')
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        near = [word for word in allowed if word] if len(allowed) <= 10 else get_close_matches(value, allowed, n=5)
+        choices = f'; choose {", ".join(near)}.' if near else '.'
+        raise UserError(f"{flag_name(name)}: there is no '{value}'{choices}")
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UserError(f"--device: there is no '{device}'; cpu, cuda or cuda:1, for example.") from None
+    if kind == 'cuda' and not torch.cuda.is_available():
+        raise UserError(f'--device {device}: CUDA is not available here; leave out --device, or give --device cpu.')
+
+
+def _check_sharding(options: RunOptions) -> None:
+    if not has_fsdp2:
+        raise UserError(f'--fsdp needs PyTorch 2.6 or newer, this is {torch.__version__}.')
+    for name in ('torchcompile', 'channels_last'):
+        if getattr(options, name):
+            raise UserError(f'{flag_name(name)} does not work with --fsdp: leave one of them out.')
+    if options.clip_grad and options.clip_mode == 'agc':
+        raise UserError('--clip-mode agc looks at whole parameters, and --fsdp shards them: use norm or value.')
+
+
+def given_arguments(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line again, for what the user gave, and nothing else.
+
+    The defaults of a script for supervised training are not those of pre-training, so that `run` must not see them.
+    Ends the program with exit code 2 where the configuration file cannot be read or names what is no flag.
+
+    Args:
+        parser: The parser of the script. What it must know of `-c/--config FILE` is known here: flags that the YAML
+            file names count as given, and what the command line says goes before them.
+        argv: The command line, that of the program if None.
+
+    Returns:
+        The arguments that were given, and no others.
+    """
+    try:
+        return only_given(parser, *parse(parser, argv))
+    except UserError as e:
+        parser.error(str(e))
+
+
+def resolve_options(given: argparse.Namespace) -> Tuple[RunOptions, List[str]]:
     """Complete what the user gave with the recipe of the method and the general defaults.
 
     Args:
@@ -34,6 +248,7 @@ def resolve_options(given: argparse.Namespace) -> Tuple[argparse.Namespace, List
     chosen = {name: value for name, value in vars(given).items() if value is not None}
     _check_method(chosen.get('mim'))
     _refuse(chosen)
+    chosen.pop('config', None)
     if 'data' in chosen:  # the positional form of --data-dir
         chosen.setdefault('data_dir', chosen.pop('data'))
 
@@ -52,7 +267,7 @@ def resolve_options(given: argparse.Namespace) -> Tuple[argparse.Namespace, List
     if 'lr' in chosen:
         from_recipe = [name for name in from_recipe if not name.startswith('lr_base')]
 
-    options = argparse.Namespace(**{**DEFAULTS, **recipe, **chosen})
+    options = RunOptions(**{**recipe, **chosen})
     if options.warmup_epochs is None:
         options.warmup_epochs = min(10, options.epochs // 10)
     options.img_size = _image_size(options)
@@ -63,25 +278,35 @@ def resolve_options(given: argparse.Namespace) -> Tuple[argparse.Namespace, List
     return options, from_recipe
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: RunOptions) -> None:
     """Tell all mistakes at once that can be seen without reading anything: images, model, values."""
     mistakes = Mistakes()
     if options.data_dir and not options.dataset:
-        with mistakes.noted():
+        with mistakes.collected():
             check_folder(options.data_dir)
-    with mistakes.noted():
+    with mistakes.collected():
         check_model_name(options)
-    with mistakes.noted():
+    with mistakes.collected():
         check_values(options)
-    mistakes.tell()
+    mistakes.raise_all()
 
 
-def resolve_learning_rate(options: argparse.Namespace, global_batch_size: int) -> float:
+def resolve_learning_rate(options: RunOptions, global_batch_size: int) -> float:
     """Return the absolute learning rate: `--lr`, or the base rate scaled to the batch."""
     if options.lr is not None:
         return options.lr
-    scale = global_batch_size / options.lr_base_size
-    return options.lr_base * (math.sqrt(scale) if options.lr_base_scale == 'sqrt' else scale)
+    return scaled_learning_rate(options.lr_base, global_batch_size / options.lr_base_size, options.lr_base_scale)
+
+
+def scaled_learning_rate(base: float, ratio: float, scale: str) -> float:
+    """Return a base learning rate scaled to the images of an update.
+
+    Args:
+        base: Learning rate for the base number of images.
+        ratio: Images of an update divided by the base number.
+        scale: 'linear' or 'sqrt'.
+    """
+    return base * (math.sqrt(ratio) if scale == 'sqrt' else ratio)
 
 
 def _check_method(method: Optional[str]) -> None:
@@ -95,12 +320,12 @@ def _refuse(chosen: Dict[str, Any]) -> None:
     mistakes = Mistakes()
     for name in chosen:
         if name in MEANINGLESS:
-            mistakes.note(f'{flag_name(name)} has no meaning with --mim: {MEANINGLESS[name]}.')
+            mistakes.add(f'{flag_name(name)} has no meaning with --mim: {MEANINGLESS[name]}.')
         elif name in UNSUPPORTED:
-            mistakes.note(f'{flag_name(name)} is not supported with --mim: {UNSUPPORTED[name]}.')
+            mistakes.add(f'{flag_name(name)} is not supported with --mim: {UNSUPPORTED[name]}.')
         elif name not in DEFAULTS and name not in ('data', 'config'):
-            mistakes.note(f'{flag_name(name)} is not an option of pre-training.')
-    mistakes.tell()
+            mistakes.add(f'{flag_name(name)} is not an option of pre-training.')
+    mistakes.raise_all()
     if 'data' in chosen and 'data_dir' in chosen:
         raise UserError('the image folder is given twice: as --data-dir and by position.')
     if chosen.get('model_kwargs', {}).get('patch_drop_rate'):
@@ -115,7 +340,7 @@ def _pair(name: str, value: Any) -> Tuple[int, int]:
     return values[0], values[-1]
 
 
-def _image_size(options: argparse.Namespace) -> Optional[Tuple[int, int]]:
+def _image_size(options: RunOptions) -> Optional[Tuple[int, int]]:
     if options.input_size is not None:
         if options.img_size is not None:
             raise UserError('--img-size and --input-size both give an image size: use one of them.')

@@ -1,8 +1,9 @@
-"""Going on from a checkpoint: weights, optimizer, and the place in the run."""
+"""Resume a run: find its checkpoint, decide what becomes of each option that changed, and load the state."""
+
 import argparse
 import logging
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 
@@ -10,28 +11,99 @@ from timm.task import MaskedImageModelingTask
 from timm.utils import NativeScaler
 from .checkpoints import (
     Checkpoint,
-    fitting,
+    evaluation_weights,
     load_checkpoint,
+    mismatch_errors,
     newest_checkpoint,
     readable_checkpoints,
-    weights_that_count,
 )
-from .data.image_names import describe_changes
-from .errors import UserError
-from .resume_options import changes, check_same_run
-from .run_folder import first_checkpoint, lies_in
+from .data.image_folder import describe_changes
+from .errors import UserError, flag_name
+from .flags.run_options import BEGINNING, DEFAULTS, SAME, SAME_OPTIMIZER, SAME_WITHIN_EPOCH, RunOptions, names_with
+from .run_folder import first_checkpoint, lies_in, plain_options
 from .sharding import load_whole_optimizer
+
+_UNTOLD = ('output', 'experiment', 'resume', 'no_resume_opt', 'dataset_download', *names_with(resume=BEGINNING))
 
 _logger = logging.getLogger(__name__)
 
 # What groups of parameters hold that the options of the present run decide on, and not the checkpoint: learning rate
 # and weight decay, which schedules set at every update, and how a step is computed on the device.
 _OF_THE_OPTIONS = ('lr', 'weight_decay', 'fused', 'foreach', 'capturable', 'differentiable')
+
 # What schedules note in a group to begin from.
 _OF_THE_SCHEDULES = ('initial_lr', 'initial_weight_decay')
 
 
-def find_checkpoint(options: argparse.Namespace, folder: Path) -> Optional[Checkpoint]:
+def check_same_run(checkpoint: Checkpoint, options: RunOptions) -> None:
+    """Check that no option was changed that has to stay as it was.
+
+    Args:
+        checkpoint: Checkpoint to go on from.
+        options: Options of the run.
+
+    Raises:
+        UserError: One was.
+    """
+    path = checkpoint.path
+    _check_beginning(checkpoint, options)
+    saved = saved_options(checkpoint)
+    if saved is None:
+        return
+    for name in names_with(resume=SAME):
+        if _differs(name, saved, options):
+            raise UserError(
+                f"--resume: '{path}' was trained with {name} {_value(name, saved)}, not {_value(name, options)}.")
+    for name in () if options.no_resume_opt else names_with(resume=SAME_OPTIMIZER):
+        if _differs(name, saved, options):
+            raise UserError(
+                f"--resume: '{path}' was trained with {name} {_value(name, saved)}, not {_value(name, options)}; "
+                '--no-resume-opt goes on from the weights, with a new optimizer.')
+    for name in names_with(resume=SAME_WITHIN_EPOCH) if checkpoint.within_epoch else ():
+        if _differs(name, saved, options):
+            raise UserError(
+                f"--resume: '{path}' was written within an epoch with {name} {_value(name, saved)}, not "
+                f'{_value(name, options)}: change it where an epoch has ended.')
+
+
+def _check_beginning(checkpoint: Checkpoint, options: RunOptions) -> None:
+    saved = saved_options(checkpoint) or argparse.Namespace()
+    for name in names_with(resume=BEGINNING):
+        if name == 'start_epoch' and not checkpoint.goes_on:
+            continue  # a run of its own begins there
+        if _value(name, options) != DEFAULTS[name] and _differs(name, saved, options):
+            what = (
+                'the run has begun already: give another --experiment to count epochs anew'
+                if name == 'start_epoch' else f"the weights come from '{checkpoint.path}'")
+            raise UserError(f'{flag_name(name)} {getattr(options, name)} has no effect with --resume: {what}.')
+
+
+def changes(checkpoint: Checkpoint, options: RunOptions) -> List[str]:
+    """Return what takes effect otherwise than when the checkpoint was written, as `lr 0.001 -> 0.0001`."""
+    saved = saved_options(checkpoint)
+    if saved is None:
+        return []
+    return [
+        f'{name} {_value(name, saved)} -> {_value(name, options)}'
+        for name in DEFAULTS if name not in _UNTOLD and _differs(name, saved, options)]
+
+
+def saved_options(checkpoint: Checkpoint) -> Optional[argparse.Namespace]:
+    """The options of the run that wrote a checkpoint, None for one of another program."""
+    saved = checkpoint.content.get('args')
+    return saved if isinstance(saved, argparse.Namespace) else None
+
+
+def _value(name: str, options: RunOptions) -> Any:
+    """An option as checkpoints hold it; one that an older version did not have has its default."""
+    return plain_options(argparse.Namespace(value=getattr(options, name, DEFAULTS[name])))['value']
+
+
+def _differs(name: str, saved: argparse.Namespace, options: RunOptions) -> bool:
+    return _value(name, saved) != _value(name, options)
+
+
+def find_checkpoint(options: RunOptions, folder: Path) -> Optional[Checkpoint]:
     """Load the checkpoint that `--resume` means, and check that the run may go on from it.
 
     Args:
@@ -86,7 +158,7 @@ def check_same_data(checkpoint: Checkpoint, fingerprint: Dict[str, Any], tell: b
 
     Args:
         checkpoint: Checkpoint to go on from.
-        fingerprint: That of the data now, see `timm.mim.pretrain.data.image_names`.
+        fingerprint: That of the data now, see `timm.mim.pretrain.data.image_folder`.
         tell: Warn of it, as one process of a run does.
 
     Raises:
@@ -123,10 +195,10 @@ def restore_weights(task: MaskedImageModelingTask, checkpoint: Checkpoint) -> No
         UserError: They do not fit.
     """
     content = checkpoint.content
-    with fitting(checkpoint.path):
+    with mismatch_errors(checkpoint.path):
         task.load_checkpoint_state(content['state_dict'], content.get('task_state'))
         if task.has_ema():
-            task.load_checkpoint_state(*weights_that_count(content), ema=True)
+            task.load_checkpoint_state(*evaluation_weights(content), ema=True)
 
 
 def restore_optimizer(
@@ -147,7 +219,7 @@ def restore_optimizer(
         UserError: They do not fit.
     """
     content = checkpoint.content
-    with fitting(checkpoint.path):
+    with mismatch_errors(checkpoint.path):
         if 'optimizer' in content:
             load_whole_optimizer(optimizer, _with_present_options(content['optimizer'], optimizer))
         if scaler is not None and scaler.state_dict_key in content:

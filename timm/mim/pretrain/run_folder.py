@@ -1,26 +1,147 @@
-"""The folder of a pre-training run: where it is, whose it is, what lies in it."""
-import argparse
+"""The folder of a run: where it is, who may write to it, and how each file is written whole or not at all."""
+
+import errno
+import logging
 import os
+import socket
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import IO, Any, Dict, List, Optional
 
 import yaml
 
 from timm.models import safe_model_name
-from .encoder_files import ENCODER
+from ..files import is_full, to_json, write_complete
 from .errors import UserError, one_line
-from .files import is_full, to_json, write_complete
-from .folder_lock import FolderLock
+from .flags.run_options import RunOptions
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+_logger = logging.getLogger(__name__)
+LOCK = 'run.lock'
 
 LAST = 'last.pth.tar'
 BEST = 'model_best.pth.tar'
 PICTURES = 'reconstructions'
 _OPTIONS = 'args.yaml'
+ENCODER = 'encoder.safetensors'
 
 
-def claim_run_folder(options: argparse.Namespace, lock: FolderLock) -> Path:
+class FolderLock:
+    """Makes the folder of a run and locks it until the block ends.
+
+    The lock is a POSIX record lock on a file in the folder. The system drops it with the process, also after SIGKILL.
+    Processes that load images do not inherit it, as they would inherit one of `flock`: a run that was killed can go on
+    at once, although its loaders live a few seconds longer. The file says who has the lock.
+
+    Used as a context manager. At the end the lock file is removed, and so are folders that it made and that are empty,
+    as after a user's mistake.
+    """
+
+    def __init__(self) -> None:
+        self._file: Optional[IO[str]] = None
+        self._path: Optional[Path] = None
+        self._made: List[Path] = []  # parents first
+
+    def __enter__(self) -> 'FolderLock':
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._file is not None:
+            if _is_at(self._file, self._path):
+                self._path.unlink()
+            self._file.close()
+            self._file = None
+        for folder in reversed(self._made):
+            try:
+                folder.rmdir()
+            except OSError:  # not empty, as after a run
+                break
+        self._made = []
+
+    def make(self, folder: Path) -> bool:
+        """Make a folder with its parents, and return whether it is new. Of several processes one makes it.
+
+        Args:
+            folder: Folder of the run.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        parent, missing = folder.absolute().parent, []
+        while not os.path.lexists(parent):
+            missing.append(parent)
+            parent = parent.parent
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._made += reversed(missing)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+            return False
+        self._made.append(folder)
+        return True
+
+    def take(self, folder: Path) -> None:
+        """Lock a folder. Where the file system has no locks, a warning says so.
+
+        Args:
+            folder: Folder of the run, which exists.
+
+        Raises:
+            UserError: Another process has the lock.
+            OSError: The folder cannot be written.
+        """
+        path = folder / LOCK
+        file = open(path, 'a+')
+        try:
+            _lock(file)
+        except OSError as e:
+            holder = _holder(file)
+            file.close()
+            if e.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"'{folder}' is in use by another run{holder}: wait for its end, or choose another --experiment."
+                ) from None
+            path.unlink(missing_ok=True)
+            _logger.warning(
+                f"'{folder}' cannot be locked ({one_line(e)}): make sure that no other run writes to it.")
+            return
+        if not _is_at(file, path):  # whoever had the lock removed the file between the two calls
+            file.close()
+            self.take(folder)
+            return
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n')
+        file.flush()
+        self._file, self._path = file, path
+
+
+def _lock(file: IO[str]) -> None:
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, 'this system has no fcntl')
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _holder(file: IO[str]) -> str:
+    file.seek(0)
+    text = file.read(200).strip()
+    return f' ({text})' if text else ''
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def claim_run_folder(options: RunOptions, lock: FolderLock) -> Path:
     """Decide on the folder of a run, make it if it is new, and lock it. The first process does so for all.
 
     Args:
@@ -59,11 +180,11 @@ def lies_in(checkpoint: Path, folder: Path) -> bool:
         for parent in (checkpoint.parent, checkpoint.resolve().parent))
 
 
-def _parent(options: argparse.Namespace) -> Path:
+def _parent(options: RunOptions) -> Path:
     return Path(options.output or './output/pretrain')
 
 
-def _named_folder(options: argparse.Namespace) -> Optional[Path]:
+def _named_folder(options: RunOptions) -> Optional[Path]:
     """The folder that the options name, None if the run gets one of its own."""
     if options.experiment:
         return _parent(options) / options.experiment
@@ -79,7 +200,7 @@ def _holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (_OPTIONS, LAST, ENCODER))
 
 
-def _check_belongs(folder: Path, options: argparse.Namespace) -> None:
+def _check_belongs(folder: Path, options: RunOptions) -> None:
     """Check that nothing of another run is in a folder.
 
     Raises:
@@ -119,7 +240,7 @@ def _not_writable(path: Path, error: OSError) -> Exception:
     return UserError(f"--output: '{path}' cannot be written: {error.strerror or one_line(error)}.")
 
 
-def save_options(folder: Path, options: argparse.Namespace) -> None:
+def save_options(folder: Path, options: RunOptions) -> None:
     """Write the options of the run to its folder, as `args.yaml`.
 
     Args:
@@ -149,7 +270,7 @@ def first_checkpoint(folder: Path) -> Optional[str]:
     return resume if resume not in (None, '', 'auto') else None
 
 
-def plain_options(options: argparse.Namespace) -> Dict[str, Any]:
+def plain_options(options: RunOptions) -> Dict[str, Any]:
     """Return options as lists, numbers and strings, which YAML and checkpoints hold, tuples as lists."""
     def plain(value: Any) -> Any:
         if isinstance(value, (list, tuple)):

@@ -1,25 +1,34 @@
-"""The loop over epochs: train, report, evaluate, save."""
+"""A whole run: build its parts from the options, then train, evaluate, report and save, epoch by epoch."""
+
+import argparse
 import logging
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
+import torch
 import torch.nn as nn
 
-from timm.utils import is_primary
-from .checkpoints import Checkpoint, RunSaver
+from timm.utils import is_primary, random_seed
+from .checkpoints import Checkpoint, RunSaver, load_checkpoint
+from .data.datasets import file_names, image_mode, open_data, resolve_image_config
+from .data.image_folder import fingerprint
+from .data.loading import create_train_loader, ending_workers
 from .encoder_files import save_encoder
-from .errors import RunStopped
-from .held_out import HeldOutImages
+from .errors import RunStopped, StopSignal, UserError, exit_codes
+from .flags.run_options import RunOptions
+from .held_out import HeldOutImages, hold_out
+from .options import resolve_options
 from .probes.probes import Probes
-from .reporting.command import go_on_command, typed_command
-from .reporting.memory import peak_memory
-from .reporting.progress import Progress
-from .reporting.records import Records
+from .reporting.console import LogFile, Progress, lines_above_bar, log_end, log_start, peak_memory, wants_bar
+from .reporting.records import Records, check_trackers, open_trackers
+from .reporting.report import Report, collect_environment, go_on_command, typed_command
+from .resume import check_same_data, find_checkpoint
+from .run_folder import FolderLock, claim_run_folder, save_options
 from .sharding import whole
+from .task import create_method, import_device_modules, import_mim_module, init_process
 from .trainer import Trainer
 
 _logger = logging.getLogger(__name__)
-
 _PICTURE_ROWS = 4
 
 
@@ -52,7 +61,7 @@ class RunLoop:
         self.probes = probes
         self.saver = None
         self.results: Dict[str, Any] = {}
-        if is_primary(trainer.place):
+        if is_primary(trainer.process):
             self.saver = RunSaver(folder, self.options, trainer.task, trainer.optimizer, trainer.scaler)
             if checkpoint is not None and checkpoint.in_place:
                 self.saver.take_up(checkpoint)
@@ -228,3 +237,95 @@ class RunLoop:
                 self.folder, encoder, method.encoder, self.records.data_config, tag=self.options.mim)
         # Last, since it says that the epoch is done: a run that is killed before does it all again.
         self.saver.save_epoch(epoch, metric, state, self.results)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Pre-train as the arguments say.
+
+    Ends the program with one line and an exit code where it cannot go on: 2 for a user's mistake, before anything is
+    written; 1 for a loss that is not finite, data that cannot be read or a disk that is full; 75 after SIGTERM or
+    Ctrl-C, when the run was saved and can go on.
+
+    Args:
+        args: The arguments that the user gave; what was not given is absent or None.
+    """
+    with exit_codes(), FolderLock() as lock, LogFile() as log:
+        _run(args, log, lock)
+
+
+def _run(args: argparse.Namespace, log: LogFile, lock: FolderLock) -> None:
+    import_mim_module(args)
+    options, from_recipe = resolve_options(args)
+    import_device_modules(options.device_modules)
+    check_trackers(options)
+    process = init_process(options)
+    folder, checkpoint = _begin(options, process, lock)
+    mode = image_mode(options.in_chans, options.input_img_mode)
+    data = open_data(options, mode)
+    images = fingerprint(data.train, data.held_out)
+    if checkpoint is not None:
+        check_same_data(checkpoint, images, tell=is_primary(process))
+    random_seed(options.seed)
+    method, model_args = create_method(options)
+    data_config = resolve_image_config(options, method, mode)
+    method.set_image_statistics(data_config['mean'], data_config['std'])
+    device = torch.device(process.device)
+    train_loader = create_train_loader(data.train, options, data_config, device, process.rank, process.world_size)
+    held_out = hold_out(data.held_out, options, data_config, process)
+
+    with StopSignal() as stop, ending_workers(train_loader):
+        if not options.fsdp:  # shards are moved one by one
+            method = method.to(device)
+        trainer = Trainer(options, method, train_loader, process, stop, checkpoint, images)
+        # once the trainer may have sharded the method
+        probes = Probes(options, trainer.trained_method, data_config, process) if options.mim_probe_dir else None
+        if not is_primary(process):
+            log.open(None)
+            RunLoop(trainer, held_out, folder, None, checkpoint, probes).train()
+            return
+        bar = wants_bar(process.distributed)
+        with open_trackers(options, folder, trainer.update) as trackers, lines_above_bar(bar):
+            save_options(folder, options)
+            log.open(folder)
+            log_start(options, from_recipe, data.description, data_config, trainer, held_out, folder, probes)
+            report = Report(folder, options, model_args, collect_environment(device, process.world_size))
+            records = Records(
+                folder, data_config, trainer.update, trainer.updates_per_epoch, trackers, report, options.warmup_epochs)
+            results = RunLoop(trainer, held_out, folder, records, checkpoint, probes).train(bar)
+            log_end(options, folder, trainer, results, model_args, file_names(data.held_out))
+
+
+def _begin(
+        options: RunOptions,
+        process: argparse.Namespace,
+        lock: FolderLock,
+) -> Tuple[Path, Optional[Checkpoint]]:
+    """Claim the folder of the run, and load the checkpoint to go on from. The first process decides for all."""
+    folder = checkpoint = error = None
+    if is_primary(process):
+        try:
+            folder = claim_run_folder(options, lock)
+            checkpoint = find_checkpoint(options, folder)
+        except (OSError, UserError) as e:
+            error = e
+    if process.distributed:
+        decided = [folder, None if checkpoint is None else (checkpoint.path, checkpoint.in_place), error]
+        torch.distributed.broadcast_object_list(decided, src=0)
+        folder, found, error = decided
+        if found is not None and checkpoint is None:
+            checkpoint = _load_as_first_process(*found)
+    if error is not None:
+        raise error
+    return folder, checkpoint
+
+
+def _load_as_first_process(path: Path, in_place: bool) -> Checkpoint:
+    """Load the checkpoint that the first process found and verified.
+
+    Raises:
+        OSError: This process cannot read it.
+    """
+    try:
+        return load_checkpoint(path, verify=False)._replace(in_place=in_place)
+    except UserError as e:
+        raise OSError(f'{e} The first process has read it.') from e

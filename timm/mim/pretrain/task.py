@@ -1,22 +1,356 @@
-"""The task around a method: its moving average, shards, compilation and distribution."""
+"""Build what is trained: device and rank, model, method, precision, optimizer, schedules and the training task."""
+
 import argparse
-from typing import Optional
+import importlib
+import logging
+import math
+import os
+import re
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
 
+from timm.layers import set_fast_norm
+from timm.models import create_model, resolve_model_input_args
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import MaskedImageModelingTask
-from timm.utils import is_primary
+from timm.utils import NativeScaler, init_distributed_device, is_primary
+from ..errors import MIMUnsupportedError
+from ..factory import create_mim, import_user_module, is_known_model, list_mim_models, unknown_model
 from .checkpoints import Checkpoint
-from .errors import UserError, one_line
+from .errors import UserError, flag_name, one_line
+from .flags.run_options import RunOptions
 from .resume import restore_weights
 from .sharding import shard
 
+_WEIGHT_FILES = ('initial_checkpoint', 'pretrained_path')
+
+# Arguments of `create_mim` that have flags of their own.
+_FLAGS_INSTEAD = dict(method='--mim', backbone='--model', img_size='--img-size', model_kwargs='--model-kwargs')
+
+
+def default_device() -> str:
+    """Return the type of the accelerator that PyTorch finds on this machine (cuda, xpu, mps, ...), or 'cpu'."""
+    if hasattr(torch, 'accelerator'):  # PyTorch 2.6 and newer
+        return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else 'cpu'
+    if torch.cuda.is_available():
+        return 'cuda'
+    return 'mps' if torch.backends.mps.is_available() else 'cpu'
+
+
+def describe_device(device: torch.device, chosen: bool) -> str:
+    """Say in one line where a run computes.
+
+    Args:
+        device: Device of this process.
+        chosen: Whether the user named it.
+    """
+    text = f'device: {device}'
+    if device.type == 'cuda':
+        text += f' ({torch.cuda.get_device_name(device)})'
+    if chosen:
+        return text
+    return text + (', since there is no accelerator' if device.type == 'cpu' else ', the accelerator of this machine')
+
+
+def init_process(options: RunOptions) -> argparse.Namespace:
+    """Find the device and the rank of this process, in a namespace of its own: args.yaml says what the user gave.
+
+    Args:
+        options: Options of the run.
+
+    Returns:
+        What `timm.utils.init_distributed_device` sets: `device`, `distributed`, `rank`, `local_rank` and `world_size`.
+
+    Raises:
+        UserError: There is one process only, and `--fsdp` shards over several.
+    """
+    process = argparse.Namespace(device=options.device or default_device())
+    if options.fsdp and int(os.environ.get('WORLD_SIZE', 1)) < 2:
+        raise UserError('--fsdp shards a model over processes, and there is one: start the script with torchrun.')
+    init_distributed_device(process)
+    speed_up_cuda()
+    return process
+
+
+def speed_up_cuda() -> None:
+    """Let matrix products on CUDA devices use TF32, and convolutions the fastest algorithm for their size."""
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+
+
+def import_device_modules(modules: Optional[List[str]]) -> None:
+    """Import the modules of `--device-modules`, which make a device known to PyTorch.
+
+    Raises:
+        UserError: One cannot be imported.
+    """
+    for module in modules or []:
+        try:
+            importlib.import_module(module)
+        except ImportError as e:
+            raise UserError(f'--device-modules {module}: {one_line(e)}') from e
+
+
+def autocast_of(options: RunOptions, device: torch.device) -> Callable:
+    """Return what makes the context of a forward pass."""
+    if not options.amp:
+        return nullcontext
+    return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, options.amp_dtype))
+
+
+def scaler_of(options: RunOptions, device: torch.device) -> Optional[NativeScaler]:
+    """Return the scaler of the gradients, None where they need none: bfloat16 has the range of float32."""
+    return NativeScaler(device=device.type) if options.amp and options.amp_dtype == 'float16' else None
+
+
+def import_mim_module(args: argparse.Namespace) -> None:
+    """Import the module of `--mim-module`, which makes methods and models of the user's known.
+
+    Raises:
+        UserError: It cannot be imported.
+    """
+    name = getattr(args, 'mim_module', None)
+    try:
+        if name:
+            import_user_module(name)
+    except ImportError as e:
+        raise UserError(f'--mim-module {name}: {one_line(e)}') from e
+
+
+def create_method(options: RunOptions) -> Tuple[nn.Module, Dict[str, Any]]:
+    """Build the model and the method around it.
+
+    Args:
+        options: Options of the run.
+
+    Returns:
+        The method, and the arguments with which `timm.create_model` builds such a model again.
+
+    Raises:
+        UserError: There is no such model, the method cannot serve it, or an option does not suit it.
+    """
+    try:
+        model_args = resolve_model_input_args(
+            options.model,
+            dict(img_size=options.img_size),
+            in_chans=options.in_chans if options.in_chans != 3 else None,
+            **options.model_kwargs,
+        )
+    except (OSError, RuntimeError, TypeError, ValueError) as e:
+        raise UserError(f'--model {options.model}: {one_line(e)}') from None
+
+    backbone = _create_backbone(options, model_args)
+    mim_options = dict(options.mim_kwargs)
+    for name, flag in _FLAGS_INSTEAD.items():
+        if name in mim_options:
+            raise UserError(f'--mim-kwargs {name}: give it as {flag}.')
+    for name in ('mask_ratio', 'mask_unit'):
+        if getattr(options, name) is not None:
+            mim_options.setdefault(name, getattr(options, name))
+    try:
+        method = create_mim(options.mim, backbone, img_size=options.img_size, **mim_options)
+    except MIMUnsupportedError as e:
+        raise UserError(one_line(e)) from e
+    except Exception as e:  # a value of --mim-kwargs that nobody foresaw fails in any way, and so does a teacher's file
+        about = '' if isinstance(e, (AssertionError, OSError, RuntimeError, ValueError)) else '--mim-kwargs: '
+        raise UserError(about + one_line(e)) from e
+    method.fast_path = True  # nobody looks at predictions of visible patches here
+    if options.grad_checkpointing:
+        method.set_grad_checkpointing(True)
+    rebuild_args = {k: v for k, v in model_args.items() if k not in ('model_name', 'pretrained_cfg')}
+    return method, rebuild_args
+
+
+def _create_backbone(options: RunOptions, model_args: Dict[str, Any]) -> nn.Module:
+    for name in _WEIGHT_FILES:
+        path = getattr(options, name)
+        if path and not os.path.isfile(path):
+            raise UserError(f"{flag_name(name)}: there is no file '{path}'.")
+        if path and not os.path.getsize(path):
+            raise UserError(f"{flag_name(name)}: '{path}' is empty.")
+    pretrained = dict(pretrained=options.pretrained, checkpoint_path=options.initial_checkpoint)
+    if options.pretrained_path:
+        pretrained.update(pretrained=True, pretrained_cfg_overlay=dict(file=options.pretrained_path, num_classes=-1))
+    build_args = {**model_args, 'num_classes': 0, **pretrained}
+    if options.drop_path is not None:
+        build_args['drop_path_rate'] = options.drop_path
+    if options.fast_norm:
+        set_fast_norm()
+    try:
+        with _noting_missing_weights() as missing:
+            model = create_model(**build_args)
+    except Exception as e:  # files that hold no weights fail in every way
+        files = [
+            f" with {flag_name(name)} '{getattr(options, name)}'" for name in _WEIGHT_FILES if getattr(options, name)]
+        raise UserError(f'--model {options.model}{"".join(files)} cannot be built: {one_line(e)[:300]}') from e
+    if 2 * len(missing) > len(model.state_dict()):
+        raise UserError(
+            f"--pretrained-path: '{options.pretrained_path}' lacks {len(missing)} of the {len(model.state_dict())} "
+            f'weights of {options.model}, {missing[0]} for one: they would be random.')
+    return model
+
+
+@contextmanager
+def _noting_missing_weights() -> Iterator[List[str]]:
+    """Note the names of weights that pretrained weights lack. timm logs them, and goes on with random ones."""
+    missing: List[str] = []
+
+    def note(record: logging.LogRecord) -> bool:
+        found = re.match(r'Missing keys \((.*)\) discovered', record.getMessage())
+        if found:
+            missing.extend(found.group(1).split(', '))
+        return True
+    logger = logging.getLogger('timm.models._builder')
+    level = logger.level
+    logger.addFilter(note)
+    logger.setLevel(logging.INFO)
+    try:
+        yield missing
+    finally:
+        logger.removeFilter(note)
+        logger.setLevel(level)
+
+
+def check_model_name(options: RunOptions) -> None:
+    """Check that there is a model of the name that the options give.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not is_known_model(options.model):
+        models = list_mim_models(options.mim)
+        call = f"timm.mim.list_mim_models('{options.mim}')"
+        raise UserError(f'--model: {unknown_model(options.model, models, call)}')
+
+
+def create_optimizer(
+        method: nn.Module,
+        options: RunOptions,
+        learning_rate: float,
+        device: torch.device,
+) -> torch.optim.Optimizer:
+    """Create the optimizer, a fused one where PyTorch has it: that is faster, and can skip a step without the host.
+
+    Args:
+        method: Method whose parameters that require a gradient are optimized.
+        options: Options of the run.
+        learning_rate: Learning rate at the top of the schedule.
+        device: Device of the parameters.
+
+    Raises:
+        UserError: An option does not suit the optimizer.
+    """
+    config = optimizer_kwargs(argparse.Namespace(**{**vars(options), 'lr': learning_rate}))
+    chosen = options.opt_kwargs
+    can_fuse = options.opt.lower() in ('adam', 'adamw') and device.type in ('cpu', 'cuda')
+    if can_fuse and not {'fused', 'foreach', 'capturable', 'differentiable'} & chosen.keys():
+        try:
+            return create_optimizer_v2(method, **config, **chosen, fused=True)
+        except Exception:  # a PyTorch without one for this device, or a mistake that the other tells as well
+            pass
+    try:
+        return create_optimizer_v2(method, **config, **chosen)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as e:
+        raise UserError(f'--opt {options.opt}: {one_line(e)}') from e
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    """Yield the tensors of the state of an optimizer: moments, counts of steps, and what else it keeps."""
+    yield from _tensors(list(optimizer.state.values()))
+
+
+def _tensors(state: Any) -> Iterator[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, (dict, list, tuple)):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(value)
+
+
+class Schedules:
+    """Steps learning rate and weight decay at every update, as the published recipes do.
+
+    Attributes:
+        num_epochs: Number of epochs of the schedule of the learning rate, with its warm-up and cool-down.
+
+    Args:
+        optimizer: Optimizer.
+        options: Options of the run.
+        updates_per_epoch: Number of updates of an epoch.
+
+    Raises:
+        UserError: An option does not suit the schedule.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, options: RunOptions, updates_per_epoch: int):
+        self.learning_rate, self.num_epochs = _create_scheduler(optimizer, options, updates_per_epoch)
+        self.weight_decay = WeightDecaySchedule(
+            optimizer, options.weight_decay_end, self.num_epochs * updates_per_epoch)
+
+    def step(self, update: int) -> None:
+        """Set learning rate and weight decay for the next update.
+
+        Args:
+            update: Number of updates done.
+        """
+        if self.learning_rate is not None:
+            self.learning_rate.step_update(update)
+        self.weight_decay.step(update)
+
+
+def _create_scheduler(
+        optimizer: torch.optim.Optimizer,
+        options: RunOptions,
+        updates_per_epoch: int,
+) -> Tuple[Optional[Any], int]:
+    """Create timm's scheduler of the learning rate, None with `--sched none`, and tell its number of epochs."""
+    arguments = {**scheduler_kwargs(options, decreasing_metric=True), 'step_on_epochs': False}
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    try:
+        return create_scheduler_v2(optimizer, **arguments, updates_per_epoch=updates_per_epoch)
+    except (AssertionError, ValueError) as e:
+        raise UserError(f'--sched {options.sched}: {one_line(e)}') from e
+
+
+class WeightDecaySchedule:
+    """Moves the weight decay along half a cosine, as I-JEPA and DINO do, in the groups that have one.
+
+    Args:
+        optimizer: Optimizer.
+        end: Weight decay at the end, None to leave it as it is.
+        num_updates: Number of updates of the whole run.
+
+    Raises:
+        UserError: There is no weight decay to begin from.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, end: Optional[float], num_updates: int):
+        self.end = end
+        self.num_updates = num_updates
+        self.groups = [] if end is None else [group for group in optimizer.param_groups if group['weight_decay'] > 0]
+        if end and not self.groups:
+            raise UserError(f'--weight-decay-end {end:g} needs a --weight-decay above 0 to begin from.')
+        for group in self.groups:
+            group.setdefault('initial_weight_decay', group['weight_decay'])
+
+    def step(self, update: int) -> None:
+        """Set the weight decay for the next update."""
+        share = (1 - math.cos(math.pi * min(1., update / self.num_updates))) / 2
+        for group in self.groups:
+            start = group['initial_weight_decay']
+            group['weight_decay'] = start + (self.end - start) * share
+
 
 def create_task(
-        options: argparse.Namespace,
+        options: RunOptions,
         method: nn.Module,
-        place: argparse.Namespace,
+        process: argparse.Namespace,
         checkpoint: Optional[Checkpoint] = None,
 ) -> MaskedImageModelingTask:
     """Create the task, with its moving average, the weights of a checkpoint, and shards where they are asked for.
@@ -24,16 +358,16 @@ def create_task(
     Args:
         options: Options of the run.
         method: Masked image modeling method, on its device.
-        place: Device and rank of this process.
+        process: Device and rank of this process.
         checkpoint: Checkpoint to go on from.
 
     Raises:
         UserError: The checkpoint does not fit.
     """
-    device = torch.device(place.device)
+    device = torch.device(process.device)
     if options.channels_last:
         method = method.to(memory_format=torch.channels_last)
-    task = MaskedImageModelingTask(method, device=device, verbose=is_primary(place))
+    task = MaskedImageModelingTask(method, device=device, verbose=is_primary(process))
     if options.model_ema:
         task.setup_ema(
             decay=options.model_ema_decay,
@@ -50,15 +384,15 @@ def create_task(
 
 def compile_and_distribute(
         task: MaskedImageModelingTask,
-        options: argparse.Namespace,
-        place: argparse.Namespace,
+        options: RunOptions,
+        process: argparse.Namespace,
 ) -> None:
     """Compile the method, and average its gradients over the processes, unless shards do that.
 
     Args:
         task: Task, whose optimizer exists already: that goes by the names of parameters, which wrappers change.
         options: Options of the run.
-        place: Device and rank of this process.
+        process: Device and rank of this process.
 
     Raises:
         UserError: There is no such backend.
@@ -68,8 +402,8 @@ def compile_and_distribute(
             task.compile(backend=options.torchcompile, mode=options.torchcompile_mode)
         except RuntimeError as e:
             raise UserError(f'--torchcompile {options.torchcompile}: {one_line(e)}') from e
-    if place.distributed and not options.fsdp:
-        device = torch.device(place.device)
+    if process.distributed and not options.fsdp:
+        device = torch.device(process.device)
         task.prepare_distributed(
             device_ids=None if device.type == 'cpu' else [device],
             **(dict(broadcast_buffers=False) if options.no_ddp_bb else {}),

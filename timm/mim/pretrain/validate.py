@@ -17,19 +17,15 @@ from torch.utils.data import Dataset
 from timm.task import MaskedImageModelingTask
 from timm.utils import is_primary
 from ..visualize import save_views
-from .build_method import create_method, import_mim_module
-from .checkpoints import fitting, load_checkpoint, weights_that_count
-from .data.datasets import HELD_OUT_LIMIT, open_data, open_to_measure
-from .data.image_config import image_mode, resolve_image_config
-from .defaults import DEFAULTS
-from .errors import UserError, flag_name
-from .exit_codes import exit_codes
-from .files import to_json, write_complete
+from .task import autocast_of, create_method, describe_device, init_process, import_mim_module
+from .checkpoints import mismatch_errors, load_checkpoint, evaluation_weights
+from .data.datasets import HELD_OUT_LIMIT, image_mode, open_data, open_to_measure, resolve_image_config
+from .flags.run_options import DEFAULTS, RunOptions
+from .errors import UserError, exit_codes, flag_name
+from ..files import to_json, write_complete
 from .flags import add_validation_arguments as add_arguments  # noqa: F401, scripts take it from here
 from .held_out import MASK_SEED, hold_out
 from .options import resolve_options
-from .place import describe_device, find_place
-from .precision import autocast_of
 from .probes.probes import Probes
 
 _logger = logging.getLogger(__name__)
@@ -79,23 +75,23 @@ def evaluate(given: Dict[str, Any]) -> Dict[str, Any]:
     mode = image_mode(options.in_chans, options.input_img_mode)
     dataset, description = _open_images(given, options, mode)
     method, _ = create_method(options)
-    place = find_place(options)
+    process = init_process(options)
     data_config = resolve_image_config(options, method, mode)
     method.set_image_statistics(data_config['mean'], data_config['std'])
     ema = _load(method, checkpoint, path, given.get('use_ema', False))
-    if is_primary(place):
-        _logger.info(describe_device(torch.device(place.device), chosen=options.device is not None))
-    method = method.to(place.device)
+    if is_primary(process):
+        _logger.info(describe_device(torch.device(process.device), chosen=options.device is not None))
+    method = method.to(process.device)
     held_out = hold_out(
-        dataset, options, data_config, place,
+        dataset, options, data_config, process,
         limit=options.val_num_samples or HELD_OUT_LIMIT, mask_seed=given.get('mask_seed', MASK_SEED))
-    autocast = autocast_of(options, torch.device(place.device))
+    autocast = autocast_of(options, torch.device(process.device))
 
     measured = held_out.measure(method, autocast)
     baselines = held_out.baselines(method, autocast)
-    probed = Probes(options, method, data_config, place).measure(method, autocast) if options.mim_probe_dir else {}
+    probed = Probes(options, method, data_config, process).measure(method, autocast) if options.mim_probe_dir else {}
     views = held_out.views(method, autocast, _PICTURE_ROWS) if given.get('mim_pictures') else []
-    if not is_primary(place):
+    if not is_primary(process):
         return {}
     results = dict(
         model=options.model, method=options.mim, checkpoint=str(path), epoch=checkpoint.get('epoch'), ema=ema,
@@ -143,7 +139,7 @@ def _options_of_run(given: Dict[str, Any], checkpoint: Dict[str, Any], path: Pat
     return resolve_options(argparse.Namespace(**options))[0]
 
 
-def _open_images(given: Dict[str, Any], options: argparse.Namespace, mode: str) -> Tuple[Dataset, str]:
+def _open_images(given: Dict[str, Any], options: RunOptions, mode: str) -> Tuple[Dataset, str]:
     """The images that the run held out, or those that are named."""
     if any(name in given for name in _SOURCES):
         return open_to_measure(options, mode)
@@ -155,8 +151,8 @@ def _load(method: nn.Module, checkpoint: Dict[str, Any], path: Path, use_ema: bo
     ema = 'state_dict_ema' in checkpoint
     if use_ema and not ema:
         raise UserError(f"--use-ema: '{path}' holds no moving average.")
-    with fitting(path, flag='--checkpoint'):
-        MaskedImageModelingTask(method, verbose=False).load_checkpoint_state(*weights_that_count(checkpoint))
+    with mismatch_errors(path, flag='--checkpoint'):
+        MaskedImageModelingTask(method, verbose=False).load_checkpoint_state(*evaluation_weights(checkpoint))
     return ema
 
 

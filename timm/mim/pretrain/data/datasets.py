@@ -1,31 +1,90 @@
-"""Which images to train on, and which to hold out."""
-import argparse
+"""Choose the images of a run: which to train on, which to hold out, their mode, size and normalisation."""
+
 import copy
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+import torch.nn as nn
+from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset
 
-from timm.data import ImageDataset, create_dataset
+from timm.data import ImageDataset, create_dataset, resolve_data_config
+from timm.data.loader import adapt_to_chs
 from timm.data.readers.img_extensions import get_img_extensions
-from ..defaults import DEFAULTS
 from ..errors import UserError, flag_name, one_line
-from .archive import check_archive
-from .image_folder import ImageFolder, shared_files
-from .image_names import draw_held_out, image_names
+from ..flags.run_options import DEFAULTS, RunOptions
+from .image_folder import ImageFolder, check_archive, draw_held_out, image_names, shared_files
 from .samples import PHOTOGRAPHS, Samples, is_sample, open_samples
 
-_logger = logging.getLogger(__name__)
+_MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 
+_logger = logging.getLogger(__name__)
 HELD_OUT_SHARE = 0.05  # of a folder without a validation split
 HELD_OUT_LIMIT = 256  # images that the masked error is measured on
-
 _SOURCES = ('hfds', 'hfids', 'tfds', 'wds', 'torch')
 _ONLY_WITH_DATASET = ('train_num_samples', 'val_num_samples', 'target_key', 'dataset_download')
 _TRAINING_FOLDERS = ('train', 'training')
 _VALIDATION_FOLDERS = ('validation', 'val', 'valid', 'eval', 'evaluation')
+
+
+def image_mode(in_chans: int, mode: Optional[str] = None) -> str:
+    """Return the PIL mode that images are converted to.
+
+    Args:
+        in_chans: Input channels of the model.
+        mode: PIL mode that the user wants, the usual one for so many channels if None.
+
+    Raises:
+        UserError: There is no such mode, or it has another number of bands.
+    """
+    if mode is None:
+        if in_chans not in _MODES:
+            raise UserError(
+                f'--in-chans {in_chans}: images can be read with 1 (L), 2 (LA), 3 (RGB) or 4 (RGBA) channels.')
+        return _MODES[in_chans]
+    try:
+        bands = len(Image.new(mode, (1, 1)).getbands())
+    except ValueError:
+        raise UserError(f"--input-img-mode: PIL has no mode '{mode}'; L, RGB or RGBA, for example.") from None
+    if bands != in_chans:
+        raise UserError(f'--input-img-mode {mode} has {bands} channel(s), the model takes {in_chans}.')
+    return mode
+
+
+def resolve_image_config(options: RunOptions, method: nn.Module, mode: str) -> Dict[str, Any]:
+    """Return input size, mean, standard deviation, interpolation, crop and mode of the images.
+
+    Args:
+        options: Options of the run.
+        method: Method, whose size is that of the images, and whose backbone has the defaults of the rest.
+        mode: PIL mode of the images.
+    """
+    config = resolve_data_config(
+        dict(
+            input_size=(options.in_chans, *method.img_size),
+            mean=options.mean,
+            std=options.std,
+            interpolation=options.interpolation,
+            crop_pct=options.crop_pct,
+        ),
+        model=method.backbone,
+    )
+    return {**with_statistics_per_channel(config), 'mode': mode}
+
+
+def with_statistics_per_channel(config: Dict[str, Any]) -> Dict[str, Any]:
+    """Return a data configuration whose mean and standard deviation have a value per channel.
+
+    The statistics of a model are those of RGB images: other images get their averages over the three channels.
+    """
+    channels = config['input_size'][0]
+    adapted = {
+        name: adapt_to_chs(sum(config[name]) / len(config[name]), channels)
+        for name in ('mean', 'std') if len(config[name]) != channels}
+    return {**config, **adapted}
 
 
 class PretrainData(NamedTuple):
@@ -55,7 +114,7 @@ class DecodedImages(Dataset):
         return len(self.images)
 
 
-def open_data(options: argparse.Namespace, mode: str) -> PretrainData:
+def open_data(options: RunOptions, mode: str) -> PretrainData:
     """Find the images to train on and those to hold out.
 
     Args:
@@ -85,7 +144,7 @@ def open_data(options: argparse.Namespace, mode: str) -> PretrainData:
         f'{options.val_split or "validation"} held out')
 
 
-def open_to_measure(options: argparse.Namespace, mode: str) -> Tuple[Dataset, str]:
+def open_to_measure(options: RunOptions, mode: str) -> Tuple[Dataset, str]:
     """Open images to measure on: the validation split of a folder where it has one, all of its images otherwise.
 
     Args:
@@ -106,12 +165,12 @@ def open_to_measure(options: argparse.Namespace, mode: str) -> Tuple[Dataset, st
         raise UserError('--split is of a --data-dir or --dataset, which is not given.')
     check_folder(options.data_dir)
     folder = _validation_folder(options) or options.data_dir
-    options = argparse.Namespace(**{**vars(options), 'data_dir': str(folder)})
+    options = replace(options, data_dir=str(folder))
     dataset = _create_dataset(options, '', mode, is_training=False)
     return dataset, '; '.join([str(folder), *_left_out(dataset)])
 
 
-def _open_samples(options: argparse.Namespace, mode: str) -> PretrainData:
+def _open_samples(options: RunOptions, mode: str) -> PretrainData:
     dataset, split = options.dataset or PHOTOGRAPHS, options.val_split or 'validation'
     train, held_out = (open_samples(dataset, name) for name in (options.train_split, split))
     named = options.dataset or f'no data named: {PHOTOGRAPHS}'
@@ -145,14 +204,14 @@ def _check_name(name: str) -> None:
             'images is given by --data-dir alone.')
 
 
-def _check_split(options: argparse.Namespace) -> None:
+def _check_split(options: RunOptions) -> None:
     # timm reads the whole folder where a split does not exist, which is right for the default name only
     split = options.train_split
     if split != DEFAULTS['train_split'] and not (Path(options.data_dir) / split).is_dir():
         raise UserError(f"--train-split: there is no folder '{split}' in '{options.data_dir}'.")
 
 
-def _create_dataset(options: argparse.Namespace, split: str, mode: str, is_training: bool) -> Dataset:
+def _create_dataset(options: RunOptions, split: str, mode: str, is_training: bool) -> Dataset:
     flag = '--train-split' if is_training else '--val-split'
     num_samples = options.train_num_samples if is_training else options.val_num_samples
     if not options.dataset:
@@ -183,7 +242,7 @@ def _create_dataset(options: argparse.Namespace, split: str, mode: str, is_train
         raise UserError(f"--dataset {options.dataset} with {flag} '{split}' cannot be read: {one_line(e)}") from e
 
 
-def _open_images(options: argparse.Namespace, split: str, mode: str) -> Dataset:
+def _open_images(options: RunOptions, split: str, mode: str) -> Dataset:
     """Open a folder of images, or the folder of a split in it."""
     root = Path(options.data_dir)
     splits = _TRAINING_FOLDERS if split in _TRAINING_FOLDERS else (split,)
@@ -202,7 +261,7 @@ def _left_out(*datasets: Dataset) -> List[str]:
     return [phrase for phrase in said if phrase]
 
 
-def _open_folder(options: argparse.Namespace, train: Dataset, mode: str) -> PretrainData:
+def _open_folder(options: RunOptions, train: Dataset, mode: str) -> PretrainData:
     """Hold out the validation split of a folder, or a share of the images if it has none."""
     folder = _validation_folder(options)
     if folder is None:
@@ -218,7 +277,7 @@ def _open_folder(options: argparse.Namespace, train: Dataset, mode: str) -> Pret
         )
 
     held_out = _create_dataset(
-        argparse.Namespace(**{**vars(options), 'data_dir': str(folder)}), '', mode, is_training=False)
+        replace(options, data_dir=str(folder)), '', mode, is_training=False)
     # Without a folder for training, the whole data folder is read, validation images included.
     shared = shared_files(train.reader, held_out.reader)
     kept = sorted({*range(len(train))}.difference(shared))
@@ -231,7 +290,7 @@ def _open_folder(options: argparse.Namespace, train: Dataset, mode: str) -> Pret
     return PretrainData(select(train, kept), held_out, '; '.join(dict.fromkeys([*said, *_left_out(train, held_out)])))
 
 
-def _validation_folder(options: argparse.Namespace) -> Optional[Path]:
+def _validation_folder(options: RunOptions) -> Optional[Path]:
     root = Path(options.data_dir)
     if not root.is_dir():
         return None

@@ -1,33 +1,111 @@
-"""Loaders of images, with their augmentation.
+"""Load images in batches: their order, their augmentation, and the worker processes.
 
-Order and augmentation depend on the seed, the epoch and the position in the epoch alone: one process or several, with
-few workers or many, fresh or resumed, see the same images.
+Order and augmentation depend only on the seed, the epoch and the position in the epoch. One process or several, with
+few workers or many, in a new run or a resumed one, see the same images.
 """
-import argparse
+
 import math
 import os
+import signal
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
-from typing import Any, Callable, Dict, Iterator, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from timm.data import create_loader, create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
-from ..defaults import DEFAULTS
-from ..errors import UserError
-from .reading import ImageKey, KeyedImages
-from .sampler import EpochSampler
-from .workers import leave_signals_alone
+from ..errors import SIGNALS, UserError
+from ..flags.run_options import DEFAULTS, RunOptions
+from .reading import ImageKey, KeyedImages, sample_seed
 
 # What transforms and loaders of timm take from the configuration of the images.
 _NORMALISATION = ('input_size', 'mean', 'std')
 EVALUATION = (*_NORMALISATION, 'interpolation', 'crop_pct')
 
 
+def leave_signals_alone(loader: DataLoader) -> None:
+    """Let the workers of a loader ignore the signals that stop a run."""
+    loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
+
+
+def _init_worker(others: Optional[Callable], worker: int) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if others is not None:
+        others(worker)
+
+
+@contextmanager
+def ending_workers(loader: PrefetchLoader) -> Iterator[None]:
+    """End the workers of a loader with the block: they ignore the signal that would end them with the program."""
+    try:
+        yield
+    finally:
+        iterator = getattr(loader.loader, '_iterator', None)  # there is no public way
+        if hasattr(iterator, '_shutdown_workers'):
+            iterator._shutdown_workers()
+
+
+class EpochSampler(Sampler):
+    """Shuffles, repeats and distributes the images of an epoch in whole global batches.
+
+    Yields an `ImageKey` per image. Positions run over all processes: a batch of two processes holds the images that
+    one process has in a batch of twice the size. An epoch that is too short for one batch is repeated until it fills
+    one.
+
+    Args:
+        num_images: Number of images in the dataset.
+        batch_size: Batch size of one process.
+        steps_per_update: Batches that make one update.
+        repeats: How often the images are repeated in an epoch, at least once.
+        seed: Seed of the order.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+            self,
+            num_images: int,
+            batch_size: int,
+            steps_per_update: int = 1,
+            repeats: float = 1.0,
+            seed: int = 0,
+            rank: int = 0,
+            world_size: int = 1,
+    ):
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = self.first_batch = 0
+        update_size = batch_size * world_size * steps_per_update
+        num_updates = max(1, int(num_images * max(1.0, repeats)) // update_size)
+        self.num_samples = num_updates * update_size
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Go to an epoch, and into it where a run goes on that was interrupted."""
+        self.epoch = epoch
+        self.first_batch = first_batch
+
+    def __len__(self) -> int:
+        return self.num_samples // self.world_size
+
+    def __iter__(self) -> Iterator[ImageKey]:
+        generator = torch.Generator().manual_seed(sample_seed(self.seed, self.epoch, -1))
+        passes = -(-self.num_samples // self.num_images)
+        order = torch.cat([torch.randperm(self.num_images, generator=generator) for _ in range(passes)])
+        positions = torch.arange(self.num_samples).view(-1, self.world_size, self.batch_size)
+        positions = positions[self.first_batch:, self.rank].flatten()
+        return iter([ImageKey(self.epoch, p, i) for p, i in zip(positions.tolist(), order[positions].tolist())])
+
+
 def create_train_loader(
         dataset: Dataset,
-        options: argparse.Namespace,
+        options: RunOptions,
         data_config: Dict[str, Any],
         device: torch.device,
         rank: int = 0,
@@ -80,7 +158,7 @@ def _check_batch(batch_size: int, image_size: Sequence[int]) -> None:
             f'{memory / 1e9:.0f} GB of main memory.')
 
 
-def _augmentation(options: argparse.Namespace) -> Dict[str, Any]:
+def _augmentation(options: RunOptions) -> Dict[str, Any]:
     """The arguments of timm's training transform that flags give."""
     names = (
         'no_aug', 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob',
@@ -96,7 +174,7 @@ def _augmentation(options: argparse.Namespace) -> Dict[str, Any]:
 
 def _create_stream_loader(
         dataset: IterableDataset,
-        options: argparse.Namespace,
+        options: RunOptions,
         device: torch.device,
         distributed: bool,
         arguments: Dict[str, Any],
@@ -120,7 +198,7 @@ def _create_stream_loader(
 def create_evaluation_loader(
         dataset: Dataset,
         indices: Sequence[int],
-        options: argparse.Namespace,
+        options: RunOptions,
         data_config: Dict[str, Any],
         device: torch.device,
 ) -> PrefetchLoader:
@@ -152,7 +230,7 @@ def _create_loader(
         sampler: Sequence[ImageKey],
         transform: Callable,
         batch_size: int,
-        options: argparse.Namespace,
+        options: RunOptions,
         data_config: Dict[str, Any],
         device: torch.device,
         persistent_workers: bool = True,

@@ -24,19 +24,19 @@ class Mistakes:
     def __init__(self):
         self.found: List[str] = []
 
-    def note(self, mistake: str) -> None:
+    def add(self, mistake: str) -> None:
         """Note a mistake, in one line."""
         self.found.append(mistake)
 
     @contextmanager
-    def noted(self) -> Iterator[None]:
+    def collected(self) -> Iterator[None]:
         """Note the mistakes that end the block, instead of ending the program."""
         try:
             yield
         except UserError as e:
             self.found.extend(e.mistakes)
 
-    def tell(self) -> None:
+    def raise_all(self) -> None:
         """Raise a `UserError` with all of them, if there are any."""
         if self.found:
             raise UserError(*self.found)

@@ -1,27 +1,247 @@
-"""Is it learning? Accuracy of simple classifiers on the frozen encoder, since a pre-training loss does not tell."""
-import argparse
-import logging
-from typing import Any, Callable, Dict, List, Tuple
+"""Probe a frozen encoder with labelled images: read features of its layers, and measure classifiers on them.
 
+The pre-training loss does not tell how good features are; the accuracy of simple classifiers does.
+"""
+
+import argparse
+import inspect
+import logging
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.data import Dataset
 
+from timm.data import ImageDataset
+from ...backbone import feature_map
+from ..data.datasets import DecodedImages, select
+from ..data.image_folder import ImageFolder, shared_files
 from ..data.loading import create_evaluation_loader
+from ..data.samples import is_sample, open_samples
 from ..errors import UserError, one_line
+from ..flags.run_options import RunOptions
 from ..held_out import evaluating
-from .attentive import attentive_predict
-from .features import LAST, TOKENS, Layer, count_layers, read_features, resolve_layers
-from .knn import knn_predict
-from .labelled import LabelledImages, open_probe_data
-from .linear import linear_predict
+from .classifiers import attentive_predict, knn_predict, linear_predict
+
+LAST = 'last'
+TOKENS = 'tokens'
+Layer = Union[int, str]
+
+_TRAIN = ('train', 'training')
+_TEST = ('val', 'validation', 'valid', 'test', 'eval', 'evaluation')
+_TEST_SHARE = 0.2  # of each class, of a folder without a split
+_SPLIT_SEED = 0  # whatever the seed of the run, so that runs can be compared
 
 _logger = logging.getLogger(__name__)
-
 _READABLE = 'readable'  # among the features, whether there is an image behind them
 _PIXELS = 16  # a side, of the images that classifiers are fitted on directly
 _MAX_TOKEN_BYTES = 32 * 2 ** 30  # of main memory
+
+
+def count_layers(encoder: nn.Module, images: torch.Tensor) -> int:
+    """Number of layers that features can be taken from, 0 if the model tells of the last one alone.
+
+    Args:
+        encoder: Model without a classifier.
+        images: Any images that it takes.
+    """
+    if not hasattr(encoder, 'forward_intermediates'):
+        return 0
+    return len(encoder.forward_intermediates(images, intermediates_only=True))
+
+
+def resolve_layers(layers: Sequence[str], count: int) -> List[Layer]:
+    """Read what `--mim-probe-layers` says: numbers from 1, `last`, `all`.
+
+    Args:
+        layers: What the user said.
+        count: Number of layers of the model.
+
+    Raises:
+        UserError: There is no such layer.
+    """
+    layers = [str(layer) for layer in layers]
+    if layers == ['all']:
+        return [*range(1, count), LAST]
+    found: List[Layer] = []
+    for layer in layers:
+        if layer != LAST and not (layer.isdecimal() and 1 <= int(layer) <= count):
+            has = f'the model has 1 to {count}' if count else 'the model tells of its last one alone'
+            raise UserError(f"--mim-probe-layers: there is no layer '{layer}'; {has}, or give last or all.")
+        found.append(LAST if layer == LAST else int(layer))
+    return list(dict.fromkeys(found))
+
+
+def read_features(
+        encoder: nn.Module,
+        images: torch.Tensor,
+        layers: Sequence[Layer],
+        average: bool = False,
+        tokens: bool = False,
+) -> Dict[Layer, torch.Tensor]:
+    """Compute features of images.
+
+    The last layer is pooled by the model itself: class token, average or what it was built with. Other layers are
+    pooled to their class token where the model pools to that, and to the average over patches otherwise.
+
+    Args:
+        encoder: Model without a classifier.
+        images: Normalised images [B, C, H, W].
+        layers: Layers from 1 on, or `last`.
+        average: Average over patches, whatever the model does.
+        tokens: Give the patch tokens of the last layer too.
+
+    Returns:
+        Features [B, D] by layer, and tokens [B, N, D].
+    """
+    features: Dict[Layer, torch.Tensor] = {}
+    if LAST in layers and not average:
+        features[LAST] = _flat(encoder(images))
+    if tokens or (LAST in layers and average):
+        last_map = feature_map(encoder, images)
+        if average and LAST in layers:
+            features[LAST] = last_map.mean((2, 3))
+        if tokens:
+            features[TOKENS] = last_map.flatten(2).transpose(1, 2)
+    features.update(_read_intermediates(encoder, images, [n for n in layers if n != LAST], average))
+    return {name: value.float() for name, value in features.items()}
+
+
+def _read_intermediates(
+        encoder: nn.Module,
+        images: torch.Tensor,
+        numbers: Sequence[int],
+        average: bool,
+) -> Dict[Layer, torch.Tensor]:
+    if not numbers:
+        return {}
+    allowed = inspect.signature(encoder.forward_intermediates).parameters
+    class_token = not average and getattr(encoder, 'global_pool', None) == 'token' and 'return_prefix_tokens' in allowed
+    options = dict(norm=True) if 'norm' in allowed else {}
+    if class_token:
+        options['return_prefix_tokens'] = True
+    outputs = encoder.forward_intermediates(
+        images, indices=[number - 1 for number in numbers], output_fmt='NCHW', intermediates_only=True, **options)
+    if class_token:
+        return {number: prefix[:, 0] for number, (_, prefix) in zip(numbers, outputs)}
+    return {number: output.mean((2, 3)) for number, output in zip(numbers, outputs)}
+
+
+def _flat(features: torch.Tensor) -> torch.Tensor:
+    """Average what a model without pooling gives: a map [B, D, H, W] or tokens [B, N, D]."""
+    if features.ndim == 4:
+        return features.mean((2, 3))
+    return features.mean(1) if features.ndim == 3 else features
+
+
+class LabelledImages(NamedTuple):
+    """Images and their classes [N]."""
+    images: Dataset
+    labels: torch.Tensor
+
+
+class ProbeData(NamedTuple):
+    """Images to fit a probe on, others to test it on, the names of the classes, and what was left out, a phrase each.
+    """
+    train: LabelledImages
+    test: LabelledImages
+    classes: List[str]
+    left_out: List[str]
+
+
+def open_probe_data(folder: str, mode: str, split: str = 'validation') -> ProbeData:
+    """Open a folder of class folders, with `train` and `val` above them or without.
+
+    Without them a fifth of each class, at least one image, is tested on; it is the same fifth in every run.
+
+    Args:
+        folder: Folder with labelled images, or the name of sample images that have labels.
+        mode: PIL mode to convert images to.
+        split: Split of sample images to test on.
+
+    Raises:
+        UserError: It is no such folder, or has too few images.
+    """
+    if is_sample(folder):
+        return _open_samples(folder, mode, split)
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"--mim-probe-dir: there is no folder '{folder}'.")
+    train, test = (_first_folder(root, names) for names in (_TRAIN, _TEST))
+    if (train is None) != (test is None):
+        raise UserError(
+            f"--mim-probe-dir: '{folder}' has a folder {(train or test).name}/ and no other half; give train/ and "
+            'val/, or class folders alone.')
+    if train is None:
+        return _split(folder, mode)
+    classes = _class_numbers(train)
+    unknown = _class_numbers(test).keys() - classes.keys()
+    if unknown:
+        raise UserError(f"--mim-probe-dir: '{test}' has the class {min(unknown)}, '{train}' has none of it.")
+    fit, held_out = _open(train, mode, classes), _open(test, mode, classes)
+    left_out = [images.images.reader.left_out for images in (fit, held_out)]
+    shared = set(shared_files(fit.images.reader, held_out.images.reader))
+    if shared:
+        if len(shared) == len(fit.labels):
+            raise UserError(f"--mim-probe-dir: all images in '{train}' are in '{test}' too, by links.")
+        fit = _take(fit, [i for i in range(len(fit.labels)) if i not in shared])
+        left_out.append(f'left out {len(shared)} images in {train.name}/ that are in {test.name}/ too')
+    return ProbeData(fit, held_out, list(classes), [phrase for phrase in left_out if phrase])
+
+
+def _open_samples(name: str, mode: str, split: str) -> ProbeData:
+    train, test = (open_samples(name, part) for part in ('train', split))
+    if train.labels is None:
+        raise UserError(f"--mim-probe-dir: '{name}' has no labels.")
+    fit, tested = (
+        LabelledImages(DecodedImages(samples, mode), torch.tensor(samples.labels)) for samples in (train, test))
+    return ProbeData(fit, tested, [str(label) for label in sorted(set(train.labels))], left_out=[])
+
+
+def _first_folder(root: Path, names: Tuple[str, ...]) -> Optional[Path]:
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _class_numbers(folder: Path) -> Dict[str, int]:
+    try:
+        classes = ImageFolder(str(folder)).class_to_idx
+    except RuntimeError:
+        raise UserError(f"--mim-probe-dir: no image in '{folder}'.") from None
+    if len(classes) < 2:
+        raise UserError(f"--mim-probe-dir: '{folder}' must hold a folder per class, of two classes or more.")
+    return classes
+
+
+def _open(folder: Path, mode: str, classes: Dict[str, int]) -> LabelledImages:
+    dataset = ImageDataset(str(folder), reader=ImageFolder(str(folder), class_map=classes), input_img_mode=mode)
+    return LabelledImages(dataset, torch.tensor([label for _, label in dataset.reader.samples]))
+
+
+def _split(folder: str, mode: str) -> ProbeData:
+    classes = _class_numbers(Path(folder))
+    whole = _open(Path(folder), mode, classes)
+    rng = np.random.default_rng(_SPLIT_SEED)
+    chosen = []
+    for name, number in classes.items():
+        members = rng.permutation(torch.nonzero(whole.labels == number).flatten().numpy())
+        if len(members) < 2:
+            raise UserError(f"--mim-probe-dir: class {name} in '{folder}' has one image; two or more are needed.")
+        chosen.extend(members[:max(1, round(len(members) * _TEST_SHARE))].tolist())
+    tested = set(chosen)
+    return ProbeData(
+        _take(whole, [i for i in range(len(whole.labels)) if i not in tested]),
+        _take(whole, sorted(tested)),
+        list(classes),
+        [phrase for phrase in [whole.images.reader.left_out] if phrase],
+    )
+
+
+def _take(labelled: LabelledImages, indices: List[int]) -> LabelledImages:
+    return LabelledImages(select(labelled.images, indices), labelled.labels[indices])
 
 
 class Probes:
@@ -37,7 +257,7 @@ class Probes:
         options: Options of the run.
         method: Method whose encoder is probed.
         data_config: Input size, mean, standard deviation, interpolation, crop and mode of the images.
-        place: Device and rank of this process.
+        process: Device and rank of this process.
 
     Raises:
         UserError: There are no labelled images, or no such layer.
@@ -45,15 +265,15 @@ class Probes:
 
     def __init__(
             self,
-            options: argparse.Namespace,
+            options: RunOptions,
             method: nn.Module,
             data_config: Dict[str, Any],
-            place: argparse.Namespace,
+            process: argparse.Namespace,
     ):
         self.options = options
         self.data_config = data_config
-        self.place = place
-        self.device = torch.device(place.device)
+        self.process = process
+        self.device = torch.device(process.device)
         self.data = open_probe_data(
             options.mim_probe_dir, data_config['mode'], options.val_split or 'validation')
         self.average = options.mim_probe_pool == 'avg'
@@ -159,10 +379,10 @@ class Probes:
             read: Callable[[torch.Tensor], Dict[Layer, torch.Tensor]],
     ) -> Tuple[Dict[Layer, torch.Tensor], torch.Tensor]:
         """Features by layer, empty on all processes but the first, and labels, of the images that can be read."""
-        place, options = self.place, self.options
+        process, options = self.process, self.options
         # the same number of batches on every process: shards of a model are gathered together
-        share = -(-len(labelled.labels) // place.world_size)
-        indices = [min(n * place.world_size + place.rank, len(labelled.labels) - 1) for n in range(share)]
+        share = -(-len(labelled.labels) // process.world_size)
+        indices = [min(n * process.world_size + process.rank, len(labelled.labels) - 1) for n in range(share)]
         loader = create_evaluation_loader(labelled.images, indices, options, self.data_config, self.device)
         parts: Dict[Layer, List[torch.Tensor]] = {}
         for images, index in loader:
@@ -182,8 +402,8 @@ class Probes:
 
     def _gather(self, features: Dict[Layer, torch.Tensor]) -> List[Dict[Layer, torch.Tensor]]:
         """Bring the shares of all processes to the first one."""
-        if not self.place.distributed:
+        if not self.process.distributed:
             return [features]
-        gathered = [None] * self.place.world_size if self.place.rank == 0 else None
+        gathered = [None] * self.process.world_size if self.process.rank == 0 else None
         dist.gather_object(features, gathered, dst=0)
         return gathered or []

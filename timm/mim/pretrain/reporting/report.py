@@ -1,23 +1,39 @@
-"""A run as one static page: curves, pictures over time, numbers, configuration and environment, commands."""
-import argparse
+"""Draw the curves of a run, and write its report: one static page with results and configuration."""
+
 import base64
 import html
 import io
+import json
+import logging
+import math
+import os
+import platform
 import shlex
+import subprocess
+import sys
 from datetime import datetime
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
-from typing import Any, Dict, Iterable, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
+import torch
 import yaml
 from PIL import Image
 
+import timm
+from ...files import write_complete
 from ...visualize import CAPTION_HEIGHT
-from ..encoder_files import ENCODER, fine_tuning_command, hub_lines, loading_lines
-from ..files import write_complete
-from ..run_folder import LAST, PICTURES, plain_options
-from .command import go_on_command
-from .curves import CURVES, read_lines
+from ..encoder_files import fine_tuning_command, hub_lines, loading_lines
+from ..flags.run_options import RunOptions
+from ..run_folder import ENCODER, LAST, PICTURES, plain_options
+
+_logger = logging.getLogger(__name__)
+CURVES = 'curves.png'
+_NOTE = "no curves.png without matplotlib: pip install matplotlib, or the extra 'plots'."
+
+_OWN_FILE = 'upstream.lock.json'  # at the top of this package's repository, and of no other
 
 REPORT = 'report.html'
 _MAX_PICTURES = 8  # of those that there are, evenly spread
@@ -65,6 +81,194 @@ $environment
 ''')
 
 
+def can_draw_curves() -> bool:
+    """Whether matplotlib is there; says what is missing if not."""
+    if find_spec('matplotlib') is not None:
+        return True
+    _logger.info(_NOTE)
+    return False
+
+
+def read_lines(path: Path) -> List[Dict[str, Any]]:
+    """Read the lines of `metrics.jsonl`."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def draw_curves(path: Path, lines: List[Dict[str, Any]]) -> None:
+    """Write the curves of a run as a picture, complete or not at all.
+
+    Args:
+        path: Picture to write.
+        lines: Lines of `metrics.jsonl`.
+    """
+    figure = create_figure(lines)
+    write_complete(path, lambda partial: figure.savefig(partial, format='png', dpi=110))
+
+
+def create_figure(lines: List[Dict[str, Any]]):
+    """Draw loss and learning rate, what was measured on held-out images, and what probes found.
+
+    Args:
+        lines: Lines of `metrics.jsonl`.
+
+    Returns:
+        Figure of matplotlib.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # without pyplot, which keeps every figure and looks for a display
+
+    steps = [line for line in lines if 'loss' in line]
+    evaluations = [line for line in lines if any(name.startswith('eval_') for name in line)]
+    groups = _group(evaluations)
+    rows = -(-(1 + len(groups)) // 2)
+    figure = Figure(figsize=(12, 4 * rows), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, 2, squeeze=False).flatten()
+    _draw_loss(axes[0], steps)
+    for axis, (title, names) in zip(axes[1:], groups):
+        _draw_measures(axis, title, names, evaluations)
+    for axis in axes[1 + len(groups):]:
+        axis.remove()
+    return figure
+
+
+def _group(evaluations: List[Dict[str, Any]]) -> List[Tuple[str, List[str]]]:
+    """Sort what was measured into panels: errors, the variety of targets, accuracies of probes."""
+    names = list(dict.fromkeys(name for line in evaluations for name in line if name.startswith('eval_')))
+    variety = [name for name in names if name in ('eval_target_std', 'eval_target_rank')]
+    probes = [name for name in names if '_top1' in name]
+    errors = [name for name in names if name not in variety + probes]
+    groups = [('held-out error', errors), ('variety of the targets', variety), ('accuracy of probes, %', probes)]
+    return [(title, names) for title, names in groups if names]
+
+
+def _draw_loss(axis, steps: List[Dict[str, Any]]) -> None:
+    updates = [line['update'] for line in steps]
+    losses = [math.nan if line['loss'] is None else line['loss'] for line in steps]
+    axis.plot(updates, losses, color='C0', label='training loss')
+    axis.set(title='training', xlabel='update', ylabel='loss')
+    rate = axis.twinx()
+    rate.plot(updates, [line.get('lr') for line in steps], color='C7', linewidth=1, linestyle=':')
+    rate.set_ylabel('learning rate (dotted)', color='C7')
+    rate.set_ylim(bottom=0)
+
+
+def _draw_measures(axis, title: str, names: List[str], evaluations: List[Dict[str, Any]]) -> None:
+    axis.set(title=title, xlabel='update')
+    first = names[0]
+    for number, name in enumerate(names):
+        # rank and standard deviation differ by orders of magnitude
+        place = axis.twinx() if name == 'eval_target_rank' and len(names) > 1 else axis
+        points = [(line['update'], line[name]) for line in evaluations if line.get(name) is not None]
+        if not points:
+            continue
+        baseline = title == 'held-out error' and name != first
+        label = name.removeprefix('eval_').replace('_', ' ')
+        place.plot(
+            *zip(*points),
+            color=f'C{number}',
+            linestyle='--' if baseline else '-',
+            marker=None if baseline and len(points) > 1 else '.',
+            label=label,
+        )
+        if title == 'variety of the targets':
+            place.set_ylim(bottom=0)  # they are looked at for a collapse
+        if place is not axis:
+            place.set_ylabel(label, color=f'C{number}')
+    if title == 'variety of the targets':
+        axis.set_ylabel(first.removeprefix('eval_').replace('_', ' '), color='C0')
+    else:
+        axis.legend(fontsize='small')
+
+
+def typed_command() -> str:
+    """Return the command line of this program, as a shell takes it.
+
+    Processes that torchrun started on one machine have its command in front. Where it started them on several, only
+    the part after it is known.
+    """
+    return shlex.join(_command_words())
+
+
+def go_on_command(command: str, options: RunOptions, folder: Path) -> str:
+    """Return the command that goes on with a run, or begins it again where nothing has been saved.
+
+    Args:
+        command: The command that the run was started with.
+        options: Options of the run.
+        folder: Folder of the run.
+    """
+    added = []
+    if options.resume != 'auto':  # of a flag that is given twice, the last one counts
+        if options.resume and not (options.output or options.experiment):
+            added += ['--output', str(folder.parent)]
+        if not options.experiment:
+            added += ['--experiment', folder.name]
+        added += ['--resume', 'auto']
+    return ' '.join([command, *map(shlex.quote, added)])
+
+
+def _command_words() -> List[str]:
+    arguments, typed = sys.argv[1:], sys.orig_argv
+    # Python's own flags and -m MODULE are in the original only. Where another program called this one, it is of that.
+    original = bool(arguments) and typed[-len(arguments):] == arguments
+    words = list(typed) if original else [Path(sys.executable).name, *sys.argv]
+    processes = os.environ.get('LOCAL_WORLD_SIZE')
+    if 'TORCHELASTIC_RUN_ID' not in os.environ or processes != os.environ.get('WORLD_SIZE'):
+        return words
+    own = 2 if words[1] == '-u' else 1  # torchrun starts `python -u`
+    return ['torchrun', '--nproc-per-node', processes, *words[own:]]
+
+
+def collect_environment(device: torch.device, world_size: int = 1) -> Dict[str, str]:
+    """Return what a run runs on, by name.
+
+    Args:
+        device: Device that is trained on.
+        world_size: Number of processes.
+    """
+    commit = package_commit()
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
+    return {
+        'timm': timm.__version__ + (f', commit {commit}' if commit else ''),
+        'torch': torch.__version__,
+        'python': platform.python_version(),
+        'system': platform.platform(),
+        'device': f'{device.type} ({name})' + (f', {world_size} processes' if world_size > 1 else ''),
+        'command': typed_command(),
+    }
+
+
+def package_commit() -> Optional[str]:
+    """Return the commit of this package where it was installed by git's address, or lies in its repository.
+
+    Changes that were not committed show as a plus.
+    """
+    try:
+        origin = json.loads(distribution('timm').read_text('direct_url.json') or '{}')
+    except (PackageNotFoundError, ValueError):
+        origin = {}
+    commit = origin.get('vcs_info', {}).get('commit_id')
+    if commit:
+        return commit[:12]
+    folder = Path(timm.__file__).parent
+    root = _git(folder, 'rev-parse', '--show-toplevel')
+    if not root or not (Path(root) / _OWN_FILE).is_file():
+        return None
+    changed = _git(folder, 'status', '--porcelain', '--untracked-files=no')
+    commit = _git(folder, 'rev-parse', '--short=12', 'HEAD')
+    return commit and commit + ('+' if changed else '')
+
+
+def _git(folder: Path, *arguments: str) -> Optional[str]:
+    try:
+        done = subprocess.run(
+            ['git', '-C', str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
 class Report:
     """Writes `report.html`, which needs no other file and no network.
 
@@ -78,7 +282,7 @@ class Report:
     def __init__(
             self,
             folder: Path,
-            options: argparse.Namespace,
+            options: RunOptions,
             model_args: Dict[str, Any],
             environment: Dict[str, str],
     ):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What pre-training is worth when labels are few: 1,797 handwritten digits that ship with scikit-learn.
 
-    python demo.py        (or: make demo)
+    python examples/digits.py        (or: make demo)
 
 A small vision transformer is pre-trained on two thirds of the digits without their labels, by each method. Then it is
 fine-tuned on a few labelled ones, and so is the same transformer from scratch, by the same recipe. Accuracy is that on

@@ -5,7 +5,7 @@ import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm.mim import IJEPA, MAE, SimMIM
-from timm.mim.lean import embeds_patches, run_blocks
+from timm.mim.fast_path import embeds_patches, run_blocks
 from timm.mim.masking import upsample_mask
 from timm.models.vision_transformer import Block, ParallelScalingBlock
 from tiny_models import BUILDERS, TOKEN_DROPPING_BUILDERS, build, images_for
@@ -35,11 +35,11 @@ def create(method, name, target='pixels', loss='l1', **kwargs):
     return method
 
 
-def step(method, lean, **autocast):
+def step(method, fast_path, **autocast):
     """Output, gradients by name and number of floating point operations of a step."""
     images = (images_for(method) * 2 + 1).to(next(method.parameters()).dtype)
     noise = torch.rand(method.noise_shape(2), generator=torch.Generator().manual_seed(4))
-    method.lean = lean
+    method.fast_path = fast_path
     method.zero_grad()
     torch.manual_seed(5)  # stochastic depth
     with FlopCounterMode(display=False) as counter:
@@ -52,23 +52,23 @@ def step(method, lean, **autocast):
 
 def assert_equal_steps(method, loss_tolerance=1e-6, tolerance=1e-5):
     plain, plain_gradients, plain_flops = step(method, False)
-    lean, lean_gradients, lean_flops = step(method, True)
-    assert lean.loss.item() == pytest.approx(plain.loss.item(), rel=loss_tolerance)
-    assert torch.equal(lean.mask, plain.mask) and lean.loss.dtype == torch.float32
-    assert lean_gradients.keys() == plain_gradients.keys()
+    fast_path, fast_gradients, fast_flops = step(method, True)
+    assert fast_path.loss.item() == pytest.approx(plain.loss.item(), rel=loss_tolerance)
+    assert torch.equal(fast_path.mask, plain.mask) and fast_path.loss.dtype == torch.float32
+    assert fast_gradients.keys() == plain_gradients.keys()
     largest = max(gradient.norm() for gradient in plain_gradients.values())
     for name, gradient in plain_gradients.items():
         # a key's bias has no gradient but rounding errors, hence the second term
-        difference = (lean_gradients[name] - gradient).norm()
+        difference = (fast_gradients[name] - gradient).norm()
         assert difference <= tolerance * gradient.norm() + 1e-7 * largest, name
-    assert lean_flops < plain_flops
-    return plain, lean
+    assert fast_flops < plain_flops
+    return plain, fast_path
 
 
 @pytest.mark.parametrize('method, name', CASES)
 def test_loss_and_gradients_are_those_of_the_plain_path(method, name):
     method = create(method, name)
-    plain, lean = assert_equal_steps(method)
+    plain, fast_path = assert_equal_steps(method)
     expected_prediction, expected_target = plain.prediction, plain.target
     if isinstance(method, SimMIM):
         # masked pixels cell by cell, (row, column, channel)
@@ -82,15 +82,15 @@ def test_loss_and_gradients_are_those_of_the_plain_path(method, name):
         masked = cells(pixels.view(2, 1, 64, 96)).all(-1)
         expected_prediction, expected_target = (
             cells(x)[masked].unflatten(0, (2, -1)) for x in (expected_prediction, expected_target))
-    torch.testing.assert_close(lean.prediction, expected_prediction, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(lean.target, expected_target, rtol=0, atol=0)
+    torch.testing.assert_close(fast_path.prediction, expected_prediction, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fast_path.target, expected_target, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('name, target, loss', [
     ('vit', 'hog', 'l2'), ('swin', 'hog', 'smooth_l1'), ('vit', 'normalized_pixels', 'l2')])
 def test_other_targets(name, target, loss):
-    plain, lean = assert_equal_steps(create('simmim', name, target, loss))
-    assert lean.target.numel() < plain.target.numel()
+    plain, fast_path = assert_equal_steps(create('simmim', name, target, loss))
+    assert fast_path.target.numel() < plain.target.numel()
 
 
 def test_which_models_embed_patch_by_patch():
@@ -115,22 +115,22 @@ def test_checkpointing(method):
     plain, _, _ = step(method, False)
     method.set_grad_checkpointing()
     _, gradients, _ = step(method, False)
-    lean, lean_gradients, _ = step(method, True)
-    assert lean.loss.item() == pytest.approx(plain.loss.item(), rel=1e-6)
+    fast_path, fast_gradients, _ = step(method, True)
+    assert fast_path.loss.item() == pytest.approx(plain.loss.item(), rel=1e-6)
     for name, gradient in gradients.items():
-        torch.testing.assert_close(lean_gradients[name], gradient, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fast_gradients[name], gradient, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('method', ['mae', 'ijepa', 'simmim'])
 def test_mixed_precision(method):
     method = create(method, 'vit')
     exact, _, _ = step(method, False)
-    lean, _, _ = step(method, True, bfloat16=True)
+    fast_path, _, _ = step(method, True, bfloat16=True)
     plain, _, _ = step(method, False, bfloat16=True)
-    assert lean.loss.dtype == torch.float32
+    assert fast_path.loss.dtype == torch.float32
     # bfloat16 has 8 bits, the mean over some thousand values is better than that
-    assert lean.loss.item() == pytest.approx(exact.loss.item(), rel=1e-2)
-    assert lean.loss.item() == pytest.approx(plain.loss.item(), rel=5e-3)
+    assert fast_path.loss.item() == pytest.approx(exact.loss.item(), rel=1e-2)
+    assert fast_path.loss.item() == pytest.approx(plain.loss.item(), rel=5e-3)
 
 
 class Adapted(nn.Linear):
@@ -158,7 +158,7 @@ def test_units_smaller_than_a_cell_take_the_plain_path():
 def test_other_pixels_are_not_read(method):
     """What a mask hides may be anything, infinity included."""
     method = create(method, 'vit').eval()
-    method.lean = True
+    method.fast_path = True
     images = images_for(method)
     noise = torch.rand(method.noise_shape(2))
     output = method(images, noise=noise)

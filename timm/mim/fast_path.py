@@ -1,4 +1,4 @@
-""" Shortcuts with the Same Loss
+"""Shortcuts with the Same Loss
 
 The methods are written down in the protocol's terms, which every model understands. Where a model is a plain vision
 transformer the same loss takes less work:
@@ -31,8 +31,7 @@ __all__ = [
 
 
 def embeds_patches(backbone: nn.Module) -> bool:
-    """ Whether a model is a plain vision transformer, that embeds every patch by itself and then adds its position.
-    """
+    """Whether a model is a plain vision transformer, that embeds every patch by itself and then adds its position."""
     return (
         type(backbone) is VisionTransformer
         and type(backbone.patch_embed) is PatchEmbed
@@ -43,7 +42,7 @@ def embeds_patches(backbone: nn.Module) -> bool:
 
 
 def embed_patches(backbone: nn.Module, patches: torch.Tensor) -> torch.Tensor:
-    """ Embed patches of pixels.
+    """Embed patches of pixels.
 
     Args:
         backbone: Model that `embeds_patches`.
@@ -57,7 +56,7 @@ def embed_patches(backbone: nn.Module, patches: torch.Tensor) -> torch.Tensor:
 
 
 def position_table(backbone: nn.Module, grid_size: Tuple[int, int]) -> Tuple[torch.Tensor, torch.Tensor]:
-    """ What a model that `embeds_patches` adds to them: prefix tokens (1, P, C), and positions (N, C) of a grid (h, w).
+    """What a model that `embeds_patches` adds to them: prefix tokens (1, P, C), and positions (N, C) of a grid (h, w).
     """
     shape = (grid_size[0] * grid_size[1],) if backbone.patch_embed.flatten else grid_size
     added = backbone.embed_positions(backbone.patch_embed.proj.weight.new_zeros(1, *shape, backbone.embed_dim))
@@ -70,7 +69,7 @@ def embed_visible(
         visible: torch.Tensor,
         grid_size: Tuple[int, int],
 ) -> torch.Tensor:
-    """ The input of `forward_stages` for some patches of images.
+    """The input of `forward_stages` for some patches of images.
 
     Args:
         backbone: Model that `embeds_patches`.
@@ -103,7 +102,7 @@ def encode_masked(
         masked: torch.Tensor,
         grid_size: Tuple[int, int],
 ) -> torch.Tensor:
-    """ Features of masked patches, in whose place a model sees a mask token.
+    """Features of masked patches, in whose place a model sees a mask token.
 
     Args:
         backbone: Model that `embeds_patches`.
@@ -128,7 +127,7 @@ def decode_masked(
         visible: torch.Tensor,
         masked: torch.Tensor,
 ) -> torch.Tensor:
-    """ What a `MaskedDecoder` makes of the masked patches.
+    """What a `MaskedDecoder` makes of the masked patches.
 
     Args:
         decoder: Decoder.
@@ -155,7 +154,7 @@ def run_blocks(
         masked: torch.Tensor,
         grad_checkpointing: bool = False,
 ) -> torch.Tensor:
-    """ Run blocks of which the masked tokens are wanted.
+    """Run blocks of which the masked tokens are wanted.
 
     Args:
         blocks: Blocks.
@@ -181,7 +180,7 @@ def run_blocks(
 
 
 def _join(seen: torch.Tensor, unseen: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-    """ Tokens (B * T, S + M, C) of the tokens (B, S, C) of each image, and of those (N, C) that stand at masked places.
+    """Tokens (B * T, S + M, C) of the tokens (B, S, C) of each image, and of those (N, C) that stand at masked places.
     """
     times = len(masked) // len(seen)
     if times > 1:
@@ -202,8 +201,7 @@ def _run_first(
         unseen: torch.Tensor,
         masked: torch.Tensor,
 ) -> torch.Tensor:
-    """ A block on the joined tokens x, in which each token that is there more than once is projected once.
-    """
+    """A block on the joined tokens x, in which each token that is there more than once is projected once."""
     def project(tokens: torch.Tensor) -> torch.Tensor:
         return block.attn.qkv(block.norm1(tokens))
 
@@ -212,8 +210,7 @@ def _run_first(
 
 
 def _run_last(block: nn.Module, x: torch.Tensor, count: int) -> torch.Tensor:
-    """ A block in which the last `count` tokens alone ask, and all answer.
-    """
+    """A block in which the last `count` tokens alone ask, and all answer."""
     qkv, normed = block.attn.qkv, block.norm1(x)
     sizes = [block.attn.attn_dim, 2 * block.attn.attn_dim]
     query_weight, key_value_weight = qkv.weight.split(sizes)
@@ -224,8 +221,7 @@ def _run_last(block: nn.Module, x: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _attend(attn: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """ Attention of queries (B, M, width) to keys and values (B, N, width).
-    """
+    """Attention of queries (B, M, width) to keys and values (B, N, width)."""
     def heads(projected: torch.Tensor) -> torch.Tensor:  # (B, N, width) -> (B, heads, N, width of a head)
         return projected.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2)
 
@@ -239,14 +235,12 @@ def _attend(attn: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torc
 
 
 def _finish(block: nn.Module, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """ What a block does with tokens x (B, M, C) after attention.
-    """
+    """What a block does with tokens x (B, M, C) after attention."""
     x = x + block.drop_path1(block.ls1(attended))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
 def select_patches(patches: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """ Patches (B, K, D) at the places (B, K) of patches (B, N, D), as rows of one matrix, which is cheaper to index.
-    """
+    """Patches (B, K, D) at the places (B, K) of patches (B, N, D), as rows of one matrix, which is cheaper to index."""
     first = torch.arange(len(patches), device=places.device).unsqueeze(1) * patches.shape[1]
     return patches.flatten(0, 1).index_select(0, (first + places).flatten()).unflatten(0, places.shape)

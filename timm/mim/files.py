@@ -1,4 +1,4 @@
-"""Files that are complete, or not there, and what is said where one cannot be written."""
+"""Write files that are complete or not there, and JSON that every reader takes."""
 import errno
 import json
 import math
@@ -10,7 +10,6 @@ from typing import Any, Callable, Iterator
 from safetensors import SafetensorError
 
 from .errors import one_line
-
 
 _PARTIAL = '.*.partial'  # what a file is called until it is complete
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
