@@ -22,15 +22,16 @@ class _BatchNorm(torch.autograd.Function):
             bias: Optional[torch.Tensor],
             eps: float,
     ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        values, cells = x.float(), visible.float()
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        values, cells = x.to(dtype), visible.to(dtype)
         count = cells.sum()
         mean = torch.where(visible, values, 0.).sum(_OVER) / count
         centred = (values - _per_channel(mean)).mul_(cells)
         variance = torch.linalg.vector_norm(centred, dim=_OVER).square() / count
         scale = (variance + eps).rsqrt()
-        y = centred.mul_(_per_channel(scale if weight is None else scale * weight.float()))
+        y = centred.mul_(_per_channel(scale if weight is None else scale * weight.to(dtype)))
         if bias is not None:
-            y.addcmul_(cells, _per_channel(bias.float()))
+            y.addcmul_(cells, _per_channel(bias.to(dtype)))
         return y.to(x.dtype), mean, variance, count
 
     @staticmethod
@@ -44,13 +45,14 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> Tuple:
         x, visible, weight, mean, variance, count = ctx.saved_tensors
-        cells = visible.float()
+        dtype = variance.dtype
+        cells = visible.to(dtype)
         scale = (variance + ctx.eps).rsqrt()
-        grad = grad.float() * cells
-        normalized = (x.float() - _per_channel(mean)).mul_(_per_channel(scale))
+        grad = grad.to(dtype) * cells
+        normalized = (x.to(dtype) - _per_channel(mean)).mul_(_per_channel(scale))
         grad_bias = grad.sum(_OVER)
         grad_weight = (grad * normalized).sum(_OVER)
-        factor = scale if weight is None else scale * weight.float()
+        factor = scale if weight is None else scale * weight.to(dtype)
         grad_x = grad.sub_(normalized.mul_(_per_channel(grad_weight / count)).add_(
             _per_channel(grad_bias / count)).mul_(cells)).mul_(_per_channel(factor))
         return (
@@ -75,7 +77,7 @@ def visible_batch_norm(
 ) -> torch.Tensor:
     """Normalise visible cells by their mean and variance over the batch, and update running statistics by those.
 
-    With all cells visible it is `torch.nn.functional.batch_norm` in training. Computed in float32.
+    With all cells visible it is `torch.nn.functional.batch_norm` in training. Computed in float32 or better.
 
     Args:
         x: Feature map of shape (B, C, H, W).
@@ -120,7 +122,7 @@ def visible_group_norm(
     Returns:
         Feature map of shape (B, C, H, W).
     """
-    groups = x.float().unflatten(1, (num_groups, -1))  # (B, G, C / G, H, W)
+    groups = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (num_groups, -1))  # (B, G, C / G, H, W)
     cells = visible.unsqueeze(1)
     over = (2, 3, 4)
     count = cells.sum(over, keepdim=True).clamp(min=1) * groups.shape[2]

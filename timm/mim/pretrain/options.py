@@ -255,6 +255,8 @@ def resolve_options(given: argparse.Namespace) -> Tuple[RunOptions, List[str]]:
     recipe = dict(RECIPES.get(chosen['mim'], {}))
     if 'lr_base' in chosen:
         recipe.pop('lr_base_size', None)  # the user's base rate counts per 256 images unless he says otherwise
+    if 'opt' in chosen:
+        recipe.pop('opt_kwargs', None)  # another optimizer has other arguments
     if chosen.get('train_crop_mode', 'rrc') != 'rrc':
         # its ranges are those of random resized crops
         recipe = {k: v for k, v in recipe.items() if k not in ('scale', 'ratio')}
