@@ -6,11 +6,12 @@ import torch
 import torch.nn as nn
 
 import timm
-from timm.layers import GroupNorm
+from timm.layers import BlurPool2d, GroupNorm
 from timm.mim import FCMAE, MIMUnsupportedError, SparK, create_mim, get_mim, list_mim_models, masked_images
 from timm.mim import masked_convolution
 from timm.mim.errors import ImageSizeError
 from timm.mim.visible_norm import visible_batch_norm
+from timm.models.focalnet import FocalNet
 from timm.models.resnet import BasicBlock, ResNet
 
 SIZE = (64, 96)
@@ -24,11 +25,11 @@ MODELS = {
     }.items()}
 STEM = dict(num_classes=0, layers=(1, 1, 1, 1), channels=(8, 16, 24, 32))
 BRANCHES = {
-    'blur': lambda: ResNet(BasicBlock, aa_layer='blurpc', stem_type='deep', avg_down=True, **STEM),
+    'blur': lambda: ResNet(BasicBlock, aa_layer=BlurPool2d, stem_type='deep', avg_down=True, **STEM),
     'eca': lambda: ResNet(BasicBlock, block_args=dict(attn_layer='eca'), **STEM),
     'cbam': lambda: ResNet(BasicBlock, block_args=dict(attn_layer='gc'), **STEM),
     'group_norm': lambda: ResNet(BasicBlock, norm_layer=lambda width, **kw: GroupNorm(width, 4), **STEM),
-    'focal': lambda: timm.create_model('focalnet_tiny_srf', num_classes=0, embed_dim=8, depths=(1, 1, 1, 1)),
+    'focal': lambda: FocalNet(embed_dim=8, depths=(1, 1, 1, 1), num_classes=0),
     'efficientvit': lambda: timm.create_model('efficientvit_b0', num_classes=0),
 }
 

@@ -42,6 +42,10 @@ class VisibleUnits:
         """Sizes (height, width) of the feature maps that asked for their visible cells."""
         return list(self._cells)
 
+    def divide(self, height: int, width: int) -> bool:
+        """Whether units are made of whole cells of a feature map."""
+        return height % self.visible.shape[1] == 0 and width % self.visible.shape[2] == 0
+
     def cells(self, height: int, width: int) -> torch.Tensor:
         """Visible cells (B, 1, height, width) bool of a feature map, made once per size.
 
@@ -50,7 +54,7 @@ class VisibleUnits:
         """
         if (height, width) not in self._cells:
             rows, columns = self.visible.shape[1:]
-            if height % rows or width % columns:
+            if not self.divide(height, width):
                 raise ImageSizeError(
                     f'a feature map of {height} x {width} cells does not divide into {rows} x {columns} mask units')
             scale = height // rows, width // columns
@@ -111,7 +115,9 @@ class VisibleMap:
         return VisibleMap(data, self.visible, self.units, is_zero)
 
     def resized(self, data: torch.Tensor, is_zero: bool = False) -> 'VisibleMap':
-        """A map (B, C, H, W) of another size, and other values."""
+        """A map (B, C, H, W) of any size, and other values."""
+        if data.shape[2:] == self.data.shape[2:] and self.visible.shape[1] == 1:
+            return self.like(data, is_zero)
         if data.shape[0] != self.units.visible.shape[0]:
             raise MIMUnsupportedError('there is no rule for convolutions of samples that were folded into channels')
         return VisibleMap(data, self.units.cells(*data.shape[-2:]), self.units, is_zero)
@@ -201,10 +207,7 @@ def _conv2d(
 ) -> VisibleMap:
     is_pointwise = tuple(weight.shape[2:]) == (1, 1) and input.visible.shape[1] == 1
     data = func(input.data if is_pointwise else input.zeroed(), weight, bias, *args, **kwargs)
-    is_zero = is_pointwise and input.is_zero and bias is None
-    if is_pointwise and data.shape[2:] == input.data.shape[2:]:
-        return input.like(data, is_zero)
-    return input.resized(data, is_zero)
+    return input.resized(data, is_pointwise and input.is_zero and bias is None)
 
 
 @_rule('linear')
@@ -224,11 +227,14 @@ def _max_pool2d(func: Callable, input: VisibleMap, *args: Any, **kwargs: Any) ->
 
 @_rule('avg_pool2d')
 def _avg_pool2d(func: Callable, input: VisibleMap, *args: Any, **kwargs: Any) -> VisibleMap:
-    pooled = input.resized(func(input.zeroed(), *args, **kwargs))
+    data = func(input.zeroed(), *args, **kwargs)
     visible = input.visible.to(input.data.dtype)
     # by padding too a window has fewer cells, which is none of the mask's business
     share = func(visible, *args, **kwargs) / func(torch.ones_like(visible), *args, **kwargs)
-    return pooled.like(pooled.data / torch.where(share > 0, share, 1.))
+    data = data / torch.where(share > 0, share, 1.)
+    if input.units.divide(*data.shape[2:]):
+        return input.resized(data)
+    return VisibleMap(data, share > 0, input.units)  # cells larger than a unit, as in the attention of GhostNetV2
 
 
 @_rule('interpolate')
@@ -236,7 +242,7 @@ def _interpolate(func: Callable, input: VisibleMap, *args: Any, **kwargs: Any) -
     mode = args[2] if len(args) > 2 else kwargs.get('mode', 'nearest')
     if mode != 'nearest':
         raise MIMUnsupportedError(f'there is no rule for {mode} interpolation of a feature map with masked cells')
-    return input.resized(func(input.data, *args, **kwargs), input.is_zero)
+    return input.resized(func(input.zeroed(), *args, **kwargs))
 
 
 @_rule('pad')

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, trunc_normal_
 
 from .backbone import check_divides, model_name, remove_unused, to_pair
-from .errors import ImageSizeError, MIMUnsupportedError, first_line
+from .errors import MIMUnsupportedError, first_line
 from .factory import register_mim
 from .maskable_models import why_not_maskable, why_not_maskable_model
 from .masked_convolution import VisibleMap, VisibleUnits, masked_images
@@ -347,9 +347,10 @@ def dry_run_scales(backbone: nn.Module, in_chans: int, img_size: Tuple[int, int]
         ImageSizeError: The model does not take images of that size, or its cells do not tile them.
     """
     found = []
+    grid = 1, 1
 
     def run(replica: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        units = VisibleUnits(torch.ones(len(images), 1, 1, dtype=torch.bool, device=images.device))
+        units = VisibleUnits(torch.ones(len(images), *grid, dtype=torch.bool, device=images.device))
         image_map = VisibleMap(images, units.cells(*img_size), units)
         try:
             found[:] = masked_scales(replica, image_map, num_scales)
@@ -358,15 +359,11 @@ def dry_run_scales(backbone: nn.Module, in_chans: int, img_size: Tuple[int, int]
         return sum(x.data.sum() for x in found)
 
     _, unused = run_on_meta(backbone, in_chans, img_size, run, 'cannot be masked')
-    deepest = tuple(found[0].shape[-2:])
-    stride = tuple(_stride(size, cells) for size, cells in zip(img_size, deepest))
-    check_divides(backbone, img_size, deepest, stride)
-    for height, width in found[0].units.sizes:
-        if height % deepest[0] or width % deepest[1]:
-            raise ImageSizeError(
-                f'{model_name(backbone)} has a feature map of {height} x {width} cells for images of {img_size[0]} x '
-                f'{img_size[1]} pixels, which {deepest[0]} x {deepest[1]} mask units do not divide: take images whose '
-                f'height is a multiple of {stride[0]} and width a multiple of {stride[1]}.')
+    grid = tuple(found[0].shape[-2:])
+    stride = tuple(_stride(size, cells) for size, cells in zip(img_size, grid))
+    check_divides(backbone, img_size, grid, stride)
+    if any(height % grid[0] or width % grid[1] for height, width in found[0].units.sizes):
+        run_on_meta(backbone, in_chans, img_size, run, 'cannot be masked')  # raises where it matters
     return Scales([x.shape[1] for x in found], stride, unused)
 
 
