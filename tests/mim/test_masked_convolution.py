@@ -7,9 +7,10 @@ import torch.nn as nn
 
 import timm
 from timm.layers import BlurPool2d, GroupNorm
-from timm.mim import FCMAE, MIMUnsupportedError, SparK, create_mim, get_mim, list_mim_models, masked_images
+from timm.mim import FCMAE, MIMUnsupportedError, SparK, create_mim, list_mim_models, masked_images
 from timm.mim import masked_convolution
 from timm.mim.errors import ImageSizeError
+from timm.mim.factory import unsupported_model
 from timm.mim.visible_norm import visible_batch_norm
 from timm.models.focalnet import FocalNet
 from timm.models.resnet import BasicBlock, ResNet
@@ -208,7 +209,7 @@ def test_models():
     assert set(fcmae) - set(spark) == set(timm.list_models('convmixer*'))
     for name in ('swin_tiny_patch4_window7_224', 'inception_v3', 'fastvit_sa12', 'halonet50ts', 'vit_base_patch16_224'):
         assert name not in spark
-        assert get_mim('spark').unsupported_model(name)
+        assert unsupported_model('spark', name)
 
 
 def test_masks():

@@ -16,13 +16,14 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type, U
 import torch.nn as nn
 
 from timm.models import create_model, is_model, list_models, resolve_model_input_args
+from timm.models._model_class import get_model_class
 from timm.models._registry import get_arch_name
 from .backbone import model_input, to_pair
 from .errors import ImageSizeError
 
 __all__ = [
     'create_mim', 'get_mim', 'import_user_module', 'is_known_model', 'list_mim_models', 'list_mims',
-    'nearest_names', 'register_mim', 'unknown_model',
+    'nearest_names', 'register_mim', 'unknown_model', 'unsupported_model',
 ]
 
 _methods: Dict[str, Type[nn.Module]] = {}  # mapping of method names to classes
@@ -71,9 +72,9 @@ def unknown_model(name: str, names: Optional[Sequence[str]] = None, listed_by: s
 def register_mim(name: str) -> Callable[[Type[nn.Module]], Type[nn.Module]]:
     """Decorator that registers a masked image modeling method.
 
-    The class takes `(backbone, img_size=None, **options)`. Its class method `unsupported_reason` takes a model or a
-    model class and returns why the method cannot serve it, None if it can; `unsupported_model` takes the name of a
-    registered model. `MIMMethod` has both.
+    The class takes `(backbone, img_size=None, **options)`, its static method `unsupported_reason` takes a model or a
+    model class and returns why the method cannot serve it, None if it can. Where that differs between models of a
+    class, `unsupported_model` takes the name of a registered model, and returns the same.
     """
     def register(method_cls: Type[nn.Module]) -> Type[nn.Module]:
         if name in _methods:
@@ -113,8 +114,23 @@ def list_mim_models(method: str, filter: Union[str, List[str]] = '') -> List[str
         method: Name of a method.
         filter: Wildcard filter or filters for the names, as in `timm.list_models`.
     """
-    unsupported_model = get_mim(method).unsupported_model
-    return [name for name in list_models(filter) if unsupported_model(name) is None]
+    return [name for name in list_models(filter) if unsupported_model(method, name) is None]
+
+
+def unsupported_model(method: str, name: str) -> Optional[str]:
+    """Why a method cannot serve a registered model, None if it can. Nothing is built.
+
+    Args:
+        method: Name of a method.
+        name: Name of a registered model.
+
+    Raises:
+        ValueError: There is no method of that name.
+    """
+    method_cls = get_mim(method)
+    if hasattr(method_cls, 'unsupported_model'):
+        return method_cls.unsupported_model(name)
+    return method_cls.unsupported_reason(get_model_class(name))
 
 
 def create_mim(

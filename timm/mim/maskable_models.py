@@ -13,12 +13,13 @@ _TOKENS = 'mixes cells by linear or recurrent layers, which masks of cells do no
 
 _CLASSES = {
     _ATTENTION: '''
-        Beit CPUBone Cait CoaT ConVit CrossVit DaVit EdgeNeXt EfficientFormer EfficientFormerV2 EfficientViM
-        EfficientViMDistilled EfficientVitMsra Eva Gemma4VitClassifier GlobalContextVit Hiera HieraDet IFormer Levit
-        LevitDistilled LowFormer MaxxVit MobileNetV5 MultiScaleVit NaFlexVit Nest NextViT
-        PoolingVisionTransformer PyramidVisionTransformerV2 Qwen3VitClassifier SHViT SwiftFormer SwinTransformer
-        SwinTransformerV2 SwinTransformerV2Cr TNT TinyVit Twins VOLO VisionTransformer VisionTransformerDistilled
-        VisionTransformerRelPos VisionTransformerSAM Visformer Xcit''',
+        Beit CPUBone Cait CoaT ConVit CrossVit DaVit DeepseekVitClassifier DeepseekVitEncoder EdgeNeXt
+        EfficientFormer EfficientFormerV2 EfficientViM EfficientViMDistilled EfficientVitMsra Eva
+        Gemma4VitClassifier Gemma4VitEncoder GlobalContextVit Hiera HieraDet IFormer Levit LevitDistilled
+        LowFormer MaxxVit MobileNetV5 MobileNetV5Encoder MultiScaleVit NaFlexVit Nest NextViT
+        PoolingVisionTransformer PyramidVisionTransformerV2 Qwen3VitClassifier Qwen3VitEncoder SHViT SwiftFormer
+        SwinTransformer SwinTransformerV2 SwinTransformerV2Cr TNT TinyVit Twins VOLO Visformer VisionTransformer
+        VisionTransformerDistilled VisionTransformerRelPos VisionTransformerSAM Xcit''',
     _TOKENS: 'CSATv2 MlpMixer Sequencer2d',
 }
 _REASONS = {name: reason for reason, names in _CLASSES.items() for name in names.split()}

@@ -11,8 +11,6 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Ty
 import torch
 import torch.nn as nn
 
-from timm.models._model_class import get_model_class
-
 from .backbone import model_input, model_name, patch_stride, refuse_patch_drop, to_pair, unsupported_reason
 from .errors import MIMUnsupportedError
 from .masking import upsample_mask
@@ -55,11 +53,6 @@ class MIMMethod(nn.Module):
     def unsupported_reason(cls, model: Union[nn.Module, Type[nn.Module]]) -> Optional[str]:
         """Why the method cannot serve a model, or model class, None if it can."""
         return unsupported_reason(model, cls.protocol)
-
-    @classmethod
-    def unsupported_model(cls, name: str) -> Optional[str]:
-        """Why the method cannot serve a registered model, None if it can. Nothing is built."""
-        return cls.unsupported_reason(get_model_class(name))
 
     def __init__(self, backbone: nn.Module, img_size: Optional[Any] = None) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from timm.layers import LayerNorm2d, trunc_normal_
+from timm.models._model_class import get_model_class
 
 from .backbone import check_divides, model_name, remove_unused, to_pair
 from .errors import MIMUnsupportedError, first_line
@@ -65,7 +66,7 @@ class SparK(MIMMethod):
     @classmethod
     def unsupported_model(cls, name: str) -> Optional[str]:
         """Why the method cannot serve a registered model, None if it can. Nothing is built."""
-        return super().unsupported_model(name) or why_not_maskable_model(name)
+        return cls.unsupported_reason(get_model_class(name)) or why_not_maskable_model(name)
 
     @classmethod
     def _why_not_decodable(cls, model_cls: type) -> Optional[str]:

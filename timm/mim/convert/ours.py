@@ -10,8 +10,11 @@ from .geometry import TensorProblem, derive_recipe, family_of
 
 __all__ = ['Encoder', 'Method', 'TargetEncoder', 'TrainingCheckpoint']
 
-# a tensor that each method alone has
-_METHODS = {'decoder.proj.weight': 'simmim', 'decoder.mask_token': 'mae', 'predictor.mask_token': 'ijepa'}
+# a tensor that each method has, and none that comes later here
+_METHODS = {
+    'mask_tokens.0': 'spark', 'pred.proj.weight': 'fcmae', 'decoder.proj.weight': 'simmim', 'decoder.mask_token': 'mae',
+    'predictor.mask_token': 'ijepa',
+}
 
 
 class Method:
