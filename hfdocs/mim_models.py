@@ -3,7 +3,8 @@ from collections import Counter
 from pathlib import Path
 from typing import List
 
-from timm.mim import get_mim, list_mims
+from timm.mim import list_mims
+from timm.mim.factory import unsupported_model
 from timm.models import get_model_class, has_embed_stages, list_models, list_modules
 
 PAGE = Path(__file__).with_name('source') / 'mim_models.mdx'
@@ -21,6 +22,10 @@ SHORT_REASONS = {
     'needs its whole grid of tokens and cannot drop any': 'cannot drop tokens',
     'gives no feature map': 'no feature map',
     'has no grid of patches that divides an image: convolutions of its stem do not pad': 'no grid of patches',
+    'mixes cells by attention, which masks of cells do not serve; MAE or SimMIM does': 'attention',
+    'mixes cells by linear or recurrent layers, which masks of cells do not serve; SimMIM does': 'mixes cells',
+    'has convolutions with weights of each sample, and folds samples into channels': 'weights of each sample',
+    'has patches of 7 or 14 pixels, the decoder needs a power of two; FCMAE serves it': 'patches of 7 or 14 pixels',
 }
 
 
@@ -29,8 +34,8 @@ def cell(method: str, names: List[str]) -> str:
     counts = Counter()
     for name in names:
         model_cls = get_model_class(name)
-        reason = get_mim(method).unsupported_reason(model_cls)
-        reason = reason and reason.replace(f'{model_cls.__name__} ', '', 1)
+        reason = unsupported_model(method, name)
+        reason = reason and reason.replace(f'{model_cls.__name__} ', '', 1).replace(f'{name} ', '', 1)
         counts[SHORT_REASONS.get(reason, reason)] += 1
     served = counts.pop(None, 0)
     if not served:

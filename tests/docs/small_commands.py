@@ -14,6 +14,7 @@ ON_CPU = ['--device', 'cpu', '--workers', '0']
 # Fewer and narrower layers, by the start of a model's name
 FEWER_LAYERS = {
     'beit': dict(depth=2, embed_dim=192, num_heads=3),
+    'convnext': dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)),
     'resnet': dict(layers=(1, 1, 1, 1), channels=(16, 16, 16, 16)),
     'swin': dict(depths=(2, 1, 1, 1), embed_dim=32, num_heads=(1, 2, 4, 8)),
     'test_vit': {},
@@ -63,7 +64,8 @@ def _smaller_model(args: Dict[str, Any]) -> List[str]:
     if not args.get('pretrained'):  # those weights are of a whole model
         flags += _fewer_layers(args['model'], args.get('model_kwargs'))
     depth = DECODER_DEPTH.get(args.get('mim'))
-    return flags + (_key_values('--mim-kwargs', {**args.get('mim_kwargs', {}), depth: 2}) if depth else [])
+    smaller = {depth: 2} if depth else dict(decoder_dim=32) if args.get('mim') in ('spark', 'fcmae') else {}
+    return flags + (_key_values('--mim-kwargs', {**args.get('mim_kwargs', {}), **smaller}) if smaller else [])
 
 
 def _fewer_pixels(model: str, img_size: Optional[Sequence[int]] = None, more: bool = False) -> List[str]:

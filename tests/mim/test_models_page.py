@@ -32,10 +32,10 @@ def test_page():
 
 def test_families():
     rows = {row[0]: row for row in script().table()}
-    assert rows['`vision_transformer_hybrid`'][1:] == ['14'] * 4
-    assert rows['`swin_transformer`'][2:] == ['cannot drop tokens', 'cannot drop tokens', '9']
-    assert rows['`crossvit`'][4] == 'no patch tokens apart from positions' and rows['`pit`'][4] == 'no feature map'
-    assert rows['`resnet`'][2:] == ['cannot drop tokens', 'cannot drop tokens', '81']
+    assert rows['`vision_transformer_hybrid`'][1:] == ['14', 'attention', '14', '14', '14', 'attention']
+    assert rows['`swin_transformer`'][2:] == ['attention', 'cannot drop tokens', 'cannot drop tokens', '9', 'attention']
+    assert rows['`crossvit`'][5] == 'no patch tokens apart from positions' and rows['`pit`'][5] == 'no feature map'
+    assert rows['`resnet`'][2:] == ['81', 'cannot drop tokens', 'cannot drop tokens', '81', '81']
     classes = {get_model_class(name).__name__ for name in list_models(module='qwen3_vit')}
     assert classes == {'Qwen3VitEncoder', 'Qwen3VitClassifier'}
-    assert rows['`qwen3_vit`'][3] == '3, 6 cannot drop tokens'
+    assert rows['`qwen3_vit`'][4] == '3, 6 cannot drop tokens'

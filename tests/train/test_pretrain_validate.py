@@ -106,14 +106,16 @@ def test_images_that_have_changed(validate, finished_run, images, tmp_path, caps
     assert 'WARNING' not in caplog.text
 
 
-@pytest.mark.parametrize('method, options', [
-    ('ijepa', 'predictor_depth=1 predictor_dim=48 num_targets=2'),
-    ('mae', 'decoder_depth=1 decoder_dim=32 decoder_heads=2'),
+@pytest.mark.parametrize('method, model, options', [
+    ('ijepa', 'test_vit', 'predictor_depth=1 predictor_dim=48 num_targets=2'),
+    ('mae', 'test_vit', 'decoder_depth=1 decoder_dim=32 decoder_heads=2'),
+    ('spark', 'test_efficientnet', 'decoder_dim=32'),
+    ('fcmae', 'test_convnext2', 'decoder_dim=32'),
 ])
-def test_methods_and_moving_average(method, options, train, validate, images, tmp_path, capsys):
+def test_methods_and_moving_average(method, model, options, train, validate, images, tmp_path, capsys):
     write_images(tmp_path / 'labelled' / 'a', 6, seed=1)
     write_images(tmp_path / 'labelled' / 'b', 6, seed=2)
-    train(f'--mim {method} --device cpu --model test_vit --img-size 64 --workers 0 --batch-size 4 --lr 1e-2 --epochs 2 '
+    train(f'--mim {method} --device cpu --model {model} --img-size 64 --workers 0 --batch-size 4 --lr 1e-2 --epochs 2 '
           f'--mim-kwargs {options} --data-dir {images} --output {tmp_path} --experiment run --model-ema '
           f'--model-ema-decay 0.5 --mim-probe-dir {tmp_path}/labelled', tiny=False)
     capsys.readouterr()

@@ -1,7 +1,8 @@
 """The recipes are the papers': every file resolves, and gives the values of its reference.
 
 Values from the configurations and command lines of facebookresearch/mae (PRETRAIN.md, main_pretrain.py),
-microsoft/SimMIM (configs, config.py) and facebookresearch/ijepa (configs/in1k_vith14_ep300.yaml).
+microsoft/SimMIM (configs, config.py), facebookresearch/ijepa (configs/in1k_vith14_ep300.yaml), keyu-tian/SparK and
+facebookresearch/ConvNeXt-V2 (TRAINING.md).
 """
 import re
 from pathlib import Path
@@ -27,6 +28,12 @@ IJEPA = dict(
     IMAGENET, mim='ijepa', img_size=(224, 224), opt='adamw', opt_betas=[0.9, 0.999], weight_decay=0.04,
     weight_decay_end=0.4, clip_grad=0, sched='cosine', warmup_epochs=40, warmup_lr=2e-4, min_lr=1e-6, scale=[0.3, 1.0],
     ratio=[3 / 4, 4 / 3], hflip=0, train_interpolation='bilinear', color_jitter=0)
+SPARK = dict(
+    IMAGENET, mim='spark', img_size=(224, 224), mask_ratio=0.6, mask_unit=32, opt='lamb', opt_eps=1e-6, amp=False,
+    opt_kwargs=dict(max_grad_norm=5.0), weight_decay=0.04, weight_decay_end=0.2, clip_grad=0, sched='cosine',
+    warmup_epochs=40, warmup_lr=pytest.approx(3.2e-3 * 0.005), min_lr=pytest.approx(3.2e-3 * 0.001),
+    scale=[0.67, 1.0], ratio=[3 / 4, 4 / 3], hflip=0.5, train_interpolation='bicubic', color_jitter=0)
+FCMAE = dict(MAE, mim='fcmae', mask_ratio=0.6, mask_unit=32, drop_path=0.0, amp=False)
 
 # global batch, epochs in all, learning rate at that batch, parameters of the encoder in millions, options
 PAPERS = {
@@ -39,12 +46,17 @@ PAPERS = {
         SIMMIM, img_size=(192, 192), sched='cosine', drop_path=0.0, warmup_lr=pytest.approx(4 * 1e-6),
         min_lr=pytest.approx(4 * 1e-5))),
     'ijepa_vit_huge_patch14': (2048, 300, 1e-3, 631, IJEPA),
+    'spark_resnet50': (4096, 1600, 3.2e-3, 24, dict(SPARK, drop_path=0.05, opt_betas=[0.9, 0.95])),
+    'spark_convnext_base': (4096, 1600, 3.2e-3, 88, dict(SPARK, drop_path=0.3, opt_betas=[0.9, 0.999])),
+    'fcmae_convnextv2_base': (4096, 1600, 2.4e-3, 88, FCMAE),
 }
 # attributes of the method
 METHODS = {
     'mae': dict(norm_pix=True, num_visible=49),
     'simmim': dict(mask_unit=(32, 32)),
     'ijepa': dict(momentum=[0.996, 1.0]),
+    'spark': dict(norm_pix=True, num_visible=20, mask_unit=(32, 32)),
+    'fcmae': dict(norm_pix=True, num_visible=19, mask_unit=(32, 32)),
 }
 
 
@@ -70,7 +82,7 @@ def test_values_are_the_papers(script, name):
     batch, epochs, learning_rate, _, expected = PAPERS[name]
     options = resolved(script, name)
     assert {key: getattr(options, key) for key in expected} == expected
-    assert options.amp
+    assert options.amp == expected.get('amp', True)
     assert options.epochs + options.warmup_prefix * options.warmup_epochs == epochs
     assert resolve_learning_rate(options, batch) == pytest.approx(learning_rate)
     header = RECIPES[name].read_text()

@@ -16,6 +16,7 @@ from .factory import (
     list_mims,
     register_mim,
 )
+from .fcmae import FCMAE
 from .targets import (
     hog_target,
     masked_l1_loss,
@@ -28,6 +29,7 @@ from .targets import (
 )
 from .ijepa import IJEPA
 from .mae import MAE
+from .masked_convolution import VisibleMap, masked_images
 from .masking import (
     block_mask,
     block_noise_size,
@@ -51,15 +53,16 @@ from .multi_block import (
 from .output import MIMOutput, View
 from .errors import ImageSizeError, MIMUnsupportedError
 from .simmim import SimMIM
+from .spark import SparK
 from .teacher import EMATeacherMethod, TeacherTarget
 
 __all__ = [
-    'EMATeacherMethod', 'FeatureMap', 'IJEPA', 'ImageSizeError', 'MAE', 'MIMMethod', 'MIMOutput',
+    'EMATeacherMethod', 'FCMAE', 'FeatureMap', 'IJEPA', 'ImageSizeError', 'MAE', 'MIMMethod', 'MIMOutput',
     'MIMUnsupportedError', 'MaskedDecoder', 'MultiBlockMasks', 'MultiBlockSampler', 'PixelDecoder', 'SimMIM',
-    'TeacherTarget', 'View', 'block_mask', 'block_noise_size', 'create_mim', 'default_mask_unit', 'dry_run',
-    'encode_visible', 'encode_with_mask_token', 'get_mim', 'hog_target', 'keyed_noise', 'list_mim_models',
-    'list_mims', 'masked_count', 'masked_l1_loss', 'masked_loss', 'normalize_patches', 'normalized_pixel_target',
-    'official_multi_block_masks', 'patchify', 'pixel_target', 'random_mask', 'register_mim', 'remove_unused',
-    'scatter_patches', 'sincos_position_embedding', 'split_mask', 'unit_grid', 'unpatchify', 'upsample_mask',
-    'visible_count',
+    'SparK', 'TeacherTarget', 'View', 'VisibleMap', 'block_mask', 'block_noise_size', 'create_mim',
+    'default_mask_unit', 'dry_run', 'encode_visible', 'encode_with_mask_token', 'get_mim', 'hog_target',
+    'keyed_noise', 'list_mim_models', 'list_mims', 'masked_count', 'masked_images', 'masked_l1_loss', 'masked_loss',
+    'normalize_patches', 'normalized_pixel_target', 'official_multi_block_masks', 'patchify', 'pixel_target',
+    'random_mask', 'register_mim', 'remove_unused', 'scatter_patches', 'sincos_position_embedding', 'split_mask',
+    'unit_grid', 'unpatchify', 'upsample_mask', 'visible_count',
 ]

@@ -23,7 +23,7 @@ from .errors import ImageSizeError
 
 __all__ = [
     'create_mim', 'get_mim', 'import_user_module', 'is_known_model', 'list_mim_models', 'list_mims',
-    'nearest_names', 'register_mim', 'unknown_model',
+    'nearest_names', 'register_mim', 'unknown_model', 'unsupported_model',
 ]
 
 _methods: Dict[str, Type[nn.Module]] = {}  # mapping of method names to classes
@@ -75,7 +75,8 @@ def register_mim(name: str) -> Callable[[Type[nn.Module]], Type[nn.Module]]:
     """Return a decorator that registers the class of a masked image modeling method.
 
     The class takes `(backbone, img_size=None, **options)`. Its method `unsupported_reason` takes a model or model class
-    and returns why the method does not support it, or None.
+    and returns why the method does not support it, or None. Where the answer differs between models of one class, its
+    method `unsupported_model` takes the name of a registered model, and returns the same.
     """
     def register(method_cls: Type[nn.Module]) -> Type[nn.Module]:
         if name in _methods:
@@ -120,8 +121,23 @@ def list_mim_models(method: str, filter: Union[str, List[str]] = '') -> List[str
     Raises:
         ValueError: No method has that name.
     """
-    unsupported_reason = get_mim(method).unsupported_reason
-    return [name for name in list_models(filter) if unsupported_reason(get_model_class(name)) is None]
+    return [name for name in list_models(filter) if unsupported_model(method, name) is None]
+
+
+def unsupported_model(method: str, name: str) -> Optional[str]:
+    """Return why a method does not support a registered model, or None if it does, without building the model.
+
+    Args:
+        method: Name of a method.
+        name: Name of a registered model.
+
+    Raises:
+        ValueError: No method has that name.
+    """
+    method_cls = get_mim(method)
+    if hasattr(method_cls, 'unsupported_model'):
+        return method_cls.unsupported_model(name)
+    return method_cls.unsupported_reason(get_model_class(name))
 
 
 def create_mim(

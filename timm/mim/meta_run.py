@@ -18,7 +18,7 @@ import torch.nn as nn
 from .backbone import check_divides, feature_map, model_name, num_prefix_tokens
 from .errors import ImageSizeError, MIMUnsupportedError, first_line
 
-__all__ = ['FeatureMap', 'VisibleTokens', 'dry_run', 'dry_run_visible', 'unreached']
+__all__ = ['FeatureMap', 'VisibleTokens', 'dry_run', 'dry_run_visible', 'run_on_meta', 'unreached']
 
 # backward nodes of operations whose output at an index of an axis depends only on their input at the same index, for
 # inputs that have the shape of the output; for layer norms this excludes the last axis, which they normalise
@@ -151,7 +151,7 @@ def dry_run(backbone: nn.Module, in_chans: int, img_size: Tuple[int, int]) -> Fe
         MIMUnsupportedError: The model has no feature map.
         ImageSizeError: The model does not accept images of that size, or pads them.
     """
-    features, unused = _run_on_meta(backbone, in_chans, img_size, feature_map, 'gives no feature map')
+    features, unused = run_on_meta(backbone, in_chans, img_size, feature_map, 'gives no feature map')
     _, channels, *map_size = features.shape
     return FeatureMap(channels, _feature_stride(backbone, img_size, backbone.patch_grid(img_size), map_size), unused)
 
@@ -178,7 +178,7 @@ def dry_run_visible(
         keep = torch.zeros(len(images), num_visible, dtype=torch.int64, device=images.device)
         return replica.forward_stages(replica.keep_tokens(replica.embed(images), keep))
 
-    tokens, unused = _run_on_meta(backbone, in_chans, img_size, visible_tokens, 'cannot drop tokens')
+    tokens, unused = run_on_meta(backbone, in_chans, img_size, visible_tokens, 'cannot drop tokens')
     if tokens.ndim != 3 or tokens.shape[1] != num_prefix_tokens(backbone) + num_visible:
         raise MIMUnsupportedError(
             f'{model_name(backbone)} does not return one token per visible patch: for {num_visible} patches and '
@@ -187,7 +187,7 @@ def dry_run_visible(
 
 
 @torch.enable_grad()
-def _run_on_meta(
+def run_on_meta(
         backbone: nn.Module,
         in_chans: int,
         img_size: Tuple[int, int],
@@ -212,7 +212,7 @@ def _run_on_meta(
     images = torch.empty(2, in_chans, *img_size, device='meta', dtype=dtype)
     try:
         features = run(replica, images)
-    except NotImplementedError as error:
+    except (MIMUnsupportedError, NotImplementedError) as error:
         raise MIMUnsupportedError(f'{model_name(backbone)} {refusal}: {first_line(error)}') from error
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ImageSizeError(

@@ -10,8 +10,11 @@ from .geometry import TensorProblem, derive_recipe, family_of
 
 __all__ = ['Encoder', 'Method', 'TargetEncoder', 'TrainingCheckpoint']
 
-# a tensor that only this method has
-_METHODS = {'decoder.proj.weight': 'simmim', 'decoder.mask_token': 'mae', 'predictor.mask_token': 'ijepa'}
+# a tensor that the method has, and no method that follows here has
+_METHODS = {
+    'mask_tokens.0': 'spark', 'pred.proj.weight': 'fcmae', 'decoder.proj.weight': 'simmim', 'decoder.mask_token': 'mae',
+    'predictor.mask_token': 'ijepa',
+}
 
 
 class Method:

@@ -254,6 +254,8 @@ def resolve_options(given: argparse.Namespace) -> Tuple[RunOptions, List[str]]:
     recipe = dict(RECIPES.get(chosen['mim'], {}))
     if 'lr_base' in chosen:
         recipe.pop('lr_base_size', None)  # a base rate that the user gives is for 256 images, the general default
+    if 'opt' in chosen:
+        recipe.pop('opt_kwargs', None)  # another optimizer has other arguments
     if chosen.get('train_crop_mode', 'rrc') != 'rrc':
         # the recipe's ranges are for random resized crops
         recipe = {k: v for k, v in recipe.items() if k not in ('scale', 'ratio')}
