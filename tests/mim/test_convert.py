@@ -162,8 +162,8 @@ class TestRefusals:
 
     def test_number_of_heads_is_not_guessed(self, facebook_file, tmp_path):
         dest = tmp_path / 'b.safetensors'
-        assert_refuses('heads of the encoder of width 48 .* --model-kwargs num_heads=NUMBER', facebook_file, dest)
-        assert_refuses('heads of the decoder of width 32 .* --mim-kwargs decoder_heads=NUMBER', facebook_file, dest,
+        assert_refuses('heads of the encoder of width 48: .* --model-kwargs num_heads=NUMBER', facebook_file, dest)
+        assert_refuses('heads of the decoder of width 32: .* --mim-kwargs decoder_heads=NUMBER', facebook_file, dest,
                        model_kwargs=dict(num_heads=4))
 
     @pytest.mark.parametrize('kwargs, to, message', [
@@ -255,7 +255,7 @@ class TestFiles:
 
     @pytest.mark.parametrize('to, name, message', [
         ('mim', 'b.pth', 'the name of a mim file must end with .safetensors'),
-        ('facebook-mae', 'b.safetensors', 'ends with .pth or '),
+        ('facebook-mae', 'b.safetensors', 'must end with .pth or '),
         ('huggingface-vitmae', 'b.safetensors', 'needs a folder, for config.json and model.safetensors'),
         ('nonsense', 'b', "There is no format 'nonsense'; the formats are facebook-mae"),
     ])
