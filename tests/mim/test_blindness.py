@@ -2,6 +2,8 @@
 pixels. For targets, for the method of a user and for what else a method gives; every pair of method and model that
 `list_mim_models` names is in `test_every_model.py`.
 """
+import sys
+
 import pytest
 import timm
 import torch
@@ -61,6 +63,8 @@ def test_batch_statistics_are_those_of_blanked_images():
 
 def test_method_of_a_user(monkeypatch):
     monkeypatch.setattr(factory, '_methods', dict(factory._methods))
+    for name in [name for name in sys.modules if name.startswith('maskfeat (')]:  # a file runs once in a process
+        monkeypatch.delitem(sys.modules, name)
     import_user_module(str(EXAMPLE))
     assert_blind(create_mim('maskfeat', overlapping(), img_size=(64, 96)))
 

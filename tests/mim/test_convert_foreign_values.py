@@ -72,7 +72,7 @@ class TestRecipes:
         (dict(model=5), 'The recipe in the file: model is 5, not a text'),
         (dict(model='hf-hub:someone/something'), 'model is .hf-hub:someone/something., not a model that timm.list'),
         (dict(model='local-dir:/etc'), 'not a model that timm.list_models'),
-        (dict(method='mea'), "method is 'mea', not one of the methods ijepa, mae"),
+        (dict(method='mea'), "method is 'mea', not one of the methods fcmae, ijepa, mae"),
         (dict(method=[]), r'method is \[\], not a text'),
         (dict(img_size='large'), "img_size is 'large', not one integer or two"),
         (dict(img_size=[0, 0]), r'img_size is \[0, 0\], not one integer or two'),
@@ -118,7 +118,7 @@ class TestRecipes:
         save_file(method.state_dict(), source, metadata=dict(mim=json.dumps(recipe)))
         assert_refuses("target 'hf-hub:someone/something' is none of pixels", source, 'task')
         conversion = convert(source, tmp_path / 'c.safetensors', 'encoder')
-        assert "'hf-hub:someone/something' is left out" in conversion.notes[0]
+        assert "'hf-hub:someone/something' is omitted" in conversion.notes[0]
 
 
 class TestTensors:
@@ -167,7 +167,7 @@ class TestTensors:
         assert_refuses(message, tmp_path / 'a.pth')
 
     @pytest.mark.parametrize('build, model, message', [
-        (microsoft_swin, 'vit_base_patch16_224', 'of a SwinTransformer, vit_base_patch16_224 is a VisionTransformer'),
+        (microsoft_swin, 'vit_base_patch16_224', 'a SwinTransformer, but vit_base_patch16_224 is a VisionTransformer'),
         (facebook_mae, 'swin_tiny_patch4_window7_224', "'.*swin_tiny_patch4_window7_224.*' fails: "),
         (facebook_mae, 'resnet18', "'.*resnet18.*' fails: "),
     ])

@@ -54,7 +54,8 @@ def assert_equal_steps(method, loss_tolerance=1e-6, tolerance=1e-5):
     plain, plain_gradients, plain_flops = step(method, False)
     fast_path, fast_gradients, fast_flops = step(method, True)
     assert fast_path.loss.item() == pytest.approx(plain.loss.item(), rel=loss_tolerance)
-    assert torch.equal(fast_path.mask, plain.mask) and fast_path.loss.dtype == torch.float32
+    assert torch.equal(fast_path.mask, plain.mask) and fast_path.loss.dtype == plain.loss.dtype == (
+        torch.float64 if next(method.parameters()).dtype == torch.float64 else torch.float32)
     assert fast_gradients.keys() == plain_gradients.keys()
     largest = max(gradient.norm() for gradient in plain_gradients.values())
     for name, gradient in plain_gradients.items():

@@ -55,7 +55,8 @@ def test_other_batch_within_an_epoch(batch, within_epoch, resume, capsys):
     with pytest.raises(SystemExit) as stopped:
         resume(within_epoch, f'{SGD} --batch-size {batch}')
     assert stopped.value.code == 2
-    assert f'of 3 updates with 4 images, which has {15 // batch} with {batch} now' in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f'of 3 updates with 4 images each, and an epoch now has {15 // batch} with {batch}:' in error
 
 
 def test_other_batch_at_the_end_of_an_epoch(train, images, resume, tmp_path_factory):

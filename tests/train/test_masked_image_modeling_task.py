@@ -54,7 +54,7 @@ def test_checkpoint_of_a_moving_average():
 @pytest.mark.parametrize('state', [None, {}, {'method': {}}, {'method': {'nonsense': torch.zeros(1)}}])
 def test_incomplete_task_state_is_refused(state):
     task = create_task()
-    with pytest.raises(RuntimeError, match='no mask token|does not fit'):
+    with pytest.raises(RuntimeError, match='without the mask token|does not fit'):
         task.load_task_state(state)
 
 

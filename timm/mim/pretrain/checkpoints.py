@@ -164,6 +164,8 @@ def mismatch_errors(path: Path, flag: str = '--resume') -> Iterator[None]:
     """
     try:
         yield
+    except UserError:
+        raise
     except (KeyError, RuntimeError, ValueError) as e:
         raise UserError(f"{flag}: '{path}' does not fit this run: {one_line(e)[:300]}") from e
 

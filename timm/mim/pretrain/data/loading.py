@@ -129,6 +129,8 @@ def create_train_loader(
         if isinstance(dataset, IterableDataset):
             return _create_stream_loader(dataset, options, device, world_size > 1, arguments)
         transform = create_transform(use_prefetcher=True, **arguments)
+    except UserError:
+        raise
     except (AssertionError, ValueError) as e:
         raise UserError(f'--aa, --color-jitter or another augmentation: {e}') from e
     sampler = EpochSampler(

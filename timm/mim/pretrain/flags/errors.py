@@ -3,8 +3,10 @@ from contextlib import contextmanager
 from typing import Iterator, List
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """One or more mistakes of the user. Each is one line that says what is wrong and what is allowed.
+
+    It is a `ValueError`, as the scripts of timm raise for the same mistakes.
 
     Args:
         *mistakes: The lines, in the order in which they are shown.

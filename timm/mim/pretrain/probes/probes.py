@@ -307,6 +307,8 @@ class Probes:
         try:
             with evaluating(method):
                 layers, features = method.apply_to_encoder(first)
+        except UserError:
+            raise
         except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as e:
             raise UserError(f'--mim-probe: {options.model} cannot be probed with these options: {one_line(e)}') from e
         if TOKENS in features:
