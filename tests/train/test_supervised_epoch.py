@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from timm.task import ClassificationTask
-from training.device import Place
+from training.device import Process
 from training.epoch import Epoch, count_updates, updates
 from training.loaders import Loaders
 
@@ -24,7 +24,7 @@ def epoch_of(batches, learning_rate=0.1, batch_loss_scale='none', average_batch_
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
     loaders = Loaders(loader, None, None, average_batch_size, batch_loss_scale)
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
-    return Epoch(args, task, loaders, optimizer, None, Place(torch.device('cpu'))), model
+    return Epoch(args, task, loaders, optimizer, None, Process(torch.device('cpu'))), model
 
 
 def batches_of(*sizes, seed=1):
