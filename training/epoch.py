@@ -12,7 +12,7 @@ import torch
 import torchvision.utils
 from torch.optim import Optimizer
 
-from timm.mim.pretrain.trainer import backward
+from timm.mim.pretrain.step import backward
 from timm.task import TrainingTask
 from timm.utils import AverageMeter, reduce_tensor
 from .device import Process, to_device

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 from timm.mim import create_mim
 from timm.mim.pretrain.task import autocast_of, scaler_of
-from timm.mim.pretrain.trainer import StepGuard
+from timm.mim.pretrain.step import StepGuard
 from timm.models import create_model
 
 from .slices import Job

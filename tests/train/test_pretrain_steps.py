@@ -8,7 +8,7 @@ import torch.nn as nn
 
 from timm.mim import create_mim
 from timm.mim.pretrain.flags.run_options import RunOptions
-from timm.mim.pretrain.trainer import RunningMeans, StepGuard, Verdict
+from timm.mim.pretrain.step import RunningMeans, StepGuard, Verdict
 from timm.mim.pretrain.task import Schedules, WeightDecaySchedule, create_optimizer
 from timm.mim.pretrain.errors import StopSignal
 from timm.models import create_model

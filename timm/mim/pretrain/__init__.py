@@ -10,7 +10,7 @@ modules, in the order of a run:
 - `flags/`, `options`, `recipes`: the user's options, the defaults of each method, and their checks
 - `data/`: the images, their order and their augmentation
 - `task`, `sharding`: the model, the optimizer and the schedules, on one device or sharded over many
-- `trainer`: the training updates
+- `trainer`, `step`: the training updates, and the parts of one
 - `held_out`, `probes/`: evaluation
 - `run_folder`, `checkpoints`, `encoder_files`: the files that a run writes
 - `resume`: resuming from a checkpoint
