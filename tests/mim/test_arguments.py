@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+import timm
 from timm.mim import SimMIM, create_mim
 from tiny_models import TOKEN_DROPPING_BUILDERS, build, images_for
 
@@ -36,10 +37,12 @@ def test_target_of_the_wrong_shape(target, shape):
         SimMIM(build('vit'), img_size=(64, 96), target=target)
 
 
-@pytest.mark.parametrize('name', ['simmim', 'mae', 'ijepa'])
+@pytest.mark.parametrize('name', ['simmim', 'mae', 'ijepa', 'spark', 'fcmae'])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_precision_of_the_loss(name, dtype):
     torch.manual_seed(0)
-    method = create_mim(name, build('vit'), **(dict(num_targets=2) if name == 'ijepa' else {})).to(dtype)
+    options = dict(ijepa=dict(num_targets=2), spark=dict(decoder_dim=32), fcmae=dict(decoder_dim=32)).get(name, {})
+    model = timm.create_model('test_convnext2') if name in ('spark', 'fcmae') else build('vit')
+    method = create_mim(name, model, **options).to(dtype)
     output = method(images_for(method).to(dtype))
     assert output.loss.dtype == output.prediction.dtype == output.target.dtype == dtype

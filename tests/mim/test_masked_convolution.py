@@ -28,7 +28,7 @@ STEM = dict(num_classes=0, layers=(1, 1, 1, 1), channels=(8, 16, 24, 32))
 BRANCHES = {
     'blur': lambda: ResNet(BasicBlock, aa_layer=BlurPool2d, stem_type='deep', avg_down=True, **STEM),
     'eca': lambda: ResNet(BasicBlock, block_args=dict(attn_layer='eca'), **STEM),
-    'cbam': lambda: ResNet(BasicBlock, block_args=dict(attn_layer='gc'), **STEM),
+    'global_context': lambda: ResNet(BasicBlock, block_args=dict(attn_layer='gc'), **STEM),
     'group_norm': lambda: ResNet(BasicBlock, norm_layer=lambda width, **kw: GroupNorm(width, 4), **STEM),
     'focal': lambda: FocalNet(embed_dim=8, depths=(1, 1, 1, 1), num_classes=0),
     'efficientvit': lambda: timm.create_model('efficientvit_b0', num_classes=0),
@@ -144,7 +144,7 @@ def test_with_nothing_masked_features_are_the_dense_models(name):
     expected, maps = model.forward_intermediates(images)
     features, masked_maps = model.forward_intermediates(masked_images(images, mask))
     # sums of group norms and attention are added up in another order than PyTorch's kernels do
-    exact = name not in ('group_norm', 'efficientvit', 'cbam', 'ghostnetv2_100')
+    exact = name not in ('group_norm', 'efficientvit', 'global_context', 'ghostnetv2_100')
     for x, dense in zip([features, *masked_maps], [expected, *maps]):
         assert torch.equal(x.data, dense) if exact else torch.allclose(x.data, dense, rtol=1e-4, atol=1e-5)
 
@@ -167,6 +167,46 @@ def test_gradient_of_batch_norm():
     visible = torch.rand(2, 1, 4, 4) < 0.6
     torch.autograd.gradcheck(
         lambda *inputs: visible_batch_norm(inputs[0], visible, None, None, *inputs[1:], 0.1, 1e-5), (x, weight, bias))
+
+
+@pytest.mark.parametrize('reduce', [
+    lambda x: x.std((2, 3)), lambda x: x.std((2, 3), unbiased=False), lambda x: torch.std(x, dim=1, correction=0),
+    lambda x: torch.var_mean(x, dim=(2, 3), unbiased=False)[0], lambda x: torch.var(x, dim=(2, 3), correction=1)])
+def test_deviation_is_the_one_asked_for(reduce):
+    """Against PyTorch on a map whose masked part was cut off."""
+    torch.manual_seed(0)
+    images, mask = torch.randn(1, 3, 4, 8), torch.tensor([[[False, True]]])
+    found = reduce(masked_images(images, mask))
+    found = found.zeroed()[..., :4] if isinstance(found, masked_convolution.VisibleMap) else found
+    torch.testing.assert_close(found, reduce(images[..., :4]))
+
+
+@pytest.mark.parametrize('reduce', [
+    lambda x: x.mean((2, 3), dtype=torch.float64), lambda x: x.std((2, 3), False), lambda x: x.sum(axis=(2, 3))])
+def test_other_arguments_are_refused(reduce):
+    with pytest.raises(MIMUnsupportedError, match='there is no rule for (mean|std|sum) of a feature map .* by '):
+        reduce(masked_images(torch.randn(1, 3, 4, 8), torch.tensor([[[False, True]]])))
+
+
+def test_batch_norm_does_not_read_masked_cells():
+    """Not even if they are infinite, as float16 makes large values."""
+    torch.manual_seed(0)
+    x, visible = torch.randn(2, 3, 4, 4), torch.rand(2, 1, 4, 4) < 0.6
+    results = []
+    for hidden in (0., torch.inf):
+        values = x.masked_fill(~visible, hidden).requires_grad_()
+        weight, bias = torch.full((3,), 1.5, requires_grad=True), torch.full((3,), 0.5, requires_grad=True)
+        y = visible_batch_norm(values, visible, None, None, weight, bias, 0.1, 1e-5)
+        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), (values, weight, bias))])
+    assert all(map(torch.equal, *results)) and all(value.isfinite().all() for value in results[0])
+
+
+def test_at_least_one_cell_stays_visible():
+    """Of two units FCMAE rounds the masked share up, which would hide both."""
+    backbone = timm.create_model('test_convnext2', num_classes=0)
+    with pytest.raises(ValueError, match='masks 2 of the 2 units of the image'):
+        FCMAE(backbone, img_size=(32, 64), mask_unit=32, mask_ratio=0.6)
+    assert SparK(backbone, img_size=(32, 64), mask_unit=32, mask_ratio=0.6, decoder_dim=32).num_visible == 1
 
 
 def test_pools_see_visible_cells_alone():

@@ -107,5 +107,6 @@ class FCMAE(SparK):
         return super().no_weight_decay() - {'mask_token'}
 
     def _count_visible(self, num_units: int) -> int:
-        count = super()._count_visible(num_units)
-        return min(count, math.floor(num_units * (1 - Fraction(str(self.mask_ratio)))))
+        count = min(super()._count_visible(num_units), math.floor(num_units * (1 - Fraction(str(self.mask_ratio)))))
+        self._check_visible(count, num_units)
+        return count

@@ -305,10 +305,15 @@ def _adaptive_pool(func: Callable, input: VisibleMap, output_size: Any, **kwargs
     return reduce(input, dim=(2, 3), keepdim=True)
 
 
+_VARIANCES = ('var', 'var_mean', 'std')
+_ORDER = dict(norm=('p',), vector_norm=('ord',))
+
+
 @_rule('mean', 'sum', 'amax', 'norm', 'vector_norm', 'var', 'var_mean', 'std')
 def _reduce(func: Callable, input: VisibleMap, *args: Any, **kwargs: Any) -> Any:
     """Reduce over channels, each cell by itself, or over all cells, by a statistic of the visible ones."""
     name = func.__name__
+    _refuse_other_arguments(name, args, kwargs)
     if name in ('norm', 'vector_norm'):
         order = args[0] if args else kwargs.get('p', kwargs.get('ord', 2))
         args = args[1:]
@@ -329,8 +334,18 @@ def _reduce(func: Callable, input: VisibleMap, *args: Any, **kwargs: Any) -> Any
     return _STATISTICS[name](input, dims, keepdim, **_unbiased(name, kwargs))
 
 
+def _refuse_other_arguments(name: str, args: Sequence[Any], kwargs: Dict[str, Any]) -> None:
+    """Raise `MIMUnsupportedError` for arguments of a reduction that would be ignored or read wrongly here."""
+    known = {'dim', 'keepdim', *(('unbiased', 'correction') if name in _VARIANCES else ()), *_ORDER.get(name, ())}
+    others = sorted(kwargs.keys() - known)
+    if name in _VARIANCES and len(args) > 1:  # torch.var takes `unbiased` there, and `keepdim` behind it
+        others.append('a second argument by position')
+    if others:
+        raise MIMUnsupportedError(f'there is no rule for {name} of a feature map with masked cells by {others[0]}')
+
+
 def _unbiased(name: str, kwargs: Dict[str, Any]) -> Dict[str, Any]:
-    return {key: kwargs[key] for key in ('unbiased', 'correction') if key in kwargs} if name.startswith('var') else {}
+    return {key: kwargs[key] for key in ('unbiased', 'correction') if key in kwargs} if name in _VARIANCES else {}
 
 
 def _without_axes(x: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:

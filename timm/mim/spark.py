@@ -32,7 +32,15 @@ from .masking import default_mask_unit, random_mask, unit_grid, upsample_mask
 from .meta_run import run_on_meta
 from .method import MIMMethod
 from .output import MIMOutput, View
-from .targets import masked_loss, normalized_pixel_target, patch_statistics, patchify, pixel_target, unpatchify
+from .targets import (
+    full_precision,
+    masked_loss,
+    normalized_pixel_target,
+    patch_statistics,
+    patchify,
+    pixel_target,
+    unpatchify,
+)
 
 __all__ = ['SparK', 'UNetDecoder']
 
@@ -143,7 +151,8 @@ class SparK(MIMMethod):
         Returns:
             Pixels of shape (B, C, H, W) float32, with `norm_pix` of normalised cells.
         """
-        return self.decode(masked_scales(self.backbone, masked_images(images, mask), self.num_scales)).float()
+        maps = masked_scales(self.backbone, masked_images(images, mask), self.num_scales)
+        return full_precision(self.decode(maps))
 
     def decode(self, maps: List[VisibleMap]) -> torch.Tensor:
         """Predict pixels of feature maps, the deepest first."""
@@ -222,11 +231,14 @@ class SparK(MIMMethod):
         if not isinstance(self.mask_ratio, Real) or not 0 < self.mask_ratio < 1:
             raise ValueError(f'mask_ratio must be a number between 0 and 1, both excluded, got {self.mask_ratio!r}.')
         count = round(num_units * (1 - Fraction(str(self.mask_ratio))))
+        self._check_visible(count, num_units)
+        return count
+
+    def _check_visible(self, count: int, num_units: int) -> None:
         if not 0 < count < num_units:
             raise ValueError(
                 f'mask_ratio {self.mask_ratio} masks {num_units - count} of the {num_units} units of the image, at '
                 f'least one must be masked and one visible: take another ratio or smaller units.')
-        return count
 
     def _find_mask_unit(self, mask_unit: Optional[Any]) -> Tuple[int, int]:
         if mask_unit is None:

@@ -26,7 +26,7 @@ class _BatchNorm(torch.autograd.Function):
         values, cells = x.to(dtype), visible.to(dtype)
         count = cells.sum()
         mean = torch.where(visible, values, 0.).sum(_OVER) / count
-        centred = (values - _per_channel(mean)).mul_(cells)
+        centred = (values - _per_channel(mean)).masked_fill_(~visible, 0.)  # what is there may be infinite
         variance = torch.linalg.vector_norm(centred, dim=_OVER).square() / count
         scale = (variance + eps).rsqrt()
         y = centred.mul_(_per_channel(scale if weight is None else scale * weight.to(dtype)))
@@ -48,8 +48,8 @@ class _BatchNorm(torch.autograd.Function):
         dtype = variance.dtype
         cells = visible.to(dtype)
         scale = (variance + ctx.eps).rsqrt()
-        grad = grad.to(dtype) * cells
-        normalized = (x.to(dtype) - _per_channel(mean)).mul_(_per_channel(scale))
+        grad = torch.where(visible, grad.to(dtype), 0.)
+        normalized = (x.to(dtype) - _per_channel(mean)).mul_(_per_channel(scale)).masked_fill_(~visible, 0.)
         grad_bias = grad.sum(_OVER)
         grad_weight = (grad * normalized).sum(_OVER)
         factor = scale if weight is None else scale * weight.to(dtype)
