@@ -8,7 +8,7 @@ import torch.nn as nn
 import timm
 from timm.layers import BlurPool2d, GroupNorm
 from timm.mim import FCMAE, MIMUnsupportedError, SparK, create_mim, list_mim_models, masked_images
-from timm.mim import masked_convolution
+from timm.mim import visible_map
 from timm.mim.errors import ImageSizeError
 from timm.mim.factory import unsupported_model
 from timm.mim.visible_norm import visible_batch_norm
@@ -30,6 +30,7 @@ BRANCHES = {
     'eca': lambda: ResNet(BasicBlock, block_args=dict(attn_layer='eca'), **STEM),
     'global_context': lambda: ResNet(BasicBlock, block_args=dict(attn_layer='gc'), **STEM),
     'group_norm': lambda: ResNet(BasicBlock, norm_layer=lambda width, **kw: GroupNorm(width, 4), **STEM),
+    'compiled': lambda: ResNet(BasicBlock, stem_width=4, block_args=dict(attn_layer='se'), **STEM),
     'focal': lambda: FocalNet(embed_dim=8, depths=(1, 1, 1, 1), num_classes=0),
     'efficientvit': lambda: timm.create_model('efficientvit_b0', num_classes=0),
 }
@@ -70,7 +71,7 @@ def disturb(monkeypatch):
         def handle(func, *args, **kwargs):
             result = handler(func, *args, **kwargs)
             for x in result if isinstance(result, (list, tuple)) else [result]:
-                if not isinstance(x, masked_convolution.VisibleMap) or any(x is value for value in args):
+                if not isinstance(x, visible_map.VisibleMap) or any(x is value for value in args):
                     continue
                 if x.data.is_meta:
                     continue
@@ -81,8 +82,8 @@ def disturb(monkeypatch):
                     x.data = torch.where(x.visible, x.data, noise)
             return result
         return handle
-    monkeypatch.setattr(masked_convolution, '_HANDLERS', {
-        name: disturbed(handler) for name, handler in masked_convolution._HANDLERS.items()})
+    monkeypatch.setattr(visible_map, 'RULES', {
+        name: disturbed(handler) for name, handler in visible_map.RULES.items()})
     return generator.manual_seed
 
 
@@ -177,7 +178,7 @@ def test_deviation_is_the_one_asked_for(reduce):
     torch.manual_seed(0)
     images, mask = torch.randn(1, 3, 4, 8), torch.tensor([[[False, True]]])
     found = reduce(masked_images(images, mask))
-    found = found.zeroed()[..., :4] if isinstance(found, masked_convolution.VisibleMap) else found
+    found = found.zeroed()[..., :4] if isinstance(found, visible_map.VisibleMap) else found
     torch.testing.assert_close(found, reduce(images[..., :4]))
 
 
@@ -221,11 +222,11 @@ def test_pools_see_visible_cells_alone():
 
 @pytest.mark.parametrize('method', ['spark', 'fcmae'])
 def test_compiled_checkpointed_and_copied(method):
-    backbone = build('test_byobnet')
+    backbone = build('compiled')
+    names = list(backbone.state_dict())
     model = create_mim(method, backbone, img_size=SIZE, decoder_dim=32).train()
     images, mask = images_for(), random_mask()
-    names = set(timm.create_model('test_byobnet', num_classes=0).state_dict())
-    assert set(model.backbone.state_dict()) == names
+    assert list(model.backbone.state_dict()) == names
 
     def step(module):
         torch.manual_seed(3)
@@ -242,6 +243,9 @@ def test_compiled_checkpointed_and_copied(method):
         other, others = step(twin)
         torch.testing.assert_close(other, loss, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-5)
+    mask[1] = True
+    with pytest.raises(RuntimeError, match='at least one cell visible in each sample'):
+        twins[2](images, mask=mask)
 
 
 @pytest.mark.parametrize('method', [SparK, FCMAE])
