@@ -9,6 +9,7 @@ import torch
 
 from .errors import ImageSizeError, MIMUnsupportedError
 from .masking import upsample_mask
+from .zeroing import zero_masked
 
 __all__ = ['RULES', 'VisibleMap', 'VisibleUnits', 'data_of', 'rule', 'seen_in_all']
 
@@ -105,8 +106,8 @@ class VisibleMap:
 
     def zeroed(self, value: float = 0.) -> torch.Tensor:
         """Return the values, with a constant at masked cells."""
-        if self.is_zero and value == 0.:
-            return self.data
+        if value == 0.:
+            return self.data if self.is_zero else zero_masked(self.data, self.visible)
         return torch.where(self.visible, self.data, value)
 
     def like(self, data: torch.Tensor, is_zero: bool = False) -> 'VisibleMap':

@@ -7,6 +7,8 @@ from typing import Any, Optional, Tuple
 import torch
 import torch.distributed as dist
 
+from .zeroing import zero_masked, zero_masked_
+
 __all__ = ['visible_batch_norm', 'visible_group_norm']
 
 _OVER = (0, 2, 3)
@@ -25,20 +27,20 @@ class _BatchNorm(torch.autograd.Function):
             synchronized: bool,
     ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        values, cells = x.to(dtype), visible.to(dtype)
-        total, count = torch.where(visible, values, 0.).sum(_OVER), cells.sum()
+        values = x.to(dtype)
+        total, count = values.sum(_OVER), visible.sum().to(dtype)
         if synchronized:
             total, count = _sum_over_processes(total, count)
         mean = total / count
-        centred = (values - _per_channel(mean)).masked_fill_(~visible, 0.)  # masked values may be infinite
-        squares = torch.linalg.vector_norm(centred, dim=_OVER).square()
+        centred = zero_masked_(values - _per_channel(mean), visible)
+        squares = centred.square().sum(_OVER)
         if synchronized:
             squares, = _sum_over_processes(squares)
         variance = squares / count
         scale = (variance + eps).rsqrt()
         y = centred.mul_(_per_channel(scale if weight is None else scale * weight.to(dtype)))
         if bias is not None:
-            y.addcmul_(cells, _per_channel(bias.to(dtype)))
+            y = zero_masked_(y.add_(_per_channel(bias.to(dtype))), visible)
         return y.to(x.dtype), mean, variance, count
 
     @staticmethod
@@ -54,15 +56,15 @@ class _BatchNorm(torch.autograd.Function):
         x, visible, weight, mean, variance, count = ctx.saved_tensors
         dtype = variance.dtype
         scale = (variance + ctx.eps).rsqrt()
-        grad = torch.where(visible, grad.to(dtype), 0.)
-        normalized = (x.to(dtype) - _per_channel(mean)).mul_(_per_channel(scale)).masked_fill_(~visible, 0.)
+        grad = zero_masked(grad.to(dtype), visible)
+        normalized = (x.to(dtype) - _per_channel(mean)).mul_(_per_channel(scale))
         grad_bias = total_bias = grad.sum(_OVER)
         grad_weight = total_weight = (grad * normalized).sum(_OVER)
         if ctx.synchronized:  # gradients of weight and bias stay those of this process: DDP averages them
             total_bias, total_weight = _sum_over_processes(grad_bias, grad_weight)
         factor = scale if weight is None else scale * weight.to(dtype)
-        grad_x = grad.sub_(normalized.mul_(_per_channel(total_weight / count)).add_(
-            _per_channel(total_bias / count)).mul_(visible)).mul_(_per_channel(factor))
+        grad_x = grad.addcmul_(normalized, _per_channel(total_weight / -count)).sub_(_per_channel(total_bias / count))
+        grad_x = zero_masked_(grad_x.mul_(_per_channel(factor)), visible)
         return (
             grad_x.to(x.dtype), None,
             None if weight is None else grad_weight.to(weight.dtype),
@@ -99,7 +101,7 @@ def visible_batch_norm(
     If all cells are visible, this is `torch.nn.functional.batch_norm` in training. Computed in float32 or better.
 
     Args:
-        x: Feature map of shape (B, C, H, W).
+        x: Feature map of shape (B, C, H, W), 0 at masked cells.
         visible: Visible cells of shape (B, 1, H, W) bool, at least one.
         running_mean: Running mean of shape (C), updated in place, or None.
         running_var: Running unbiased variance of shape (C), updated in place, or None.

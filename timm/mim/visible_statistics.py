@@ -24,7 +24,7 @@ def _batch_norm(
     if not training:
         return input.like(func(input.data, running_mean, running_var, weight, bias, False, momentum, eps))
     data = visible_batch_norm(
-        input.data, input.visible, running_mean, running_var, weight, bias, momentum, eps, input.units.synchronized)
+        input.zeroed(), input.visible, running_mean, running_var, weight, bias, momentum, eps, input.units.synchronized)
     return input.like(data, is_zero=True)
 
 
