@@ -38,7 +38,8 @@ def image_sizes(entry):
 def pytest_generate_tests(metafunc):
     if 'entry' in metafunc.fixturenames:
         found = entries(metafunc.config.getoption('--all-models'))
-        metafunc.parametrize('entry', [pytest.param(entry, id=entry.name, marks=one_at_a_time(entry)) for entry in found])
+        metafunc.parametrize('entry', [
+            pytest.param(entry, id=entry.name, marks=one_at_a_time(entry)) for entry in found])
 
 
 def one_at_a_time(entry):
