@@ -26,10 +26,13 @@ def train_compiled(method, steps):
 
 @pytest.mark.parametrize('fast_path, create', [
     (True, lambda: MAE(build('vit', depth=1), decoder_dim=24, decoder_depth=1, decoder_heads=2)),
+    (True, lambda: MAE(
+        build('vit'), mask_unit=32, decoder='cross', predict_ratio=0.5, decoder_dim=24, decoder_depth=1,
+        decoder_heads=2)),
     (True, lambda: SimMIM(build('vit', depth=1))),
     (False, lambda: SimMIM(build('swin', depths=(1, 1)))),
     (True, lambda: IJEPA(build('vit', depth=1), predictor_dim=24, predictor_depth=1)),
-], ids=['mae', 'simmim', 'simmim_swin', 'ijepa'])
+], ids=['mae', 'mae_cross', 'simmim', 'simmim_swin', 'ijepa'])
 def test_one_graph(create, fast_path):
     method = create()
     method.fast_path = fast_path

@@ -9,6 +9,7 @@ from .decoder import (
     PixelDecoder,
     sincos_position_embedding,
 )
+from .cross_decoder import CrossDecoder
 from .factory import (
     create_mim,
     get_mim,
@@ -57,7 +58,7 @@ from .spark import SparK
 from .teacher import EMATeacherMethod, TeacherTarget
 
 __all__ = [
-    'EMATeacherMethod', 'FCMAE', 'FeatureMap', 'IJEPA', 'ImageSizeError', 'MAE', 'MIMMethod', 'MIMOutput',
+    'CrossDecoder', 'EMATeacherMethod', 'FCMAE', 'FeatureMap', 'IJEPA', 'ImageSizeError', 'MAE', 'MIMMethod', 'MIMOutput',
     'MIMUnsupportedError', 'MaskedDecoder', 'MultiBlockMasks', 'MultiBlockSampler', 'PixelDecoder', 'SimMIM',
     'SparK', 'TeacherTarget', 'View', 'VisibleMap', 'block_mask', 'block_noise_size', 'create_mim',
     'default_mask_unit', 'dry_run', 'encode_visible', 'encode_with_mask_token', 'get_mim', 'hog_target',

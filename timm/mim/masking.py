@@ -21,7 +21,8 @@ import torch
 
 __all__ = [
     'block_mask', 'block_noise_size', 'default_mask_unit', 'keyed_noise', 'masked_count', 'random_mask',
-    'scatter_patches', 'split_mask', 'unit_grid', 'upsample_mask', 'visible_count',
+    'scatter_patches', 'share_count', 'split_mask', 'unit_grid', 'unit_patches',
+    'upsample_mask', 'visible_count',
 ]
 
 _WORD = (1 << 64) - 1  # mask of an unsigned 64 bit word
@@ -130,6 +131,23 @@ def visible_count(num_patches: int, mask_ratio: float, reference_count: bool = F
         if count == 0:
             raise ValueError(f'mask_ratio {mask_ratio} masks all {num_patches} patches with reference_count.')
     return count
+
+
+def share_count(total: int, share: float, name: str) -> int:
+    """Return a share of a number of patches, to the nearest whole number and at least 1.
+
+    Args:
+        total: Number of patches.
+        share: Share, in (0, 1], read as a decimal number.
+        name: Name of the option, for the error message.
+
+    Raises:
+        ValueError: The share is not in (0, 1].
+    """
+    if not isinstance(share, Real) or not 0 < share <= 1:
+        raise ValueError(f'{name} must be a number above 0 and up to 1, got {share!r}.')
+    share = Fraction(str(share))
+    return max(1, (2 * total * share.numerator + share.denominator) // (2 * share.denominator))
 
 
 def split_mask(mask: torch.Tensor, num_visible: int) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -305,3 +323,21 @@ def upsample_mask(mask: torch.Tensor, scale: Tuple[int, int]) -> torch.Tensor:
     batch_size, height, width = mask.shape
     cells = mask[:, :, None, :, None].expand(-1, -1, scale[0], -1, scale[1])  # (B, h, scale[0], w, scale[1])
     return cells.reshape(batch_size, height * scale[0], width * scale[1])
+
+
+def unit_patches(units: torch.Tensor, unit_grid: Tuple[int, int], grid_size: Tuple[int, int]) -> torch.Tensor:
+    """Return the indices of the patches of mask units, in row-major order.
+
+    Args:
+        units: Indices of units of shape (..., U).
+        unit_grid: Grid (H, W) of the units.
+        grid_size: Grid (h, w) of the patches, a multiple of the grid of the units.
+
+    Returns:
+        Indices of shape (..., U * patches of a unit).
+    """
+    rows, columns = grid_size[0] // unit_grid[0], grid_size[1] // unit_grid[1]
+    first = units // unit_grid[1] * (rows * grid_size[1]) + units % unit_grid[1] * columns  # (..., U)
+    offsets = torch.arange(rows, device=units.device).unsqueeze(1) * grid_size[1]
+    offsets = (offsets + torch.arange(columns, device=units.device)).flatten()  # (rows * columns,)
+    return (first.unsqueeze(-1) + offsets).flatten(-2).sort(dim=-1).values
