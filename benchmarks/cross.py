@@ -36,7 +36,7 @@ def decoder_operations(method: MAE) -> float:
         return counter.get_total_flops()
 
     whole = operations(lambda: method(images, noise=noise).loss)
-    return (whole - operations(lambda: method._encode(images, mask).sum())) / 1e9
+    return (whole - operations(lambda: method.encode_visible(images, mask.visible, method.grid_size).sum())) / 1e9
 
 
 def kept_bytes(step: Callable[[], torch.Tensor], parameters: set) -> float:

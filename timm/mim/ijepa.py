@@ -22,17 +22,17 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from timm.models._embed_stages import gather_patches
 
-from .backbone import encode_visible, num_prefix_tokens, remove_unused, to_pair
+from .backbone import num_prefix_tokens, remove_unused, to_pair
 from .decoder import MaskedDecoder
 from .errors import MIMUnsupportedError
 from .extraction import VisibleIntermediates, visible_attention_maps, visible_intermediates
 from .factory import register_mim
-from .fast_path import decode_masked, embed_visible, embeds_patches
+from .fast_path import decode_masked
 from .masking import scatter_patches, unit_grid, unit_patches
 from .meta_run import dry_run, dry_run_visible
 from .multi_block import MultiBlockMasks, MultiBlockSampler, OfficialMultiBlockSampler
 from .output import MIMOutput, View
-from .targets import full_precision, patchify
+from .targets import full_precision
 from .teacher import EMATeacherMethod, check_momentum
 
 __all__ = ['IJEPA']
@@ -147,12 +147,7 @@ class IJEPA(EMATeacherMethod):
         Returns:
             Features of shape (B, T, M, C).
         """
-        if self.fast_path and embeds_patches(self.backbone):
-            patches = patchify(images, self.patch_stride)
-            context = self.backbone.forward_stages(
-                embed_visible(self.backbone, patches, mask.context, self.grid_size))
-        else:
-            context = encode_visible(self.backbone, images, mask.context)
+        context = self.encode_visible(images, mask.context, self.grid_size)
         predict = self._predict_masked if self.fast_path else self._predict
         return full_precision(predict(context[:, self.num_prefix_tokens:], mask))
 

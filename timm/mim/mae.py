@@ -16,12 +16,12 @@ import torch.nn.functional as F
 
 from timm.models._embed_stages import gather_patches
 
-from .backbone import encode_visible, num_prefix_tokens, remove_unused, to_pair
+from .backbone import num_prefix_tokens, remove_unused, to_pair
 from .cross_decoder import CrossDecoder
 from .decoder import MaskedDecoder, init_xavier
 from .extraction import BlockRecorder, VisibleIntermediates, visible_attention_maps, visible_intermediates
 from .factory import register_mim
-from .fast_path import decode_masked, embed_visible, embeds_patches, select_patches
+from .fast_path import decode_masked, select_patches
 from .masking import (
     block_mask,
     block_noise_size,
@@ -180,7 +180,7 @@ class MAE(MIMMethod):
         if self.recorder is not None:
             decoded = self.decoder(self._encode_maps(images, mask), mask.masked)
         elif self.fast_path:
-            tokens = self.decoder_embed(self._encode(images, mask))
+            tokens = self.decoder_embed(self.encode_visible(images, mask.visible, self.grid_size))
             decoded = decode_masked(self.decoder, tokens, mask.visible, mask.masked)
         else:
             decoded = gather_patches(self._decode(images, mask), mask.masked)
@@ -355,34 +355,17 @@ class MAE(MIMMethod):
             decoded = self.decoder(self._encode_maps(images, mask))
         return full_precision(self.decoder_pred(decoded))
 
-    def _encode(self, images: torch.Tensor, mask: 'MAEMask') -> torch.Tensor:
-        """Encode the visible patches as tokens (B, P + K, width of the encoder)."""
-        if self.fast_path and embeds_patches(self.backbone):
-            patches = patchify(images, self.patch_stride)
-            return self.backbone.forward_stages(
-                embed_visible(self.backbone, patches, mask.visible, self.grid_size))
-        return encode_visible(self.backbone, images, mask.visible)
-
     def _encode_maps(self, images: torch.Tensor, mask: 'MAEMask') -> List[torch.Tensor]:
         """Encode the visible patches, and return the outputs (B, P + K, width) of the blocks that are mixed."""
-        features, outputs = self.recorder.record(lambda: self._encode(images, mask))
+        features, outputs = self.recorder.record(lambda: self.encode_visible(images, mask.visible, self.grid_size))
         return [features] if self.mixed_blocks is None else [outputs[number] for number in self.mixed_blocks]
 
     def _decode(self, images: torch.Tensor, mask: 'MAEMask') -> torch.Tensor:
         """Encode the visible patches, then decode all patches to tokens (B, N, decoder width)."""
-        tokens = self.decoder_embed(self._encode(images, mask))
+        tokens = self.decoder_embed(self.encode_visible(images, mask.visible, self.grid_size))
         tokens = scatter_patches(tokens, mask.visible, self.num_patches, self.num_prefix_tokens)
         return self.decoder(tokens, mask=mask.patches.flatten(1))[:, self.num_prefix_tokens:]
 
     def _split(self, mask: torch.Tensor, num_visible: Optional[int] = None) -> 'MAEMask':
         num_visible = self._count_visible(mask) if num_visible is None else num_visible
         return MAEMask(mask, *split_mask(mask.flatten(1), num_visible))
-
-    def _count_visible(self, mask: torch.Tensor) -> int:
-        """Return the number of visible patches of a caller's mask; this waits for the device."""
-        counts = (~mask).flatten(1).sum(dim=1).tolist()
-        if len(set(counts)) > 1 or not counts or counts[0] == 0:
-            raise ValueError(
-                f'mask must leave the same number of patches visible in each sample, at least one, got '
-                f'{", ".join(str(count) for count in sorted(set(counts)))}.')
-        return counts[0]
