@@ -17,6 +17,7 @@ from every_model import assert_learns, registered_sizes, without_gradient
 from timm.layers import set_reentrant_ckpt
 from timm.mim import MAE, create_mim, list_mim_models, patchify
 from timm.mim.extraction import BlockRecorder
+from timm.mim.pretrain.sharding import shard
 from tiny_models import TOKEN_DROPPING_BUILDERS, build, images_for
 
 SMALL = dict(decoder='cross', decoder_dim=24, decoder_depth=3, decoder_heads=2)
@@ -199,3 +200,21 @@ def test_mistakes(options, message):
     with pytest.raises(ValueError) as error:
         cross(**options)
     assert message in str(error.value)
+
+
+def test_sharded():
+    """Sharded blocks are gathered by hooks, beside those that record their outputs: the same loss and gradients."""
+    method, sharded = (cross(predict_ratio=0.5).train() for _ in range(2))
+    images, noise = images_for(method), torch.rand(method.noise_shape(2))
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        shard(sharded, torch.device('cpu'))
+        for each in (method, sharded):
+            each(images, noise=noise).loss.backward()
+        for (name, parameter), other in zip(method.named_parameters(), sharded.parameters()):
+            if parameter.requires_grad:
+                torch.testing.assert_close(other.grad.full_tensor(), parameter.grad, msg=name)
+        torch.testing.assert_close(
+            sharded.reconstruct(images, method.make_mask(noise)), method.reconstruct(images, method.make_mask(noise)))
+    finally:
+        torch.distributed.destroy_process_group()
