@@ -285,6 +285,11 @@ class MaskedImageModelingOptions:
     mim_probe_interval: int = option(
         0, 'N', 'epochs between two probes, 0 for a single one at the end (default: 0)', allowed=ZERO_OR_MORE)
     log_tensorboard: bool = switch('write event files for TensorBoard to the run folder')
+    plan: Optional[int] = option(
+        None, 'PROCESSES',
+        'print the memory, the operations and the time that the run takes on this many processes (default: 1), and end '
+        'without training',
+        allowed=ONE_OR_MORE, nargs='?', const=1)
 
 
 # In the order of `--help`
