@@ -24,7 +24,7 @@ from timm.models.naflexvit import NaFlexVit, create_attention_mask
 from .errors import MIMUnsupportedError
 from .method import MIMMethod
 from .output import MIMOutput, View
-from .targets import full_precision, unpatchify
+from .targets import unpatchify
 
 __all__ = [
     'NaFlexBatch', 'NaFlexMask', 'NaFlexMethod', 'attention_mask', 'encode_visible_naflex', 'naflex_images',
