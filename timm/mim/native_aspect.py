@@ -371,7 +371,7 @@ class NaFlexMethod(MIMMethod):
         batch = self.read_naflex(images)
         mask = self.given_naflex_mask(self.make_naflex_mask(noise, batch), batch)
         original = naflex_images(batch.patches, batch, self.patch_stride)
-        hole = self._naflex_pixels(mask.patches, batch)
+        hole = self.naflex_pixel_mask(mask.patches, batch)
         views = [View('original', original), View('masked input', original, hole)]
         predicted = naflex_images(
             self.reconstruct_naflex(batch.blank(mask.patches), mask).to(batch.patches.dtype), batch, self.patch_stride)
@@ -382,7 +382,7 @@ class NaFlexMethod(MIMMethod):
             views.append(View('prediction, patches normalised', predicted, [~h for h in hole]))
         return views
 
-    def _naflex_pixels(self, mask: torch.Tensor, batch: NaFlexBatch) -> List[torch.Tensor]:
+    def naflex_pixel_mask(self, mask: torch.Tensor, batch: NaFlexBatch) -> List[torch.Tensor]:
         """Return the masked pixels (1, H, W) bool of each image."""
         size = self.patch_stride[0] * self.patch_stride[1]
         return naflex_images(mask.unsqueeze(-1).expand(-1, -1, size), batch, self.patch_stride)

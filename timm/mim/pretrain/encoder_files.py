@@ -45,7 +45,7 @@ def save_encoder(
     write_complete(folder / ENCODER, lambda path: save_file(state, str(path), metadata={'format': 'pt'}))
     hub_folder = folder / HUB_FOLDER
     hub_folder.mkdir(exist_ok=True)
-    preprocessing = {name: value for name, value in data_config.items() if name != 'mode'}
+    preprocessing = {name: value for name, value in data_config.items() if name not in ('mode', 'patch_size')}
     config = dict(pretrained_cfg=dict(tag=tag))
     write_complete(
         hub_folder / _HUB_CONFIG,
