@@ -24,7 +24,7 @@ from timm.models.naflexvit import NaFlexVit, create_attention_mask
 from .errors import MIMUnsupportedError
 from .method import MIMMethod
 from .output import MIMOutput, View
-from .targets import unpatchify
+from .targets import patch_statistics, unpatchify
 
 __all__ = [
     'NaFlexBatch', 'NaFlexMask', 'NaFlexMethod', 'attention_mask', 'encode_visible_naflex', 'naflex_images',
@@ -373,13 +373,20 @@ class NaFlexMethod(MIMMethod):
         original = naflex_images(batch.patches, batch, self.patch_stride)
         hole = self.naflex_pixel_mask(mask.patches, batch)
         views = [View('original', original), View('masked input', original, hole)]
-        predicted = naflex_images(
-            self.reconstruct_naflex(batch.blank(mask.patches), mask).to(batch.patches.dtype), batch, self.patch_stride)
+        all_patches = self.reconstruct_naflex(batch.blank(mask.patches), mask)
+        predicted = naflex_images(all_patches.to(batch.patches.dtype), batch, self.patch_stride)
         if self.reconstructs_pixels:
             pixels = [torch.where(h, p, o) for h, p, o in zip(hole, predicted, original)]
             views.append(View('visible + prediction', pixels))
         else:
-            views.append(View('prediction, patches normalised', predicted, [~h for h in hole]))
+            mean, std = patch_statistics(batch.patches)
+            leaking = naflex_images(
+                (all_patches * std + mean).to(batch.patches.dtype), batch, self.patch_stride)
+            views += [
+                View('prediction, patches normalised', predicted, [~h for h in hole]),
+                View('visible + prediction with true mean and variance (leaks)', [
+                    torch.where(h, p, o) for h, p, o in zip(hole, leaking, original)]),
+            ]
         return views
 
     def naflex_pixel_mask(self, mask: torch.Tensor, batch: NaFlexBatch) -> List[torch.Tensor]:

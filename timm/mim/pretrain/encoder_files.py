@@ -101,6 +101,9 @@ def fine_tuning_command(path: Path, options: RunOptions, model_args: Dict[str, A
     words += ['--pretrained-path', str(path)]
     if model_args.get('img_size'):
         words += ['--img-size', *map(str, model_args['img_size'])]
+    if options.naflex_loader:
+        words += ['--naflex-loader', '--naflex-train-seq-lens', *map(str, options.naflex_train_seq_lens)]
+        words += ['--naflex-max-seq-len', str(options.naflex_max_seq_len)]
     if 'in_chans' in model_args:
         words += ['--in-chans', str(model_args['in_chans'])]
     flags = ('img_size', 'in_chans', 'drop_path_rate')  # the command sets its own --drop-path

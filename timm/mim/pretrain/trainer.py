@@ -223,9 +223,11 @@ class Trainer:
             FloatingPointError: The loss of a process is not finite.
         """
         parts = self.options.grad_accum_steps
-        total, unreadable = None, 0.
+        total, unreadable, padding = None, 0., 0.
         for number, part in enumerate(self._parts(batches)):
             unreadable = unreadable + (part.index < 0).float().mean() / parts
+            if self.options.naflex_loader:
+                padding = padding + (~part.images['patch_valid']).float().mean() / parts
             last = number + 1 == parts
             with nullcontext() if last else self._gradients_unreduced():
                 output = self._forward(part)
@@ -239,6 +241,8 @@ class Trainer:
         logs = dict(output.get('logs') or {})
         if self.counts_unreadable:
             logs['unreadable'] = unreadable
+        if self.options.naflex_loader:
+            logs['padding'] = padding  # as a share of all tokens
         self.means.add(loss=total, **logs)
         self._after_step()
 
