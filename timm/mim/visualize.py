@@ -53,7 +53,7 @@ def save_panel(
         min_width: Pictures narrower than this, in pixels, are enlarged by the smallest sufficient integer factor.
     """
     sizes = [_shown_size(row[0].size, min_width) for row in rows]
-    width = max(min_width, *(size[0] for size in sizes)) if len(set(sizes)) > 1 else sizes[0][0]
+    width = max(min_width, *(size[0] for size in sizes))
     top = _LABEL_HEIGHT * (2 if caption else 1) + _GAP
     sheet = Image.new(
         'RGB',
