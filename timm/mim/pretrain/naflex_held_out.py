@@ -1,4 +1,5 @@
 """Measure how well a method predicts held-out images that keep their aspect ratio."""
+from collections import defaultdict
 from typing import Callable, Dict, Iterator, List, Tuple
 
 import torch
@@ -90,12 +91,13 @@ class NaFlexHeldOutImages(HeldOutImages):
         def values(images: NaFlexImages, noise: torch.Tensor) -> Dict[str, torch.Tensor]:
             batch = method.read_naflex(images)
             masks = method.naflex_pixel_mask(method.make_naflex_mask(noise, batch), batch)
-            pairs = [
-                (image.unsqueeze(0), mask.unsqueeze(0))
-                for image, mask in zip(naflex_images(batch.patches, batch, method.patch_stride), masks) if mask.any()]
-            weights = torch.stack([mask.sum() for _, mask in pairs]).double()
+            by_shape = defaultdict(list)
+            for image, mask in zip(naflex_images(batch.patches, batch, method.patch_stride), masks):
+                by_shape[image.shape].append((image, mask))
+            groups = [[torch.stack(tensors) for tensors in zip(*pairs)] for pairs in by_shape.values()]
+            weights = torch.stack([mask.sum() for _, mask in groups]).double()
             return {
-                name: (torch.stack([masked_l1_loss(fill(image, mask), image, mask) for image, mask in pairs]) * weights
+                name: (torch.stack([masked_l1_loss(fill(image, mask), image, mask) for image, mask in groups]) * weights
                        ).sum() / weights.sum()
                 for name, fill in FILLS.items()}
         return self._mean(method, values)
