@@ -186,6 +186,15 @@ def test_units_at_the_border():
             assert not mask[i, height * width:].any()
 
 
+def test_units_of_mae():
+    method = create('class_token', 'mae', mask_unit=32, mask_ratio=0.75)
+    output = method(batch_of(some_images([(3, 5), (4, 4)]), 20), noise=noise_of(20, 2))
+    assert output.loss.isfinite()
+    grid = output.mask[1, :16].view(2, 2, 2, 2).transpose(1, 2).flatten(2)
+    assert torch.equal(grid.all(-1), grid.any(-1)) and grid.all(-1).sum() == 3  # of 4 whole units
+    assert 15 - output.mask[0].sum() in (1, 2, 4)  # one of 6 units stays visible; those at the border are smaller
+
+
 def test_all_units_are_masked_equally_often():
     batch = NaFlexBatch(None, *(batch_of(some_images([(3, 5)]), 16)[name] for name in ('patch_coord', 'patch_valid')))
     batch = NaFlexBatch(None, batch.coord.expand(4000, -1, -1), batch.valid.expand(4000, -1))
@@ -267,6 +276,7 @@ def test_refusals():
     refused(create('class_token', 'mae', masking='block'), "masking 'block' draws blocks on one grid")
     refused(create('class_token', 'mae', decoder_pos_embed='learn'), "decoder_pos_embed 'learn' has positions of one")
     refused(create('class_token', 'mae', reference_count=True), 'reference_count')
+    refused(create('class_token', 'mae', decoder='cross'), "decoder 'cross' works on one grid")
     refused(create('class_token', 'simmim', target='hog'), "target 'hog' needs images of one size")
     refused(IJEPA(build('naflex'), (64, 96), predictor_dim=24, predictor_depth=1), 'I-JEPA have one shape')
     method = create('class_token', 'mae')

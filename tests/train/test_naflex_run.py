@@ -233,6 +233,7 @@ def test_all_masked_patches_of_an_update_weigh_the_same():
 
 @pytest.mark.parametrize('flags, message', [
     ('--mim ijepa', '--naflex-loader does not work with --mim ijepa: the blocks of I-JEPA have one shape'),
+    ('--mim mae --plan 1', '--plan computes what images of one size cost, and does not work with --naflex-loader'),
     ('--mim spark', '--naflex-loader does not work with --mim spark: it works on images of one size'),
     ('--mim mae --img-size 64', '--img-size has no meaning with --naflex-loader: images keep their shape'),
     ('--mim mae --crop-pct 0.9', '--crop-pct has no meaning with --naflex-loader: held-out images are not cropped'),

@@ -210,6 +210,8 @@ def _check_naflex(options: RunOptions) -> None:
     for name, reason in _NOT_WITH_NAFLEX.items():
         if getattr(options, name):
             mistakes.add(f'{flag_name(name)} has no meaning with --naflex-loader: {reason}.')
+    if options.plan is not None:
+        mistakes.add('--plan computes what images of one size cost, and does not work with --naflex-loader.')
     for length in options.naflex_train_seq_lens:
         if not 1 <= length <= _LARGEST:
             mistakes.add(f'--naflex-train-seq-lens {length} must be 1 or more, and at most {_LARGEST}.')
