@@ -46,7 +46,7 @@ def save_encoder(
     write_complete(folder / ENCODER, lambda path: save_file(state, str(path), metadata={'format': 'pt'}))
     hub_folder = folder / HUB_FOLDER
     hub_folder.mkdir(exist_ok=True)
-    preprocessing = {name: value for name, value in data_config.items() if name != 'mode'}
+    preprocessing = {name: value for name, value in data_config.items() if name not in ('mode', 'patch_size')}
     config = dict(pretrained_cfg=dict(tag=tag))
     write_complete(
         hub_folder / _HUB_CONFIG,
@@ -102,6 +102,9 @@ def fine_tuning_command(path: Path, options: RunOptions, model_args: Dict[str, A
     words += ['--pretrained-path', str(path)]
     if model_args.get('img_size'):
         words += ['--img-size', *map(str, model_args['img_size'])]
+    if options.naflex_loader:
+        words += ['--naflex-loader', '--naflex-train-seq-lens', *map(str, options.naflex_train_seq_lens)]
+        words += ['--naflex-max-seq-len', str(options.naflex_max_seq_len)]
     if 'in_chans' in model_args:
         words += ['--in-chans', str(model_args['in_chans'])]
     flags = ('img_size', 'in_chans', 'drop_path_rate')  # the command sets its own --drop-path

@@ -93,7 +93,7 @@ class RunLoop:
         progress = Progress(
             trainer.update,
             trainer.last_epoch * trainer.updates_per_epoch,
-            trainer.images_per_update,
+            trainer.mean_images_per_update,
             bar=bar,
             quiet=self.saver is None,
             device=trainer.device,

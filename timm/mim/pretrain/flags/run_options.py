@@ -239,6 +239,22 @@ class MiscellaneousOptions:
 
 
 @dataclass
+class NaFlexOptions:
+    """NaFlex"""
+    naflex_loader: bool = switch(
+        'keep the aspect ratio of each image, as a sequence of patches, for NaFlex models', resume=SAME)
+    naflex_max_seq_len: int = option(
+        576, 'N', 'maximum number of patches per image in validation', allowed=ONE_OR_MORE, resume=SAME)
+    naflex_train_seq_lens: List[int] = option(
+        [128, 256, 576, 784, 1024], 'N',
+        'sequence lengths in patches; each batch has one of them, and as many images as fit into --batch-size times '
+        'the longest', resume=SAME)
+    naflex_loss_scale: str = option(
+        'none', 'HOW', 'how the loss is scaled with the number of images in its batch: none, sqrt or linear',
+        choices=('none', 'sqrt', 'linear'))
+
+
+@dataclass
 class MaskedImageModelingOptions:
     """Masked image modeling"""
     mim: Optional[str] = option(
@@ -295,7 +311,7 @@ class MaskedImageModelingOptions:
 # In the order of `--help`
 GROUPS = (
     DatasetOptions, ModelOptions, DeviceOptions, OptimizerOptions, ScheduleOptions, AugmentationOptions,
-    MovingAverageOptions, MiscellaneousOptions, MaskedImageModelingOptions,
+    MovingAverageOptions, MiscellaneousOptions, NaFlexOptions, MaskedImageModelingOptions,
 )
 
 
