@@ -226,8 +226,10 @@ def test_gradient_checkpointing():
     assert all(torch.equal(grad, expected[key]) for key, grad in gradients(method, method(batch, noise=noise)).items())
 
 
-def test_compiled():
+def test_compiled(request):
     """The graphs of the second length serve further lengths."""
+    if not request.config.getoption('--all-models'):
+        pytest.skip('compiles for half a minute: with --all-models')
     method = create('grid_sample', 'mae')
     compiled = torch.compile(method, backend='eager')
     for length in (20, 24, 31):
