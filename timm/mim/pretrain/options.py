@@ -69,7 +69,7 @@ UNSUPPORTED = dict(
     aug_repeats='use --epoch-repeats',
     bn_momentum='set it in --model-kwargs',
     bn_eps='set it in --model-kwargs',
-    sync_bn='each process keeps its own batch statistics',
+    sync_bn='each process keeps its own batch statistics; SparK and FCMAE have --mim-kwargs sync_batch_norm=True',
     dist_bn='each process keeps its own batch statistics',
     model_ema_force_cpu='the average stays on the device of the model',
     patience_epochs='--sched plateau is not available',
