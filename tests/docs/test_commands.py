@@ -23,6 +23,8 @@ ELSEWHERE = {
     'make test-all': 'this suite, on all models',
     'make test ARGS=tests/mim': 'this suite',
     'pytest tests/train/test_supervised_arguments.py': 'this suite: tests/train/test_supervised_arguments.py',
+    'pytest tests/mim/test_native_aspect.py': 'this suite: tests/mim/test_native_aspect.py',
+    'pytest tests/train/test_naflex_run.py': 'this suite: tests/train/test_naflex_run.py',
     'pytest -m cuda': 'needs a CUDA device: tests/equivalence/test_cuda.py',
     'make cuda': 'needs a CUDA device; on the CPU: tests/benchmarks/test_gpu.py',
     'make benchmark': 'takes minutes; the parts: tests/benchmarks/test_benchmarks.py',

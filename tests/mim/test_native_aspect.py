@@ -226,6 +226,17 @@ def test_gradient_checkpointing():
     assert all(torch.equal(grad, expected[key]) for key, grad in gradients(method, method(batch, noise=noise)).items())
 
 
+def test_compiled(request):
+    """The graphs of the second length serve further lengths."""
+    if not request.config.getoption('--all-models'):
+        pytest.skip('compiles for half a minute: with --all-models')
+    method = create('grid_sample', 'mae')
+    compiled = torch.compile(method, backend='eager')
+    for length in (20, 24, 31):
+        batch, noise = batch_of(some_images(), length), noise_of(length)
+        assert torch.equal(compiled(batch, noise=noise).loss, method(batch, noise=noise).loss)
+
+
 @pytest.mark.parametrize('name', ['mae', 'mae_pixels', 'simmim'])
 def test_views_have_the_shapes_of_the_images(name, tmp_path):
     method = create('class_token', name).eval()

@@ -115,9 +115,9 @@ def test_simmim_and_probes(train, strips, tmp_path):
     assert summary['probe_baselines']['pixels']['knn_top1'] == 100
 
 
-def test_two_processes_train_as_one(train, strips, tmp_path):
+def test_two_processes_train_as_one(train, strips, tmp_path, request):
     """Two processes with half the budget see the same batches with the same masks, and every masked patch counts the
-    same: gradients are equal but for the order of additions.
+    same: gradients are equal but for the order of additions. With --all-models also with --fsdp.
     """
     flags = (f'{MAE} {MODEL} --naflex-loader --naflex-train-seq-lens 12 --naflex-max-seq-len 24 --epochs 1 --lr 0.5 '
              f'--opt momentum --momentum 0 --clip-grad 1 --experiment run --data-dir {strips} --warmup-epochs 0')
@@ -127,6 +127,10 @@ def test_two_processes_train_as_one(train, strips, tmp_path):
     assert 'loss' in outputs[0]
     for key, value in one['state_dict'].items():
         torch.testing.assert_close(two['state_dict'][key], value, atol=2e-5, rtol=0, msg=key)
+    if request.config.getoption('--all-models'):
+        run_processes(2, f'{flags} --output {tmp_path}/sharded --batch-size 4 --fsdp', complete=True)
+        sharded = torch.load(tmp_path / 'sharded' / 'run' / 'last.pth.tar', weights_only=False)['state_dict']
+        assert all(torch.equal(value, sharded[key]) for key, value in two['state_dict'].items())
 
 
 def loader_of(folder, lengths=(16, 32), rank=0, world_size=1, **options):
