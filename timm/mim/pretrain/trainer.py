@@ -10,11 +10,11 @@ from typing import Any, ContextManager, Dict, Iterator, Optional, Tuple
 
 import torch
 import torch.nn as nn
-from torch.utils.data import IterableDataset
 
 from timm.utils import is_primary
 from ..masking import keyed_noise
 from .checkpoints import Checkpoint
+from .data.image_folder import num_images
 from .data.loading import batches_of_epoch
 from .data.reading import sample_seed
 from .errors import StopSignal, UnreadableImages, UserError
@@ -160,8 +160,7 @@ class Trainer:
     @property
     def num_images(self) -> Optional[int]:
         """Number of training images, None for a stream."""
-        dataset = self.train_loader.dataset
-        return None if isinstance(dataset, IterableDataset) else len(dataset)
+        return num_images(self.train_loader.dataset)
 
     @property
     def last_epoch(self) -> int:

@@ -169,7 +169,7 @@ class ScheduleOptions:
         'linear', 'HOW', 'how --lr-base grows with the images per update: linear or sqrt', choices=('linear', 'sqrt'))
     sched: str = option(
         'cosine', 'NAME',
-        'cosine, tanh, step, multistep, poly, wsd, rsqrt, constant, plateau or none',
+        'cosine, tanh, step, multistep, poly, wsd, rsqrt, constant or none; training with labels also takes plateau',
         choices=('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none'))
     epochs: int = option(300, 'N', 'epochs of the schedule', allowed=ONE_OR_MORE)
     epoch_repeats: float = option(0.0, 'N', 'passes over the images in one epoch', allowed=ZERO_OR_MORE)
@@ -294,6 +294,11 @@ class MaskedImageModelingOptions:
         None, 'BAND',
         'bands that pictures show as red, green and blue, or one for grey, counted from 1 (default: the first three)')
     log_tensorboard: bool = switch('write event files for TensorBoard to the run folder')
+    plan: Optional[int] = option(
+        None, 'PROCESSES',
+        'print the memory, the operations and the time that the run takes on this many processes (default: 1), and end '
+        'without training',
+        allowed=ONE_OR_MORE, nargs='?', const=1)
 
 
 # In the order of `--help`
