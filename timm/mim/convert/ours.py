@@ -13,7 +13,7 @@ __all__ = ['Encoder', 'Method', 'TargetEncoder', 'TrainingCheckpoint']
 # a tensor that the method has, and no method that follows here has
 _METHODS = {
     'mask_tokens.0': 'spark', 'pred.proj.weight': 'fcmae', 'decoder.proj.weight': 'simmim', 'decoder.mask_token': 'mae',
-    'predictor.mask_token': 'ijepa',
+    'clustering.weight': 'capi', 'predictor.mask_token': 'ijepa',
 }
 
 

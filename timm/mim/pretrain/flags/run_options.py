@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from .parser import OneOrTwo
 
-METHODS = ('simmim', 'mae', 'ijepa', 'spark', 'fcmae')
+METHODS = ('simmim', 'mae', 'ijepa', 'capi', 'spark', 'fcmae')
 
 # Which numbers an option allows
 ONE_OR_MORE = 'be 1 or more'
@@ -257,7 +257,8 @@ class MaskedImageModelingOptions:
         None, 'RATIO', 'fraction of the image that is masked (default: from the recipe of the method)', resume=SAME)
     mask_unit: Optional[List[int]] = option(
         None, 'N',
-        'side of a masked square in pixels, or height and width (default: the size nearest to 32 that fits the model)',
+        'side of a masked square in pixels, or height and width (default: a patch for MAE and I-JEPA, otherwise the '
+        'size nearest to 32 that fits the model)',
         resume=SAME)
     mim_kwargs: Dict[str, Any] = option({}, 'KEY=VALUE', 'any option of the method', resume=SAME)
     weight_decay_end: Optional[float] = option(
