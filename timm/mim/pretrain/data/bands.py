@@ -128,7 +128,9 @@ def measure_bands(
         pixels, count = pixels + image.shape[1], count + 1
         total, squares = total + image.sum(1), squares + image.square().sum(1)
     if not count:
-        raise UserError(f'--input-img-mode bands: no image can be read; the last one: {one_line(error or "none")}')
+        raise UserError(
+            f'--in-chans {channels}, read as bands: no image of a sample can be read; the last one: '
+            f'{one_line(error) if error else "there is none"}')
     mean = total / pixels
     std = (squares / pixels - mean.square()).clamp(min=0).sqrt()
     mean = mean + shift
