@@ -28,7 +28,7 @@ def _dataset_flags(parser: argparse.ArgumentParser) -> None:
     add_shared(
         group,
         'data-dir', 'dataset', 'dataset-download', 'dataset-trust-remote-code', 'class-map', 'input-key',
-        'input-img-mode', 'target-key', 'target-format', 'task', 'multilabel-threshold',
+        'input-img-mode', 'exif-rotation', 'target-key', 'target-format', 'task', 'multilabel-threshold',
     )
     add = group.add_argument
     add('--split', default='validation', metavar='NAME', help='split to evaluate on')

@@ -55,6 +55,17 @@ ELSEWHERE = {
     'pip install -e .': 'tests/patchset/test_packaging.py',
     'python -m patchset upgrade VERSION':
         'fetches a release: tests/patchset/test_upgrade.py::test_change_of_the_moved_part_is_carried_and_back',
+    'python train.py --mim mae --data-dir BANDS --model vit_small_patch16_224 --in-chans 13 --mim-bands 4 3 2':
+        'tests/train/test_bands.py::test_from_pretraining_to_validation',
+    'python train.py --mim mae --dataset wds/ --data-dir SHARDS --model vit_small_patch16_224':
+        'tests/train/test_streams.py::test_from_a_tar_stream_to_a_fine_tuned_model',
+    'python train.py --mim mae --dataset hfids/ACCOUNT/NAME --train-num-samples 100000 --model vit_small_patch16_224':
+        'tests/train/test_streams.py::test_from_a_streaming_dataset_to_a_fine_tuned_model',
+    'python -m timm.mim.prepare IMAGES OUT --short-side 256': 'tests/train/test_prepare.py',
+    'pip install tifffile imagecodecs': 'fetches packages',
+    'pip install simplejpeg': 'fetches packages',
+    'pip install webdataset': 'fetches packages',
+    "make benchmark ARGS='--only loading'": 'takes a minute; the part: tests/benchmarks/test_benchmarks.py',
     # no commands, but forms of some
     'torchrun --nproc-per-node 8 train.py ...': 'whole ones are in blocks of code',
     'python -m timm.mim.convert': 'whole ones are in blocks of code',

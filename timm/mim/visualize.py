@@ -1,6 +1,6 @@
 """Write pictures of the inputs and predictions of a method."""
 from pathlib import Path
-from typing import Sequence, Tuple, Union
+from typing import Optional, Sequence, Tuple, Union
 
 import torch
 from PIL import Image, ImageDraw
@@ -13,6 +13,7 @@ _GAP = 8
 CAPTION_HEIGHT = _LABEL_HEIGHT = 18
 _HIDDEN = (128, 128, 128)
 _MAX_SIDE = 768
+_PERCENTILES = (0.02, 0.98)
 
 
 def to_pil(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
@@ -31,6 +32,25 @@ def to_pil(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     image = image.detach().float().cpu() * std + mean
     image = image[:3] if image.shape[0] in (3, 4) else image[:1].expand(3, -1, -1)
     pixels = image.mul(255).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def _percentiles(image: torch.Tensor, bands: Sequence[int]) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Return the 2nd and the 98th percentile of some bands (1 or 3, 1, 1) of an image (C, H, W)."""
+    values = image[list(bands)].detach().float().cpu().flatten(1)
+    low, high = torch.quantile(values, torch.tensor(_PERCENTILES), dim=1)
+    return low.view(-1, 1, 1), torch.maximum(high, low + 1e-6).view(-1, 1, 1)
+
+
+def _stretched(
+        image: torch.Tensor,
+        bands: Sequence[int],
+        limits: Tuple[torch.Tensor, torch.Tensor],
+) -> Image.Image:
+    """Convert some bands of an image to an RGB picture, black at the first of two limits and white at the second."""
+    low, high = limits
+    image = (image[list(bands)].detach().float().cpu() - low) / (high - low)
+    pixels = image.expand(3, -1, -1).mul(255).round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
@@ -89,8 +109,12 @@ def save_views(
         mean: Sequence[float],
         std: Sequence[float],
         caption: str = '',
+        bands: Optional[Sequence[int]] = None,
 ) -> None:
     """Write the views of a method as a picture, with a column per view and a row per image.
+
+    Images of bands in their own units are stretched: in each band of the original, the 2nd percentile becomes black and
+    the 98th white. All views of an image have the stretch of its original, so that their values can be compared.
 
     Args:
         path: File to write.
@@ -98,10 +122,15 @@ def save_views(
         mean: Mean per channel that the images were normalised with.
         std: Standard deviation per channel that the images were normalised with.
         caption: Line above the labels.
+        bands: Bands to show as red, green and blue, or one band to show in grey, from 0 on; None for images whose
+            values lie between 0 and 1.
     """
     columns = []
+    limits = [None if bands is None else _percentiles(image, bands) for image in views[0].images]
     for view in views:
-        column = [to_pil(image, mean, std) for image in view.images]
+        column = [
+            to_pil(image, mean, std) if limit is None else _stretched(image, bands, limit)
+            for image, limit in zip(view.images, limits)]
         if view.hole is not None:
             for picture, hole in zip(column, view.hole):
                 picture.paste(_HIDDEN, mask=Image.fromarray(hole[0].cpu().numpy()))

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
 from timm.models._model_class import get_model_class
 from ..files import write_complete
+from .data.datasets import image_mode
+from .data.formats import BANDS
 from .flags.run_options import RunOptions
 from .run_folder import ENCODER
 
@@ -46,7 +48,8 @@ def save_encoder(
     write_complete(folder / ENCODER, lambda path: save_file(state, str(path), metadata={'format': 'pt'}))
     hub_folder = folder / HUB_FOLDER
     hub_folder.mkdir(exist_ok=True)
-    preprocessing = {name: value for name, value in data_config.items() if name not in ('mode', 'patch_size')}
+    others = ('mode', 'bands', 'patch_size')  # which the configuration of the hub does not have
+    preprocessing = {name: value for name, value in data_config.items() if name not in others}
     config = dict(pretrained_cfg=dict(tag=tag))
     write_complete(
         hub_folder / _HUB_CONFIG,
@@ -100,6 +103,11 @@ def fine_tuning_command(path: Path, options: RunOptions, model_args: Dict[str, A
     """
     words = ['python', 'train.py', '--data-dir', 'LABELLED_FOLDER', '--model', options.model]
     words += ['--pretrained-path', str(path)]
+    if options.exif_rotation:
+        words.append('--exif-rotation')
+    if image_mode(options.in_chans, options.input_img_mode) == BANDS:  # otherwise these are the model's
+        words += ['--input-img-mode', BANDS]
+        words += [word for name in ('mean', 'std') for word in (f'--{name}', *map(str, getattr(options, name)))]
     if model_args.get('img_size'):
         words += ['--img-size', *map(str, model_args['img_size'])]
     if options.naflex_loader:

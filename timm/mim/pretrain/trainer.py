@@ -10,7 +10,6 @@ from typing import Any, ContextManager, Dict, Iterable, Iterator, Optional, Tupl
 
 import torch
 import torch.nn as nn
-from torch.utils.data import IterableDataset
 
 from timm.utils import is_primary
 from ..masking import keyed_noise
@@ -78,7 +77,8 @@ class Trainer:
         self.data = data
         self.train_loader = train_loader
         self.device = torch.device(process.device)
-        self.counts_unreadable = not isinstance(train_loader.dataset, IterableDataset)  # a stream does not report them
+        # timm's own readers of streams do not report them
+        self.counts_unreadable = hasattr(train_loader.dataset, 'num_unreadable')
         self.noise_size = method.noise_shape(1)[1]
 
         self.updates_per_epoch = len(train_loader) // options.grad_accum_steps

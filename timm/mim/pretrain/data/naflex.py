@@ -259,10 +259,9 @@ def _create_loader(
         device: torch.device,
         persistent_workers: bool,
 ) -> NaFlexPrefetchLoader:
-    from .loading import leave_signals_alone  # `loading` imports this module
+    from .loading import image_reader, leave_signals_alone  # `loading` imports this module
     images = {
-        seq_len: KeyedImages(
-            dataset, Steps(EnlargeTiny(), transform), data_config['mode'], options.seed, options.max_pixels)
+        seq_len: KeyedImages(dataset, image_reader(Steps(EnlargeTiny(), transform), options, data_config), options.seed)
         for seq_len, transform in transforms.items()}
     loader = DataLoader(
         NaFlexBatches(images),

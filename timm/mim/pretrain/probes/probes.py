@@ -189,8 +189,8 @@ def open_probe_data(folder: str, mode: str, split: str = 'validation') -> ProbeD
             'val/, or class folders alone.')
     if train is None:
         return _split(folder, mode)
-    classes = _class_numbers(train)
-    unknown = _class_numbers(test).keys() - classes.keys()
+    classes = _class_numbers(train, mode)
+    unknown = _class_numbers(test, mode).keys() - classes.keys()
     if unknown:
         raise UserError(f"--mim-probe-dir: '{test}' has the class {min(unknown)}, which '{train}' lacks.")
     fit, held_out = _open(train, mode, classes), _open(test, mode, classes)
@@ -217,9 +217,9 @@ def _first_folder(root: Path, names: Tuple[str, ...]) -> Optional[Path]:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def _class_numbers(folder: Path) -> Dict[str, int]:
+def _class_numbers(folder: Path, mode: str) -> Dict[str, int]:
     try:
-        classes = ImageFolder(str(folder)).class_to_idx
+        classes = ImageFolder(str(folder), mode=mode).class_to_idx
     except RuntimeError:
         raise UserError(f"--mim-probe-dir: no image in '{folder}'.") from None
     if len(classes) < 2:
@@ -228,12 +228,13 @@ def _class_numbers(folder: Path) -> Dict[str, int]:
 
 
 def _open(folder: Path, mode: str, classes: Dict[str, int]) -> LabelledImages:
-    dataset = ImageDataset(str(folder), reader=ImageFolder(str(folder), class_map=classes), input_img_mode=mode)
+    reader = ImageFolder(str(folder), class_map=classes, mode=mode)
+    dataset = ImageDataset(str(folder), reader=reader, input_img_mode=mode)
     return LabelledImages(dataset, torch.tensor([label for _, label in dataset.reader.samples]))
 
 
 def _split(folder: str, mode: str) -> ProbeData:
-    classes = _class_numbers(Path(folder))
+    classes = _class_numbers(Path(folder), mode)
     whole = _open(Path(folder), mode, classes)
     rng = np.random.default_rng(_SPLIT_SEED)
     chosen = []

@@ -277,7 +277,8 @@ class Records:
         """
         path = self.folder / PICTURES / f'epoch-{epoch:04d}.png'
         with naming(path):
-            save_views(path, views, self.data_config['mean'], self.data_config['std'], caption)
+            save_views(
+                path, views, self.data_config['mean'], self.data_config['std'], caption, self.data_config.get('bands'))
         for tracker in self.trackers:
             tracker.add_picture('views', path, update)
         if self.report is not None:
