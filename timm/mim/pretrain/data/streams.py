@@ -4,7 +4,7 @@ Shards are shuffled with the seed and the epoch, and dealt out to the processes 
 A reader shuffles its images in a buffer. Order and augmentation depend only on the seed, the epoch, the position in the
 epoch and the number of readers. A run that resumes within an epoch therefore sees the images that the unbroken run
 would have seen: every reader reads its shards again up to that place, without decoding the images. No state of a reader
-is saved, so nothing of a buffer is lost, as it is with the checkpoints of stateful loaders.
+is saved.
 """
 
 import hashlib
