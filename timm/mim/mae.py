@@ -24,7 +24,7 @@ from .fast_path import decode_masked, embed_visible, embeds_patches, select_patc
 from .masking import block_mask, block_noise_size, random_mask, scatter_patches, split_mask, visible_count
 from .meta_run import dry_run_visible
 from .method import MIMMethod
-from .output import MIMOutput, View
+from .output import WITH_TRUE_STATISTICS, MIMOutput, View
 from .targets import full_precision, normalize_patches, patch_statistics, patchify, unpatchify
 
 __all__ = ['MAE']
@@ -254,16 +254,12 @@ class MAE(MIMMethod):
         return {'loss_of_patch_mean' if self.norm_pix else 'loss_of_zeros': output.target.square().mean()}
 
     def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
-        """Return views of a step. With `norm_pix`, add the normalised prediction, and one with the true statistics."""
+        """Return views of a step. With `norm_pix`, each predicted patch gets its true mean and variance."""
         views = super().views(images, noise)
         if self.norm_pix:
             mask = self.make_mask(noise)
-            hole = self.pixel_mask(mask)
-            views += [
-                View('prediction, patches normalised', self.reconstruct(images, mask), ~hole),
-                View('visible + prediction with true mean and variance (leaks)', torch.where(
-                    hole, self.reconstruct_with_target_statistics(images, mask).to(images.dtype), images)),
-            ]
+            pixels = self.reconstruct_with_target_statistics(images, mask).to(images.dtype)
+            views.append(View(WITH_TRUE_STATISTICS, torch.where(self.pixel_mask(mask), pixels, images)))
         return views
 
     def noise_shape(self, batch_size: int) -> Tuple[int, int]:

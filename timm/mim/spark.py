@@ -31,7 +31,7 @@ from .masked_convolution import VisibleMap, VisibleUnits, masked_images
 from .masking import default_mask_unit, random_mask, unit_grid, upsample_mask
 from .meta_run import run_on_meta
 from .method import MIMMethod
-from .output import MIMOutput, View
+from .output import WITH_TRUE_STATISTICS, MIMOutput, View
 from .targets import (
     full_precision,
     masked_loss,
@@ -205,8 +205,7 @@ class SparK(MIMMethod):
         return {'loss_of_patch_mean' if self.norm_pix else 'loss_of_zeros': loss}
 
     def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
-        """What there is to see of a step. With `norm_pix`, predictions are no pictures, and labelled as what they are.
-        """
+        """Return views of a step. With `norm_pix`, each predicted cell gets its true mean and variance."""
         views = super().views(images, noise)
         if self.norm_pix:
             mask = self.make_mask(noise)
@@ -215,10 +214,7 @@ class SparK(MIMMethod):
             mean, std = patch_statistics(patchify(images, self.encoder_stride))
             pixels = unpatchify(patchify(prediction, self.encoder_stride) * std + mean, self.encoder_stride,
                                 self.grid_size).to(images.dtype)
-            views += [
-                View('prediction, patches normalised', prediction, ~hole),
-                View('visible + prediction with true mean and variance (leaks)', torch.where(hole, pixels, images)),
-            ]
+            views.append(View(WITH_TRUE_STATISTICS, torch.where(hole, pixels, images)))
         return views
 
     @torch.jit.ignore
