@@ -97,21 +97,30 @@ def digits_search() -> str:
 
 @figure()
 def few_labels() -> str:
-    """The table of `make demo`."""
+    """The table and the plot of `make demo`."""
+    if not (RESULTS / 'demo' / 'results.json').exists():
+        return '\n\nNot measured yet on a quiet machine: `make demo` prints it.\n\n'
     found = _results('demo/results.json')
     rows = ['| labels per class | ' + ' | '.join(map(str, found['labels_per_class'])) + ' |', '|---' * 4 + '|']
     for start, values in found['accuracy'].items():
         rows.append(f'| {start} | ' + ' | '.join(_spread(column, 1) for column in zip(*values)) + ' |')
-    return '\n\n' + '\n'.join(rows) + '\n\n'
+    plot = '![Test accuracy over the number of labels](../benchmarks/results/demo/accuracy.png)'
+    return '\n\n' + '\n'.join([*rows, '', plot]) + '\n\n'
 
 
 @figure()
-def few_labels_settings() -> str:
-    """The settings that the search of `make demo` chose."""
-    chosen = _results('demo/results.json')['settings']
-    return '; '.join(
-        f'{start}: ' + ', '.join(f'{name} {value}' for name, value in setting.items())
-        for start, setting in chosen.items())
+def few_labels_search() -> str:
+    """The best setting of each start in the search of `make demo`, with its accuracy on the validation split."""
+    if not (RESULTS / 'demo' / 'results.json').exists():
+        return ''
+    best: Dict[str, dict] = {}
+    for row in _results('demo/results.json')['search']:
+        best[row['start']] = max(best.get(row['start'], row), row, key=lambda found: found['accuracy'])
+    rows = ['| | best of four settings | accuracy, % |', '|---|---|---|']
+    for start, row in best.items():
+        setting = ', '.join(f'{name.replace("_", " ")} {value}' for name, value in row['setting'].items())
+        rows.append(f'| {start} | {setting} | {row["accuracy"]:.1f} |')
+    return '\n\n' + '\n'.join(rows) + '\n\n'
 
 
 @figure()

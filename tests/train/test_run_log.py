@@ -71,14 +71,15 @@ def test_curves_are_drawn(train, tmp_path):
 
 
 def test_constant_variety_is_visible():
-    """A line at the largest value lies below the frame's upper edge, not on it."""
+    """A line at the largest value lies below the frame's upper edge, not on it, and the two lines lie apart."""
     pytest.importorskip('matplotlib')
     figure = create_figure([
         dict(update=n, epoch=n, eval_loss=1., eval_target_std=0.8, eval_target_rank=1.58) for n in range(4)])
-    for axis in figure.axes:
-        for line in axis.lines:
-            if line.get_label() in (title_of('target_std'), title_of('target_rank')):
-                assert 0 < line.get_ydata()[0] < 0.9 * axis.get_ylim()[1]
+    heights = [
+        line.get_ydata()[0] / axis.get_ylim()[1] for axis in figure.axes for line in axis.lines
+        if line.get_label() in (title_of('target_std'), title_of('target_rank'))]
+    assert len(heights) == 2 and all(0 < height < 0.9 for height in heights)
+    assert abs(heights[0] - heights[1]) > 0.1
     assert sum(len(axis.lines) for axis in figure.axes) == 5  # loss, rate, error, and two of variety
 
 

@@ -71,6 +71,7 @@ pre { background: #f5f5f5; padding: .8em; white-space: pre-wrap; overflow-wrap: 
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; }
 th, td { padding: .15em .8em; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee; }
+th { white-space: normal; vertical-align: bottom; min-width: 4em; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 table.words td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 </style>
@@ -193,8 +194,8 @@ def _draw_measures(axis, title: str, names: List[str], evaluations: List[Dict[st
             label=label,
         )
         if title == 'variety of the targets':
-            # values near 0 show a collapse; the room above keeps constant values off the frame
-            place.set_ylim(0, 1.2 * max(value for _, value in points) or 1)
+            # values near 0 show a collapse; unequal room above keeps constant values off the frame and apart
+            place.set_ylim(0, (1.2 + 0.3 * number) * max(value for _, value in points) or 1)
         if place is not axis:
             place.set_ylabel(label, color=f'C{number}')
     if title == 'variety of the targets':
