@@ -5,7 +5,7 @@ from .definitions import flags
 from .shared_flags import add_shared
 
 # Defaults of the flags that are shared with train.py
-_DEFAULTS = dict(dataset='', interpolation='', workers=4, amp_dtype='float16', model_kwargs={})
+_DEFAULTS = dict(naflex_max_seq_len=576, dataset='', interpolation='', workers=4, amp_dtype='float16', model_kwargs={})
 
 
 def create_parser() -> argparse.ArgumentParser:

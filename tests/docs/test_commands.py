@@ -28,8 +28,17 @@ ELSEWHERE = {
     'python -m benchmarks.digits': 'takes half an hour of processor time; the recipe itself is make pretrain',
     'make benchmark': 'takes minutes; the parts: tests/benchmarks/test_benchmarks.py',
     'python -m pytest --all-models tests/mim/test_every_model.py': 'takes hours',
+    'python -m benchmarks.cross': 'takes minutes; its parts are the options of MAE in tests/mim/test_cross_decoder.py',
     'python -m benchmarks.leak ratio pvt_v2_b0 mobilenetv3_small_050': 'tests/benchmarks/test_leak.py',
     'python -m benchmarks.leak squares --model mobilenetv3_small_050': 'takes minutes: tests/benchmarks/test_leak.py',
+    'python -m benchmarks.masked': 'takes minutes: tests/benchmarks/test_masked.py',
+    'python -m benchmarks.masked resnet50 --decoder-dims 768 192 128':
+        'takes minutes: tests/benchmarks/test_masked.py',
+    'python examples/digits_resnet.py': 'takes minutes: tests/benchmarks/test_masked.py',
+    'python -m benchmarks.native_aspect padding': 'tests/benchmarks/test_native_aspect_benchmark.py',
+    'python -m benchmarks.native_aspect speed': 'tests/benchmarks/test_native_aspect_benchmark.py',
+    'python -m benchmarks.native_aspect error output/own output/squares':
+        'needs two trained runs: tests/benchmarks/test_native_aspect_benchmark.py',
     'make upstream-tests': 'takes hours; a sample: tests/upstream/test_upstream_sample.py::test_sample',
     'python tests/upstream/run_scripts.py': 'tests/train/test_supervised_upstream.py::test_scripts',
     'pip install git+URL-of-this-repository':

@@ -1,5 +1,5 @@
 """Return types of masked image modeling methods."""
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Union
 
 import torch
 
@@ -32,9 +32,10 @@ class View(NamedTuple):
 
     Attributes:
         label: Heading of the column.
-        images: Images (B, C, H, W), normalised like the input of the method.
-        hole: Pixels (B, 1, H, W) bool to hide, True is hidden.
+        images: Images (B, C, H, W), normalised like the input of the method. A list of B images (C, H, W) if they
+            differ in size.
+        hole: Pixels (B, 1, H, W) bool to hide, True is hidden; a list for a list of images.
     """
     label: str
-    images: torch.Tensor
-    hole: Optional[torch.Tensor] = None
+    images: Union[torch.Tensor, List[torch.Tensor]]
+    hole: Union[None, torch.Tensor, List[torch.Tensor]] = None

@@ -10,7 +10,7 @@ from .checkpoint import BACKBONE, Checkpoint, ConversionError, Hints, Recipe, Te
 from .files import Source, write_file, write_pickle
 from .geometry import FAMILY_CLASSES, TensorProblem, derive_recipe, family_of
 
-__all__ = ['ForeignFormat', 'Names', 'join_qkv', 'move_downsampling', 'split_qkv']
+__all__ = ['ForeignFormat', 'Names', 'check_same_layers', 'join_qkv', 'move_downsampling', 'split_qkv']
 
 PICKLE_SUFFIXES = ('.pth', '.pt', '.bin', '.tar', '.ckpt')
 _NOT_COMPARED = ('Identity', 'Dropout', 'DropPath')  # layers that do nothing in eval mode
@@ -102,6 +102,7 @@ class ForeignFormat:
         encoder_alone: The format also exists with the encoder only.
         families: Families of backbones, see `family_of`.
         class_token: Its plain vision transformers have a class token.
+        registers: Its plain vision transformers have register tokens with positions.
         square: Images and patches must be square.
         writes_constants: Write constants; otherwise they are only read, from older files that have them.
         names: Translation of tensor names.
@@ -113,6 +114,7 @@ class ForeignFormat:
     encoder_alone = False
     families: Tuple[str, ...] = ('vit',)
     class_token = True
+    registers = False
     square = True
     writes_constants = True
 
@@ -174,8 +176,7 @@ class ForeignFormat:
         Raises:
             ConversionError: The format cannot hold the model.
         """
-        if checkpoint.method != self.method and not (self.encoder_alone and checkpoint.method is None):
-            raise ConversionError(f'{self.name} holds {self.method}, not {checkpoint.method or "only an encoder"}.')
+        self.check_method(checkpoint)
         subject = f'{self.name} cannot hold this model'
         if _family(checkpoint) not in self.families:
             raise ConversionError(f'{subject}: it is for {self.holds}.')
@@ -189,12 +190,24 @@ class ForeignFormat:
         except TensorProblem as error:
             raise ConversionError(f'{subject}: {error.message(error.name)}.') from None
         check_tensors(recipe.tensors(), checkpoint.tensors, subject)
+        nameless = checkpoint.tensors.keys() - self.to_ours(self.from_ours(checkpoint.tensors)).keys()
+        if nameless:
+            raise ConversionError(f'{subject}: it has no name for {min(nameless)}.')
         if claimed != recipe:
-            _check_same_layers(recipe.backbone, claimed.backbone, subject)
+            check_same_layers(recipe.backbone, claimed.backbone, subject)
         patch_size = checkpoint.tensors[BACKBONE + 'patch_embed.proj.weight'].shape[2:]
         if self.square and (recipe.img_size[0] != recipe.img_size[1] or patch_size[0] != patch_size[1]):
             raise ConversionError(f'{subject}: images and patches must be square.')
         return recipe
+
+    def check_method(self, checkpoint: Checkpoint) -> None:
+        """Check that the format can hold the method of a checkpoint.
+
+        Raises:
+            ConversionError: It cannot.
+        """
+        if checkpoint.method != self.method and not (self.encoder_alone and checkpoint.method is None):
+            raise ConversionError(f'{self.name} holds {self.method}, not {checkpoint.method or "only an encoder"}.')
 
     def save(self, tensors: Tensors, recipe: Recipe, path: Path, force: bool) -> None:
         """Write tensors, which have the names of this format."""
@@ -275,7 +288,7 @@ class ForeignFormat:
     def _derive(self, tensors: Tensors, hints: Hints) -> Recipe:
         whole = any(not name.startswith(BACKBONE) for name in tensors) or not self.encoder_alone
         method = self.method if whole else None
-        return derive_recipe(tensors, method, self.family(tensors), hints, self.class_token)
+        return derive_recipe(tensors, method, self.family(tensors), hints, self.class_token, self.registers)
 
     def _check_family(self, tensors: Tensors, recipe: Recipe) -> None:
         """Check that the model named by the user belongs to the family of the tensors."""
@@ -300,7 +313,7 @@ def _family(checkpoint: Checkpoint) -> Optional[str]:
     return FAMILY_CLASSES.get(type(checkpoint.recipe.backbone).__name__)
 
 
-def _check_same_layers(model: nn.Module, other: nn.Module, subject: str) -> None:
+def check_same_layers(model: nn.Module, other: nn.Module, subject: str) -> None:
     """Check that two models have the same layers, including those without tensors, such as activations."""
     here, there = _layers(model), _layers(other)
     differing = [f'{name} is {there.get(name)}' for name in here if here[name] != there.get(name)]

@@ -13,7 +13,7 @@ __all__ = ['Encoder', 'Method', 'TargetEncoder', 'TrainingCheckpoint']
 # a tensor that the method has, and no method that follows here has
 _METHODS = {
     'mask_tokens.0': 'spark', 'pred.proj.weight': 'fcmae', 'decoder.proj.weight': 'simmim', 'decoder.mask_token': 'mae',
-    'predictor.mask_token': 'ijepa',
+    'clustering.weight': 'capi', 'predictor.mask_token': 'ijepa',
 }
 
 
@@ -83,6 +83,8 @@ class Encoder:
     part = BACKBONE
 
     def recognises(self, source: Source) -> bool:
+        if 'model' in source.recipe():
+            return True
         beginnings = ('patch_embed.', 'blocks.', 'layers.', 'stages.', 'embeds.')
         return source.layout in ('flat', 'state_dict') and any(name.startswith(beginnings) for name in source.tensors)
 

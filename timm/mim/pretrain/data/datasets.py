@@ -57,6 +57,8 @@ def image_mode(in_chans: int, mode: Optional[str] = None) -> str:
 def resolve_image_config(options: RunOptions, method: nn.Module, mode: str) -> Dict[str, Any]:
     """Return input size, mean, standard deviation, interpolation, crop and mode of the images.
 
+    With --naflex-loader also their patch size.
+
     Args:
         options: Options of the run.
         method: Method. It determines the image size; its backbone has the defaults of the other values.
@@ -72,7 +74,8 @@ def resolve_image_config(options: RunOptions, method: nn.Module, mode: str) -> D
         ),
         model=method.backbone,
     )
-    return {**with_statistics_per_channel(config), 'mode': mode}
+    config = {**with_statistics_per_channel(config), 'mode': mode}
+    return {**config, 'patch_size': tuple(method.patch_stride)} if options.naflex_loader else config
 
 
 def with_statistics_per_channel(config: Dict[str, Any]) -> Dict[str, Any]:

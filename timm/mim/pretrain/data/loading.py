@@ -19,6 +19,7 @@ from timm.data import create_loader, create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
 from ..errors import SIGNALS, UserError
 from ..flags.run_options import DEFAULTS, RunOptions
+from .naflex import create_naflex_evaluation_loader, create_naflex_train_loader
 from .reading import ImageKey, KeyedImages, sample_seed
 
 # Entries of the image configuration that timm's transforms and loaders take.
@@ -123,6 +124,9 @@ def create_train_loader(
     Raises:
         UserError: A batch does not fit into main memory, or an augmentation option is invalid.
     """
+    if options.naflex_loader:
+        return create_naflex_train_loader(
+            dataset, options, data_config, _augmentation(options), device, rank, world_size)
     _check_batch(options.batch_size, data_config['input_size'])
     arguments = dict(is_training=True, **{name: data_config[name] for name in _NORMALISATION}, **_augmentation(options))
     try:
@@ -206,7 +210,7 @@ def create_evaluation_loader(
         data_config: Dict[str, Any],
         device: torch.device,
 ) -> PrefetchLoader:
-    """Create a loader of some images of a dataset, with a fixed resize and crop.
+    """Create a loader of some images of a dataset, with a fixed resize and crop, or with --naflex-loader uncropped.
 
     It yields images and their indices, `~index` where the image cannot be read and another image replaces it.
 
@@ -217,6 +221,8 @@ def create_evaluation_loader(
         data_config: Input size, mean, standard deviation, interpolation, crop and mode of the images.
         device: Device that receives and normalises the images.
     """
+    if options.naflex_loader:
+        return create_naflex_evaluation_loader(dataset, indices, options, data_config, device)
     transform = create_transform(use_prefetcher=True, **{name: data_config[name] for name in EVALUATION})
     return _create_loader(
         dataset,

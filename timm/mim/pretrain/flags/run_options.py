@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from .parser import OneOrTwo
 
-METHODS = ('simmim', 'mae', 'ijepa', 'spark', 'fcmae')
+METHODS = ('simmim', 'mae', 'ijepa', 'capi', 'spark', 'fcmae')
 
 # Which numbers an option allows
 ONE_OR_MORE = 'be 1 or more'
@@ -239,6 +239,22 @@ class MiscellaneousOptions:
 
 
 @dataclass
+class NaFlexOptions:
+    """NaFlex"""
+    naflex_loader: bool = switch(
+        'keep the aspect ratio of each image, as a sequence of patches, for NaFlex models', resume=SAME)
+    naflex_max_seq_len: int = option(
+        576, 'N', 'maximum number of patches per image in validation', allowed=ONE_OR_MORE, resume=SAME)
+    naflex_train_seq_lens: List[int] = option(
+        [128, 256, 576, 784, 1024], 'N',
+        'sequence lengths in patches; each batch has one of them, and as many images as fit into --batch-size times '
+        'the longest', resume=SAME)
+    naflex_loss_scale: str = option(
+        'none', 'HOW', 'how the loss is scaled with the number of images in its batch: none, sqrt or linear',
+        choices=('none', 'sqrt', 'linear'))
+
+
+@dataclass
 class MaskedImageModelingOptions:
     """Masked image modeling"""
     mim: Optional[str] = option(
@@ -250,7 +266,8 @@ class MaskedImageModelingOptions:
         None, 'RATIO', 'fraction of the image that is masked (default: from the recipe of the method)', resume=SAME)
     mask_unit: Optional[List[int]] = option(
         None, 'N',
-        'side of a masked square in pixels, or height and width (default: the size nearest to 32 that fits the model)',
+        'side of a masked square in pixels, or height and width (default: a patch for MAE and I-JEPA, otherwise the '
+        'size nearest to 32 that fits the model)',
         resume=SAME)
     mim_kwargs: Dict[str, Any] = option({}, 'KEY=VALUE', 'any option of the method', resume=SAME)
     weight_decay_end: Optional[float] = option(
@@ -284,12 +301,17 @@ class MaskedImageModelingOptions:
     mim_probe_interval: int = option(
         0, 'N', 'epochs between two probes, 0 for a single one at the end (default: 0)', allowed=ZERO_OR_MORE)
     log_tensorboard: bool = switch('write event files for TensorBoard to the run folder')
+    plan: Optional[int] = option(
+        None, 'PROCESSES',
+        'print the memory, the operations and the time that the run takes on this many processes (default: 1), and end '
+        'without training',
+        allowed=ONE_OR_MORE, nargs='?', const=1)
 
 
 # In the order of `--help`
 GROUPS = (
     DatasetOptions, ModelOptions, DeviceOptions, OptimizerOptions, ScheduleOptions, AugmentationOptions,
-    MovingAverageOptions, MiscellaneousOptions, MaskedImageModelingOptions,
+    MovingAverageOptions, MiscellaneousOptions, NaFlexOptions, MaskedImageModelingOptions,
 )
 
 

@@ -203,9 +203,13 @@ def log_start(
     parameters = sum(p.numel() for p in trainer.task.get_method().parameters() if p.requires_grad)
     recipe = ', '.join(f'{name} {_short(getattr(options, name))}' for name in from_recipe)
     others = f' and {trainer.process.world_size - 1} more' if trainer.process.distributed else ''
+    images = f'images of {channels} x {height} x {width}'
+    if options.naflex_loader:
+        lengths = ', '.join(map(str, sorted(set(options.naflex_train_seq_lens))))
+        images = f'images of any shape with {channels} channel(s), in up to {lengths} patches'
     _logger.info(
-        f'{options.mim} with {options.model}: {parameters / 1e6:.1f}M parameters, images of {channels} x {height} x '
-        f'{width}, on {trainer.device}{others}')
+        f'{options.mim} with {options.model}: {parameters / 1e6:.1f}M parameters, {images}, on {trainer.device}'
+        f'{others}')
     _logger.info(describe_device(trainer.device, chosen=options.device is not None))
     environment = collect_environment(trainer.device, trainer.process.world_size)
     _logger.info(', '.join(f'{name} {environment[name]}' for name in ('timm', 'torch', 'python')))
