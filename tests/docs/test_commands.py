@@ -27,6 +27,7 @@ ELSEWHERE = {
     'pytest tests/train/test_naflex_run.py': 'this suite: tests/train/test_naflex_run.py',
     'pytest -m cuda': 'needs a CUDA device: tests/equivalence/test_cuda.py',
     'make cuda': 'needs a CUDA device; on the CPU: tests/benchmarks/test_gpu.py',
+    'python -m benchmarks.digits': 'takes half an hour of processor time; the recipe itself is make pretrain',
     'make benchmark': 'takes minutes; the parts: tests/benchmarks/test_benchmarks.py',
     'python -m pytest --all-models tests/mim/test_every_model.py': 'takes hours',
     'python -m benchmarks.cross': 'takes minutes; its parts are the options of MAE in tests/mim/test_cross_decoder.py',

@@ -192,7 +192,7 @@ def test_they_are_counted(folder, train, tmp_path, caplog):
         assert [float(row['train_unreadable']) for row in csv.DictReader(f)] == [0.25, 0.25]
     lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
     assert sum(line.get('unreadable', 0) for line in lines) == 2  # batches of 4, twice 4 images
-    assert 'epoch 1: 25.00% of the images so far cannot be read' in caplog.text
+    assert 'epoch 2: 25.00% of the images so far cannot be read' in caplog.text
     assert '10 images with 4 mask(s) each' in (tmp_path / 'run' / 'train.log').read_text()
 
 

@@ -44,7 +44,7 @@ from .native_aspect import (
     smallest_units,
     split_naflex_mask,
 )
-from .output import MIMOutput, View
+from .output import WITH_TRUE_STATISTICS, MIMOutput, View
 from .targets import full_precision, normalize_patches, patch_statistics, patchify, unpatchify
 
 __all__ = ['MAE']
@@ -325,16 +325,12 @@ class MAE(NaFlexMethod):
         return {'loss_of_patch_mean' if self.norm_pix else 'loss_of_zeros': output.target.square().mean()}
 
     def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
-        """Return views of a step. With `norm_pix`, add the normalised prediction, and one with the true statistics."""
+        """Return views of a step. With `norm_pix`, each predicted patch gets its true mean and variance."""
         views = super().views(images, noise)
         if self.norm_pix and not isinstance(images, dict):
             mask = self.make_mask(noise)
-            hole = self.pixel_mask(mask)
-            views += [
-                View('prediction, patches normalised', self.reconstruct(images, mask), ~hole),
-                View('visible + prediction with true mean and variance (leaks)', torch.where(
-                    hole, self.reconstruct_with_target_statistics(images, mask).to(images.dtype), images)),
-            ]
+            pixels = self.reconstruct_with_target_statistics(images, mask).to(images.dtype)
+            views.append(View(WITH_TRUE_STATISTICS, torch.where(self.pixel_mask(mask), pixels, images)))
         return views
 
     def naflex_refusal(self) -> Optional[str]:

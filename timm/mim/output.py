@@ -5,6 +5,9 @@ import torch
 
 __all__ = ['MIMOutput', 'View']
 
+# Column of methods that predict normalised patches: the picture knows mean and variance of what was masked
+WITH_TRUE_STATISTICS = 'visible + prediction (true mean, variance)'
+
 
 class MIMOutput(NamedTuple):
     """Result of a forward pass for B images of C channels and H x W pixels, with a grid of h x w patches.

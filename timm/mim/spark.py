@@ -31,7 +31,7 @@ from .maskable_models import why_not_maskable, why_not_maskable_model
 from .masked_convolution import VisibleMap, masked_images
 from .masking import default_mask_unit, random_mask, unit_grid, upsample_mask
 from .method import MIMMethod
-from .output import MIMOutput, View
+from .output import WITH_TRUE_STATISTICS, MIMOutput, View
 from .scales import dry_run_scales, masked_scales
 from .targets import (
     full_precision,
@@ -223,7 +223,7 @@ class SparK(MIMMethod):
         return {'loss_of_patch_mean' if self.norm_pix else 'loss_of_zeros': loss}
 
     def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
-        """Return views of a step. With `norm_pix`, add the normalised prediction, and one with the true statistics."""
+        """Return views of a step. With `norm_pix`, each predicted cell gets its true mean and variance."""
         views = super().views(images, noise)
         if self.norm_pix:
             mask = self.make_mask(noise)
@@ -232,10 +232,7 @@ class SparK(MIMMethod):
             mean, std = patch_statistics(patchify(images, self.encoder_stride))
             pixels = unpatchify(patchify(prediction, self.encoder_stride) * std + mean, self.encoder_stride,
                                 self.grid_size).to(images.dtype)
-            views += [
-                View('prediction, patches normalised', prediction, ~hole),
-                View('visible + prediction with true mean and variance (leaks)', torch.where(hole, pixels, images)),
-            ]
+            views.append(View(WITH_TRUE_STATISTICS, torch.where(hole, pixels, images)))
         return views
 
     @torch.jit.ignore

@@ -169,7 +169,7 @@ class RunLoop:
         share = self.trainer.check_readable()
         if self.saver is not None:
             _logger.warning(
-                f'epoch {epoch}: {share:.2%} of the images so far cannot be read, others took their place')
+                f'epoch {epoch + 1}: {share:.2%} of the images so far cannot be read, others took their place')
 
     def _is_due(self, completed: int) -> bool:
         options = self.options
@@ -228,7 +228,7 @@ class RunLoop:
             epoch,
             trainer.update,
             views,
-            caption=f'epoch {epoch}, held-out images ({name} over all of them: {error:.3f})',
+            caption=f'epoch {epoch + 1}, held-out images ({name} over all of them: {error:.3f})',
         )
         if best_epoch in (epoch, None):
             save_encoder(

@@ -21,19 +21,11 @@ from ..probes.probes import Probes
 from ..run_folder import BEST, ENCODER, LAST, PICTURES, save_results
 from ..task import describe_device
 from ..trainer import Trainer
-from .report import CURVES, REPORT, collect_environment
+from .report import CURVES, REPORT, collect_environment, title_of
 
 LOG = 'train.log'
 
 _logger = logging.getLogger(__name__)
-
-_NAMES = dict(
-    mean_of_visible='mean of the visible pixels',
-    diffusion_fill='diffusion of the visible pixels',
-    loss_of_patch_mean='predicting the mean of each patch',
-    loss_of_zeros='predicting zeros',
-    loss_of_constant='predicting the mean of the targets',
-)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -148,7 +140,7 @@ class Progress:
         """Show the loss, the speed and the remaining time.
 
         Args:
-            epoch: Number of the epoch.
+            epoch: Number of the epoch, from 0.
             update: Number of updates done in the whole run.
             loss: Mean loss since the last report.
             learning_rate: Current learning rate.
@@ -165,11 +157,11 @@ class Progress:
         rate = self.images_per_second
         memory = f'{peak_memory(self.device) / 1e9:.1f} GB'
         if self.bar is not None:
-            self.bar.set_postfix_str(f'epoch {epoch}, loss {loss:.4f}, {rate:.1f} images/s, {memory}')
+            self.bar.set_postfix_str(f'epoch {epoch + 1}, loss {loss:.4f}, {rate:.1f} images/s, {memory}')
             return
         left = tqdm.format_interval((self.num_updates - update) * self.seconds_per_update)
         _logger.info(
-            f'epoch {epoch}  step {update}/{self.num_updates}  loss {loss:.4f}  lr {learning_rate:.2e}  '
+            f'epoch {epoch + 1}  step {update}/{self.num_updates}  loss {loss:.4f}  lr {learning_rate:.2e}  '
             f'{rate:.1f} images/s  {left} left  {memory}')
 
     def pause(self) -> None:
@@ -276,7 +268,7 @@ def log_end(
     best = results['best_epoch']
     _logger.info(f'\n{folder}')
     for name, content in (
-            (ENCODER, f'encoder of epoch {best}, the best' if best is not None else 'encoder of the last epoch'),
+            (ENCODER, f'encoder of epoch {best + 1}, the best' if best is not None else 'encoder of the last epoch'),
             (f'{HUB_FOLDER}/', "the same with timm's hub configuration"),
             (f'{LAST}, {BEST}' if best is not None else LAST, 'checkpoints'),
             (f'{PICTURES}/', 'what the method sees and predicts of held-out images'),
@@ -296,10 +288,10 @@ def log_end(
 def _log_results(results: Dict[str, Any]) -> None:
     measured = dict(results['last'])
     name = results['metric']
-    rows = [(f'this run, last (epoch {results["last_epoch"]})', measured.pop(name))]
+    rows = [(f'this run, last (epoch {results["last_epoch"] + 1})', measured.pop(name))]
     if results['best_epoch'] is not None:
-        rows.insert(0, (f'this run, best (epoch {results["best_epoch"]})', results['best']))
-    rows += [(_NAMES.get(key, key), value) for key, value in {**measured, **results['baselines']}.items()]
+        rows.insert(0, (f'this run, best (epoch {results["best_epoch"] + 1})', results['best']))
+    rows += [(title_of(key), value) for key, value in {**measured, **results['baselines']}.items()]
     what = 'masked L1, normalised pixels' if name == 'masked_l1' else name
     _logger.info(f'\nheld-out {what}, same masks for all (lower is better)')
     for label, value in rows:

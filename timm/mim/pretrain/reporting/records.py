@@ -248,7 +248,7 @@ class Records:
             learning_rate: Learning rate at the end of the epoch.
         """
         name, error = next(iter(held_out.items()))
-        _logger.info(f'epoch {epoch}: training loss {train["loss"]:.4f}, held-out {name} {error:.4f}')
+        _logger.info(f'epoch {epoch + 1}: training loss {train["loss"]:.4f}, held-out {name} {error:.4f}')
         one_colour = held_out.get('mean_of_visible', math.inf)
         if epoch >= self.warmup_epochs and error > one_colour:
             _logger.warning(
