@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from .parser import OneOrTwo
 
-METHODS = ('simmim', 'mae', 'ijepa', 'spark', 'fcmae')
+METHODS = ('simmim', 'mae', 'ijepa', 'data2vec', 'spark', 'fcmae')
 
 # Which numbers an option allows
 ONE_OR_MORE = 'be 1 or more'
