@@ -40,7 +40,7 @@ class Transformers(nn.Module):
             layer_norm_eps=1e-6, decoder_hidden_size=decoder_width, decoder_num_hidden_layers=len(decoder),
             decoder_num_attention_heads=decoder[0].attn.num_heads, decoder_intermediate_size=4 * decoder_width,
             norm_pix_loss=True))
-        hugging_face.copy_weights(method, self.model, hugging_face.MAE)
+        hugging_face.copy_weights(method, self.model, 'huggingface-vitmae')
 
     def forward(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         return self.model(images, noise=noise).loss

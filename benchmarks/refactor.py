@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm.models import create_model
 
-from .stock import StockTimm
+from .stock import StockModules
 from .timing import compare
 
 # one model of each file that the overlays change; the largest ones with fewer blocks
@@ -65,7 +65,7 @@ class _Stock(nn.Module):
 
 @torch.no_grad()
 def run(rounds: int, device: torch.device, compiled: bool) -> List[dict]:
-    stock = StockTimm()
+    stock = StockModules()
     rows = []
     for name in FAMILIES:
         options = dict(depth=FEWER_BLOCKS[name]) if name in FEWER_BLOCKS else {}

@@ -28,14 +28,14 @@ class Transformers(nn.Module):
                 hidden_size=backbone.embed_dim, num_hidden_layers=len(backbone.blocks),
                 num_attention_heads=backbone.blocks[0].attn.num_heads, intermediate_size=4 * backbone.embed_dim,
                 image_size=size, patch_size=16, encoder_stride=16, layer_norm_eps=1e-6))
-            names = hugging_face.SIMMIM_VIT
+            model_format = 'huggingface-vit-mim'
         else:
             self.model = SwinForMaskedImageModeling(SwinConfig(
                 embed_dim=backbone.embed_dim, depths=[len(stage.blocks) for stage in backbone.layers],
                 num_heads=[stage.blocks[0].attn.num_heads for stage in backbone.layers], window_size=7,
                 image_size=size, patch_size=4, encoder_stride=32, drop_path_rate=0.))
-            names = hugging_face.SIMMIM_SWIN
-        hugging_face.copy_weights(method, self.model, names)
+            model_format = 'huggingface-swin-mim'
+        hugging_face.copy_weights(method, self.model, model_format)
 
     def forward(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         mask = upsample_mask(random_mask(noise, NUM_MASKED).view(-1, 7, 7), self.repeat)

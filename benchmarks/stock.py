@@ -9,7 +9,7 @@ from typing import Dict
 TREE = Path(__file__).resolve().parent.parent / 'build' / 'stock'  # `python -m patchset build` unpacks it
 
 
-class StockTimm:
+class StockModules:
     """Modules of stock timm. Within the context `active`, imports of timm return them."""
 
     def __init__(self):

@@ -15,9 +15,10 @@ PAGE = Path(__file__).with_name('source') / 'embed_stages_families.mdx'
 HEAD = """\
 # Classes with Embed and Stages
 
-Every class of `timm.models` that has `embed` and `forward_stages`, with a model of it for an example: what `embed` \
-returns for one image of its size, which is what crosses to the stages, and what `forward_stages` makes of it. Where \
-a class drops no tokens, or gives no map, `keep_tokens` and `features_to_map` say why.
+All classes of `timm.models` that have `embed` and `forward_stages`, with an example model of each class. The table \
+shows what `embed` returns for one image of the size of that model, which is what the stages get, and what \
+`forward_stages` returns for it. The last two columns show whether the class can drop tokens (`keep_tokens`), and \
+whether it has a feature map (`features_to_map`); a class that cannot raises an error with the reason.
 """
 HEADER = [
     'Class', 'Models', 'For example', '`embed` returns', '`forward_stages` returns', 'Drops tokens', 'Gives a map',
@@ -25,7 +26,7 @@ HEADER = [
 
 
 def describe(value: Any) -> str:
-    """A tensor by its shape, a named tuple by its fields, anything else as it is."""
+    """Return a tensor as its shape, a named tuple as its fields, and any other value as text."""
     if isinstance(value, torch.Tensor):
         return f'({", ".join(map(str, value.shape))})'
     if hasattr(value, '_fields'):
@@ -39,8 +40,8 @@ def describe(value: Any) -> str:
 
 @torch.no_grad()
 def row(model_cls: type, names: List[str]) -> List[str]:
-    """What stands in the table about a class."""
-    # one with weights, and of the smaller ones, which are quick to build
+    """Return the row of a class."""
+    # an example that has published weights and is small, so that it is built quickly
     name = min(names, key=lambda name: (not is_model_pretrained(name), not SMALL.search(name), len(name), name))
     with torch.device('meta'):
         model = timm.create_model(name, num_classes=0).eval()
@@ -54,7 +55,7 @@ def row(model_cls: type, names: List[str]) -> List[str]:
 
 
 def page() -> str:
-    """The page as the code has it."""
+    """Return the page for the classes as they are in the code."""
     names = defaultdict(list)
     for name in list_models():
         if has_embed_stages(name):

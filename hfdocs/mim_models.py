@@ -12,9 +12,9 @@ PAGE = Path(__file__).with_name('source') / 'mim_models.mdx'
 HEAD = """\
 # Models for Masked Image Modeling
 
-How many models of each family, a file of `timm/models`, a method of `timm.mim` serves, or what stands against it; \
-`timm.mim.list_mim_models(method)` names them, and `timm.mim.create_mim` says more where it refuses one. Families \
-without patch tokens are left out, no method serves those.
+The table shows, for each family (a file of `timm/models`), how many of its models each method of `timm.mim` supports, \
+and why it does not support the others. `timm.mim.list_mim_models(method)` lists the models by name, and \
+`timm.mim.create_mim` explains why it refuses a model.
 """
 
 SHORT_REASONS = {
@@ -30,7 +30,7 @@ SHORT_REASONS = {
 
 
 def cell(method: str, names: List[str]) -> str:
-    """Number of the models that a method serves, and why it does not serve the others."""
+    """Return how many models a method supports, and why it does not support the others."""
     counts = Counter()
     for name in names:
         model_cls = get_model_class(name)
@@ -44,7 +44,7 @@ def cell(method: str, names: List[str]) -> str:
 
 
 def table() -> List[List[str]]:
-    """Rows of a family, its number of models, and one cell for each method."""
+    """Return the rows: a family, its number of models, and one cell for each method."""
     rows, everything = [], []
     for family in list_modules():
         names = [name for name in list_models(module=family) if has_embed_stages(name)]
@@ -56,7 +56,7 @@ def table() -> List[List[str]]:
 
 
 def page() -> str:
-    """The page as the code has it."""
+    """Return the page for the models as they are in the code."""
     header = ['Family', 'Models', *(f'`{method}`' for method in list_mims())]
     rows = [header, ['---', '---:', *('---' for _ in list_mims())], *table()]
     return HEAD + '\n' + '\n'.join(f'| {" | ".join(row)} |' for row in rows) + '\n'

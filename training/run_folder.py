@@ -1,6 +1,5 @@
 """Create the folder of a run, write its files, and find the checkpoint to resume from."""
 import argparse
-import logging
 import os
 from datetime import datetime
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Dict, Optional, Tuple
 
 from torch.optim import Optimizer
 
+from timm.mim.pretrain.reporting.records import start_wandb
 from timm.mim.pretrain.run_folder import lies_in
 from timm.models import safe_model_name
 from timm.task import TrainingTask
@@ -15,8 +15,6 @@ from timm.utils import CheckpointSaver, get_outdir, trim_summary, update_summary
 from .device import Process
 from .epoch import mean_learning_rate
 from .errors import UserError
-
-_logger = logging.getLogger(__name__)
 
 LAST = 'last.pth.tar'
 
@@ -128,19 +126,7 @@ class RunFolder:
 def _start_wandb(args: argparse.Namespace, name: str) -> bool:
     if not args.log_wandb:
         return False
-    try:
-        import wandb
-    except ImportError:
-        _logger.warning('--log-wandb is ignored: wandb is not installed (pip install wandb).')
-        return False
     if args.wandb_resume_id and not args.resume:
         raise UserError('--wandb-resume-id continues a run: give the checkpoint of that run with --resume.')
-    wandb.init(
-        project=args.wandb_project,
-        name=name,
-        config=vars(args),
-        tags=args.wandb_tags,
-        resume='must' if args.wandb_resume_id else None,
-        id=args.wandb_resume_id or None,
-    )
+    start_wandb(args, name, vars(args), args.wandb_resume_id)
     return True

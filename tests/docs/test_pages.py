@@ -3,7 +3,6 @@ import importlib
 import importlib.util
 import inspect
 import re
-import sys
 
 import pytest
 from PIL import Image
@@ -103,7 +102,7 @@ def load_generator(name):
     return module
 
 
-def test_page_of_classes():
-    module = load_generator('embed_stages_families')
-    assert module.PAGE.read_text() == module.page(), 'python hfdocs/embed_stages_families.py writes it again'
-    sys.modules.pop('page_embed_stages_families', None)
+@pytest.mark.parametrize('name', ['embed_stages_families', 'pretrain_options'])
+def test_generated_page(name):
+    module = load_generator(name)
+    assert module.PAGE.read_text() == module.page(), f'python hfdocs/{name}.py writes it again'

@@ -46,7 +46,7 @@ OWN_LAYERS = """
     vit_dwee_patch16_reg1_gap_256 vit_pwee_patch16_reg1_gap_256 vit_relpos_small_patch16_rpn_224
     vit_small_plus_patch16_dinov3 vit_small_r26_s32_224 vitamin_small_224
 """.split()
-SMALL, LARGE = 10e6, 40e6  # parameters
+SMALL, LARGE, GIANT = 10e6, 40e6, 1e9  # parameters
 
 
 def smallest_of_each_class() -> List[Entry]:

@@ -2,10 +2,14 @@
 import csv
 import json
 import sys
+from argparse import Namespace
 
 import pytest
 import torch
 from fake_wandb import SOURCE
+from training import run_folder
+
+from timm.mim.pretrain.errors import UserError
 
 
 @pytest.fixture
@@ -118,3 +122,23 @@ def test_tensorboard_has_no_update_twice(train, images, tmp_path):
     # events are float32
     assert torch.equal(torch.tensor([value for _, value in told]), torch.tensor([value for _, value in expected]))
     assert len(events.Scalars('eval/masked_l1')) == len(events.Images('views')) == 2
+
+
+def test_training_with_labels_starts_a_run_too(tmp_path, wandb_notes):
+    args = Namespace(
+        log_wandb=True, wandb_project='photos', wandb_tags=['small'], wandb_resume_id='', resume='', epochs=3)
+    assert run_folder._start_wandb(args, 'my_run')
+    assert {name: wandb_notes()[0]['init'][name] for name in ('project', 'name', 'tags', 'id', 'resume')} == dict(
+        project='photos', name='my_run', tags=['small'], id=None, resume=None)
+    args.wandb_resume_id = 'abc'
+    with pytest.raises(UserError, match='--wandb-resume-id continues a run'):
+        run_folder._start_wandb(args, 'my_run')
+    args.resume = 'last.pth.tar'
+    run_folder._start_wandb(args, 'my_run')
+    assert wandb_notes()[-1]['init']['id'] == 'abc' and wandb_notes()[-1]['init']['resume'] == 'must'
+
+
+def test_training_with_labels_needs_wandb_for_its_flag(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    with pytest.raises(UserError, match='--log-wandb: wandb is not installed'):
+        run_folder._start_wandb(Namespace(log_wandb=True, wandb_resume_id='', resume=''), 'my_run')

@@ -162,7 +162,7 @@ class ScheduleOptions:
         'linear', 'HOW', 'how --lr-base grows with the images per update: linear or sqrt', choices=('linear', 'sqrt'))
     sched: str = option(
         'cosine', 'NAME',
-        'cosine, tanh, step, multistep, poly, wsd, rsqrt, constant, plateau or none',
+        'cosine, tanh, step, multistep, poly, wsd, rsqrt, constant or none; training with labels also takes plateau',
         choices=('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none'))
     epochs: int = option(300, 'N', 'epochs of the schedule', allowed=ONE_OR_MORE)
     epoch_repeats: float = option(0.0, 'N', 'passes over the images in one epoch', allowed=ZERO_OR_MORE)

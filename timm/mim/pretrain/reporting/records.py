@@ -123,22 +123,11 @@ class WeightsAndBiases:
         import wandb
         self.wandb = wandb
         run_id = options.wandb_resume_id or (_read_run_ids(folder).get('wandb') if options.resume else None)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.run = wandb.init(
-                project=options.wandb_project,
-                name=folder.name,
-                tags=options.wandb_tags,
-                config=plain_options(options),
-                dir=str(folder),
-                id=run_id or None,
-                resume='must' if options.wandb_resume_id else 'allow' if run_id else None,
-            )
-            # a resumed run logs some updates again, which wandb's own step counter does not allow
-            self.run.define_metric('update')
-            self.run.define_metric('*', step_metric='update')
-        except Exception as e:  # wandb raises errors of many types without a common base
-            raise UserError(f'--log-wandb: {one_line(e)}') from e
+        folder.mkdir(parents=True, exist_ok=True)
+        self.run = start_wandb(options, folder.name, plain_options(options), run_id, dir=str(folder))
+        # a resumed run logs some updates again, which wandb's own step counter does not allow
+        self.run.define_metric('update')
+        self.run.define_metric('*', step_metric='update')
         text = json.dumps(dict(wandb=self.run.id)) + '\n'
         write_complete(folder / RUN_IDS, lambda partial: partial.write_text(text))
 
@@ -151,6 +140,40 @@ class WeightsAndBiases:
     def close(self, completed: bool) -> None:
         # without an exit code, wandb would show a failed or stopped run as finished
         self.run.finish(exit_code=0 if completed else 1)
+
+
+def start_wandb(options: Any, name: str, config: Dict[str, Any], run_id: Optional[str] = None, **arguments: Any) -> Any:
+    """Start or continue a run at Weights & Biases, for pre-training and for training with labels.
+
+    Args:
+        options: Options with `wandb_project`, `wandb_tags` and `wandb_resume_id`.
+        name: Name of the run.
+        config: Options to store with the run.
+        run_id: Run to continue if it exists, None for a new one.
+        **arguments: Further arguments of `wandb.init`.
+
+    Returns:
+        The run.
+
+    Raises:
+        UserError: wandb is not installed, or the run cannot be started, for example because the user is not logged in.
+    """
+    try:
+        import wandb
+    except ImportError as e:
+        raise UserError('--log-wandb: wandb is not installed; pip install wandb.') from e
+    try:
+        return wandb.init(
+            project=options.wandb_project,
+            name=name,
+            tags=options.wandb_tags,
+            config=config,
+            id=run_id or None,
+            resume='must' if options.wandb_resume_id else 'allow' if run_id else None,
+            **arguments,
+        )
+    except Exception as e:  # wandb raises errors of many types without a common base
+        raise UserError(f'--log-wandb: {one_line(e)}') from e
 
 
 def _read_run_ids(folder: Path) -> Dict[str, Any]:
