@@ -65,7 +65,8 @@ def _smaller_model(args: Dict[str, Any]) -> List[str]:
     if not args.get('pretrained'):  # those weights are of a whole model
         flags += _fewer_layers(args['model'], args.get('model_kwargs'))
     depth = DECODER_DEPTH.get(args.get('mim'))
-    smaller = {depth: 2} if depth else dict(decoder_dim=32) if args.get('mim') in ('spark', 'fcmae') else {}
+    few = dict(spark=dict(decoder_dim=32), fcmae=dict(decoder_dim=32), data2vec=dict(clone_batch=2, decoder_layers=1))
+    smaller = {depth: 2} if depth else few.get(args.get('mim'), {})
     return flags + (_key_values('--mim-kwargs', {**args.get('mim_kwargs', {}), **smaller}) if smaller else [])
 
 

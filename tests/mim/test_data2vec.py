@@ -103,7 +103,8 @@ def test_loss_and_gradients_with_dropped_tokens(name, options):
             prediction = decoded(method, encoded[first:], visible, masked)
             goal = target[masked]
             torch.testing.assert_close(output.target[sample, number, :len(masked)], goal, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(output.prediction[sample, number, :len(masked)], prediction, rtol=1e-4, atol=1e-4)
+            ours = output.prediction[sample, number, :len(masked)]
+            torch.testing.assert_close(ours, prediction, rtol=1e-4, atol=1e-4)
             for values, wanted, found in (
                     (prediction, goal, errors), (encoded[:1], target.mean(0, keepdim=True), class_errors)):
                 difference = (values - wanted).abs()

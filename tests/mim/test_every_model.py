@@ -7,8 +7,20 @@ import pytest
 import torch
 
 from blindness import assert_blind
-from every_model import LARGEST, OPTIONS, REFUSED_BY_DATA2VEC, REFUSED_CASES, REFUSED_WHEN_DROPPING, assert_learns, branches, case_class, \
-    case_sizes, create, registered_sizes, without_gradient
+from every_model import (
+    LARGEST,
+    OPTIONS,
+    REFUSED_BY_DATA2VEC,
+    REFUSED_CASES,
+    REFUSED_WHEN_DROPPING,
+    assert_learns,
+    branches,
+    case_class,
+    case_sizes,
+    create,
+    registered_sizes,
+    without_gradient,
+)
 from registry import registered
 
 from timm.mim import list_mim_models, list_mims

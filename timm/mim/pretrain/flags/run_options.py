@@ -283,6 +283,9 @@ class MaskedImageModelingOptions:
         'the class token (default: model)')
     mim_probe_interval: int = option(
         0, 'N', 'epochs between two probes, 0 for a single one at the end (default: 0)', allowed=ZERO_OR_MORE)
+    mim_probe_best: bool = switch(
+        'choose the best epoch by the first probe, not by the held-out error; the encoder before training takes part',
+        resume=SAME)
     log_tensorboard: bool = switch('write event files for TensorBoard to the run folder')
 
 
