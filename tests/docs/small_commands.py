@@ -62,7 +62,7 @@ def _shorter_run(args: Dict[str, Any]) -> List[str]:
 def _smaller_model(args: Dict[str, Any]) -> List[str]:
     # the targets of I-JEPA need a grid that leaves a context
     flags = _fewer_pixels(args['model'], args.get('img_size'), more=args.get('mim') == 'ijepa')
-    if not args.get('pretrained'):  # those weights are of a whole model
+    if not args.get('pretrained') or args.get('pretrained_path'):  # published weights are of a whole model
         flags += _fewer_layers(args['model'], args.get('model_kwargs'))
     depth = DECODER_DEPTH.get(args.get('mim'))
     few = dict(spark=dict(decoder_dim=32), fcmae=dict(decoder_dim=32), data2vec=dict(clone_batch=2, decoder_layers=1))

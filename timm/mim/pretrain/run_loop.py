@@ -135,8 +135,8 @@ class RunLoop:
         if worse:
             _logger.warning(
                 f'advice: the encoder is worse than before training: {", ".join(worse)}, on {self.probes.num_tested} '
-                'images. Lower --lr or --layer-decay, or train less; --mim-probe-best keeps the best encoder, also the one '
-                'before training.')
+                'images. Lower --lr or --layer-decay, or train less; --mim-probe-best keeps the best encoder, even '
+                'if it is the one before training.')
 
     def _run_epoch(self, epoch: int, progress: Progress) -> None:
         self._train_epoch(epoch, progress)
