@@ -27,6 +27,7 @@ ELSEWHERE = {
     'make cuda': 'needs a CUDA device; on the CPU: tests/benchmarks/test_gpu.py',
     'make benchmark': 'takes minutes; the parts: tests/benchmarks/test_benchmarks.py',
     'python -m pytest --all-models tests/mim/test_every_model.py': 'takes hours',
+    'python -m benchmarks.cross': 'takes minutes; its parts are the options of MAE in tests/mim/test_cross_decoder.py',
     'python -m benchmarks.leak ratio pvt_v2_b0 mobilenetv3_small_050': 'tests/benchmarks/test_leak.py',
     'python -m benchmarks.leak squares --model mobilenetv3_small_050': 'takes minutes: tests/benchmarks/test_leak.py',
     'make upstream-tests': 'takes hours; a sample: tests/upstream/test_upstream_sample.py::test_sample',

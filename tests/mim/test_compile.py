@@ -3,7 +3,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+<<<<<<< HEAD
 from timm.mim import IJEPA, MAE, Data2Vec, SimMIM
+=======
+from timm.mim import CAPI, IJEPA, MAE, SimMIM
+>>>>>>> main
 from tiny_models import build, images_for
 
 
@@ -26,11 +30,19 @@ def train_compiled(method, steps):
 
 @pytest.mark.parametrize('fast_path, create', [
     (True, lambda: MAE(build('vit', depth=1), decoder_dim=24, decoder_depth=1, decoder_heads=2)),
+    (True, lambda: MAE(
+        build('vit'), mask_unit=32, decoder='cross', predict_ratio=0.5, decoder_dim=24, decoder_depth=1,
+        decoder_heads=2)),
     (True, lambda: SimMIM(build('vit', depth=1))),
     (False, lambda: SimMIM(build('swin', depths=(1, 1)))),
     (True, lambda: IJEPA(build('vit', depth=1), predictor_dim=24, predictor_depth=1)),
+<<<<<<< HEAD
     (True, lambda: Data2Vec(build('vit', depth=1), mask_ratio=0.5, clone_batch=2, decoder_layers=1)),
 ], ids=['mae', 'simmim', 'simmim_swin', 'ijepa', 'data2vec'])
+=======
+    (True, lambda: CAPI(build('vit', depth=1), num_clusters=16, predictor_depth=1, predict_ratio=0.5)),
+], ids=['mae', 'mae_cross', 'simmim', 'simmim_swin', 'ijepa', 'capi'])
+>>>>>>> main
 def test_one_graph(create, fast_path):
     method = create()
     method.fast_path = fast_path

@@ -45,7 +45,7 @@ def assert_blind_and_learns(method):
 
 
 def test_all_methods_are_here():
-    assert list_mims() == sorted([*OPTIONS, 'spark', 'fcmae'])  # see test_masked_convolution for those two
+    assert list_mims() == sorted([*OPTIONS, 'spark', 'fcmae', 'capi'])  # see test_masked_convolution and test_capi
 
 
 @pytest.mark.parametrize('method', OPTIONS)

@@ -264,3 +264,24 @@ def test_parameters_without_weight_decay():
 def test_smooth_l1_is_that_of_torch():
     output = ijepa()(torch.randn(2, 3, 64, 96))
     assert output.loss.item() == pytest.approx(F.smooth_l1_loss(output.prediction, output.target, beta=1.).item())
+
+
+@pytest.mark.parametrize('sampler', ['unbiased', 'official'])
+def test_mask_units(sampler):
+    """Context and targets consist of whole units of 1 x 2 patches, in row-major order, and the loss is defined."""
+    torch.manual_seed(0)
+    method = IJEPA(
+        VisionTransformer(img_size=(64, 96), patch_size=4, embed_dim=24, depth=1, num_heads=2), predictor_dim=24,
+        predictor_depth=1, predictor_heads=2, mask_unit=(4, 8), sampler=sampler, num_targets=2)
+    plain = IJEPA(
+        VisionTransformer(img_size=(64, 96), patch_size=(4, 8), embed_dim=24, depth=1, num_heads=2), predictor_dim=24,
+        predictor_depth=1, predictor_heads=2, sampler=sampler, num_targets=2)
+    noise = noise_for(plain)
+    assert method.noise_shape(2) == noise.shape
+    masks, units = method.make_mask(noise), plain.make_mask(noise)
+    for patches, indices in zip(masks, units):
+        expected = torch.stack([2 * indices, 2 * indices + 1], -1).flatten(-2)  # a row of patches has twice the units
+        assert torch.equal(patches, expected.sort(-1).values)
+    assert method(images_for(method), noise=noise).loss.isfinite()
+    with pytest.raises(ValueError, match='mask_unit 12 does not fit image height 64 with patch stride 4'):
+        IJEPA(VisionTransformer(img_size=(64, 96), patch_size=4, embed_dim=24, depth=1, num_heads=2), mask_unit=12)

@@ -179,3 +179,37 @@ def test_learned_positions_of_the_decoder():
     method = mae(decoder_pos_embed='learn')
     method(images_for(method)).loss.backward()
     assert method.decoder.pos_embed.grad.any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('masking', ['random', 'block'])
+def test_mask_units(masking):
+    """Units of 2 x 3 patches of a grid of 4 x 6: whole units are masked, the others visible, as many in each sample."""
+    method = mae(mask_ratio=0.5, mask_unit=(32, 48), masking=masking).eval()
+    noise = torch.rand(method.noise_shape(50), generator=torch.Generator().manual_seed(0))
+    mask = method.make_mask(noise)
+    units = mask.unfold(1, 2, 2).unfold(2, 3, 3).flatten(3)  # (B, 2, 2, 6)
+    assert mask.shape == (50, 4, 6) and torch.equal(units.any(-1), units.all(-1))
+    assert (units.any(-1).flatten(1).sum(1) == 2).all() and method.num_visible == 12
+    assert len(units.any(-1).flatten(1).unique(dim=0)) > 2
+    images = images_for(method)
+    drawn = method(images, noise=noise[:2])
+    assert torch.equal(drawn.mask, mask[:2]) and drawn.prediction.shape == (2, 12, 768)
+    torch.testing.assert_close(method(images, mask=mask[:2]).loss, drawn.loss)
+
+
+def test_mask_unit_of_the_reference_count():
+    assert mae(mask_ratio=0.75, mask_unit=32).num_visible == 4  # one of six units of four patches
+    assert mae(mask_ratio=0.6, mask_unit=(16, 32), reference_count=True).num_visible == 8  # int(12 * 0.4) = 4 units
+
+
+@pytest.mark.parametrize('mask_unit, message', [
+    (48, 'mask_unit 48 does not fit image height 64 with patch stride 16: .* one of 16, 32, 64'),
+    ((16, 24), 'mask_unit 24 does not fit image width 96 with patch stride 16: .* one of 16, 32, 48, 96'),
+    (64, 'mask_unit 64 does not fit image width 96'),
+    ((64, 96), 'mask_ratio 0.75 masks all 1 units'),
+    ('x', 'mask_unit must be a positive number of pixels'),
+])
+def test_mask_units_that_do_not_fit(mask_unit, message):
+    with pytest.raises(ValueError, match=message):
+        mae(mask_unit=mask_unit)

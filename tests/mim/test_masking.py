@@ -6,6 +6,7 @@ import torch
 
 from timm.mim import (
     block_mask, block_noise_size, create_mim, masked_count, random_mask, split_mask, unit_grid, upsample_mask)
+from timm.mim.masking import unit_patches
 from tiny_models import build, images_for
 
 
@@ -72,6 +73,14 @@ def test_masks_are_uniform_over_sets():
     counts = counts[counts > 0].double()
     assert len(counts) == 20
     assert ((counts - 1000) ** 2 / 1000).sum() < 43.8
+
+
+def test_patches_of_units():
+    """By way of a mask: units that are enlarged, and the indices of their patches."""
+    units = torch.tensor([[[0, 5], [4, 1]], [[2, 3], [5, 4]]])  # (B, T, U) of a grid of 2 x 3
+    chosen = torch.zeros(4, 6, dtype=torch.bool).scatter(1, units.flatten(0, 1), True).view(4, 2, 3)
+    expected = upsample_mask(chosen, (2, 4)).flatten(1).nonzero()[:, 1].view(2, 2, 16)
+    assert torch.equal(unit_patches(units, (2, 3), (4, 12)), expected)
 
 
 def test_unit_grid_is_rectangular():

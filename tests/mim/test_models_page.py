@@ -32,10 +32,19 @@ def test_page():
 
 def test_families():
     rows = {row[0]: row for row in script().table()}
-    assert rows['`vision_transformer_hybrid`'][1:] == ['14', 'attention', '14', '14', '14', 'attention']
-    assert rows['`swin_transformer`'][2:] == ['attention', 'cannot drop tokens', 'cannot drop tokens', '9', 'attention']
-    assert rows['`crossvit`'][5] == 'no patch tokens apart from positions' and rows['`pit`'][5] == 'no feature map'
-    assert rows['`resnet`'][2:] == ['81', 'cannot drop tokens', 'cannot drop tokens', '81', '81']
+
+    def cells(family, *methods):
+        of_method = dict(zip(list_mims(), rows[f'`{family}`'][2:]))
+        return [of_method[method] for method in methods]
+
+    every = 'fcmae', 'ijepa', 'mae', 'simmim', 'spark'
+    assert rows['`vision_transformer_hybrid`'][1] == '14'
+    assert cells('vision_transformer_hybrid', *every, 'capi') == ['attention', '14', '14', '14', 'attention', '14']
+    assert cells('swin_transformer', *every) == [
+        'attention', 'cannot drop tokens', 'cannot drop tokens', '9', 'attention']
+    assert cells('crossvit', 'simmim') == ['no patch tokens apart from positions']
+    assert cells('pit', 'simmim') == ['no feature map']
+    assert cells('resnet', *every) == ['81', 'cannot drop tokens', 'cannot drop tokens', '81', '81']
     classes = {get_model_class(name).__name__ for name in list_models(module='qwen3_vit')}
     assert classes == {'Qwen3VitEncoder', 'Qwen3VitClassifier'}
     assert rows['`qwen3_vit`'][4] == '3, 6 cannot drop tokens'

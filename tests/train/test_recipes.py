@@ -1,6 +1,8 @@
 """The recipes are the papers': every file resolves, and gives the values of its reference.
 
 Values from the configurations and command lines of facebookresearch/mae (PRETRAIN.md, main_pretrain.py),
+facebookresearch/capi (default_pretrain_config.yaml), facebookresearch/pixio and TonyLianLong/CrossMAE (facts on their
+scripts, no code),
 microsoft/SimMIM (configs, config.py), facebookresearch/ijepa (configs/in1k_vith14_ep300.yaml), keyu-tian/SparK and
 facebookresearch/ConvNeXt-V2 (TRAINING.md).
 """
@@ -44,6 +46,9 @@ DATA2VEC = dict(
 PAPERS = {
     'mae_vit_base_patch16': (4096, 800, 2.4e-3, 86, MAE),
     'mae_vit_large_patch16': (4096, 800, 2.4e-3, 303, MAE),
+    'crossmae_vit_base_patch16': (4096, 800, pytest.approx(2.4e-3 / 3), 86, MAE),
+    'pixio_vit_huge_patch16': (8192, 400, 8e-4, 631, dict(
+        MAE, img_size=(256, 256), mask_unit=64, drop_path=0.4, hflip=0)),
     'simmim_vit_base_patch16': (2048, 800, 4e-4, 86, dict(
         SIMMIM, img_size=(224, 224), sched='multistep', decay_milestones=[700], decay_rate=0.1, drop_path=0.1,
         warmup_lr=pytest.approx(4 * 5e-7))),
@@ -51,7 +56,14 @@ PAPERS = {
         SIMMIM, img_size=(192, 192), sched='cosine', drop_path=0.0, warmup_lr=pytest.approx(4 * 1e-6),
         min_lr=pytest.approx(4 * 1e-5))),
     'ijepa_vit_huge_patch14': (2048, 300, 1e-3, 631, IJEPA),
+<<<<<<< HEAD
     'data2vec_vit_base_patch16': (256, 75, 1e-3, 86, DATA2VEC),
+=======
+    'capi_vit_large_patch14': (16384, 6410, 1e-3, 303, dict(
+        IMAGENET, mim='capi', img_size=(224, 224), mask_ratio=0.65, drop_path=0.2, opt='adamw', opt_betas=[0.9, 0.95],
+        weight_decay=0.1, clip_grad=0, sched='cosine', warmup_lr=0, min_lr=9.5e-5, scale=[0.6, 1.0],
+        ratio=[3 / 4, 4 / 3], hflip=0.5, train_interpolation='bicubic', color_jitter=0)),
+>>>>>>> main
     'spark_resnet50': (4096, 1600, 3.2e-3, 24, dict(SPARK, drop_path=0.05, opt_betas=[0.9, 0.95])),
     'spark_convnext_base': (4096, 1600, 3.2e-3, 88, dict(SPARK, drop_path=0.3, opt_betas=[0.9, 0.999])),
     'fcmae_convnextv2_base': (4096, 1600, 2.4e-3, 88, FCMAE),
@@ -61,7 +73,13 @@ METHODS = {
     'mae': dict(norm_pix=True, num_visible=49),
     'simmim': dict(mask_unit=(32, 32)),
     'ijepa': dict(momentum=[0.996, 1.0]),
+<<<<<<< HEAD
     'data2vec': dict(num_visible=39, num_blocks=5, clone_batch=16, target_layers=list(range(2, 12))),
+=======
+    'capi': dict(
+        num_visible=90, num_predicted=8, num_prefix_tokens=16, num_clusters=16384, teacher_temperature=0.06,
+        student_temperature=0.12, sinkhorn_iterations=3, momentum=[0.999, 0.9999], momentum_warmup=0.1),
+>>>>>>> main
     'spark': dict(norm_pix=True, num_visible=20, mask_unit=(32, 32)),
     'fcmae': dict(norm_pix=True, num_visible=19, mask_unit=(32, 32)),
 }
@@ -107,6 +125,13 @@ def test_builds_the_papers_model(script, name):
         method, _ = create_method(resolved(script, name))
     assert sum(p.numel() for p in method.backbone.parameters()) / 1e6 == pytest.approx(millions, abs=1)
     expected = METHODS[resolved(script, name).mim]
+    if name == 'pixio_vit_huge_patch16':  # 4 of 16 units of 4 x 4 patches, and 8 class tokens with positions
+        expected = dict(norm_pix=True, num_visible=64, mask_unit=(64, 64), num_prefix_tokens=8)
+        assert len(method.decoder.blocks) == 32 and method.decoder.pos_embed.requires_grad
+        assert method.decoder.pos_embed.shape == (1, 264, 512) and method.backbone.pos_embed.shape == (1, 264, 1280)
+    if name == 'crossmae_vit_base_patch16':
+        assert method.num_predicted == 49 and len(method.decoder.blocks) == 12
+        assert method.decoder.mix.weight.shape == (12, 12)
     assert {key: getattr(method, key) for key in expected} == expected
     if name == 'ijepa_vit_huge_patch14':
         assert len(method.predictor.blocks) == 12 and method.predictor_embed.out_features == 384

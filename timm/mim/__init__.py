@@ -10,6 +10,8 @@ from .decoder import (
     PixelDecoder,
     sincos_position_embedding,
 )
+from .capi import CAPI, sinkhorn_knopp
+from .cross_decoder import CrossDecoder
 from .factory import (
     create_mim,
     get_mim,
@@ -58,6 +60,7 @@ from .spark import SparK
 from .teacher import EMATeacherMethod, TeacherTarget
 
 __all__ = [
+<<<<<<< HEAD
     'Data2Vec', 'Data2VecMask', 'EMATeacherMethod', 'FCMAE', 'FeatureMap', 'IJEPA', 'ImageSizeError', 'MAE',
     'MIMMethod', 'MIMOutput', 'MIMUnsupportedError', 'MaskedDecoder', 'MultiBlockMasks', 'MultiBlockSampler',
     'PixelDecoder', 'SimMIM', 'SparK', 'TeacherTarget', 'View', 'VisibleMap', 'block_mask', 'block_noise_size',
@@ -65,5 +68,14 @@ __all__ = [
     'hog_target', 'keyed_noise', 'list_mim_models', 'list_mims', 'masked_count', 'masked_images', 'masked_l1_loss',
     'masked_loss', 'normalize_patches', 'normalized_pixel_target', 'official_multi_block_masks', 'patchify',
     'pixel_target', 'random_mask', 'register_mim', 'remove_unused', 'scatter_patches', 'sincos_position_embedding',
+=======
+    'CAPI', 'CrossDecoder', 'EMATeacherMethod', 'FCMAE', 'FeatureMap', 'IJEPA', 'ImageSizeError', 'MAE', 'MIMMethod',
+    'MIMOutput', 'MIMUnsupportedError', 'MaskedDecoder', 'MultiBlockMasks', 'MultiBlockSampler', 'PixelDecoder',
+    'SimMIM', 'SparK', 'TeacherTarget', 'View', 'VisibleMap', 'block_mask', 'block_noise_size', 'create_mim',
+    'default_mask_unit', 'dry_run', 'encode_visible', 'encode_with_mask_token', 'get_mim', 'hog_target', 'keyed_noise',
+    'list_mim_models', 'list_mims', 'masked_count', 'masked_images', 'masked_l1_loss', 'masked_loss',
+    'normalize_patches', 'normalized_pixel_target', 'official_multi_block_masks', 'patchify', 'pixel_target',
+    'random_mask', 'register_mim', 'remove_unused', 'scatter_patches', 'sincos_position_embedding', 'sinkhorn_knopp',
+>>>>>>> main
     'split_mask', 'unit_grid', 'unpatchify', 'upsample_mask', 'visible_count',
 ]

@@ -15,7 +15,9 @@ from timm.models import checkpoint_seq
 from timm.models._embed_stages import gather_patches
 from timm.models.vision_transformer import Block
 
-__all__ = ['MaskedDecoder', 'PixelDecoder', 'init_xavier', 'pixel_shuffle', 'sincos_position_embedding']
+__all__ = [
+    'MaskedDecoder', 'PixelDecoder', 'check_decoder', 'init_xavier', 'pixel_shuffle', 'sincos_position_embedding',
+]
 
 
 def sincos_position_embedding(grid_size: Tuple[int, int], dim: int) -> torch.Tensor:
@@ -115,6 +117,20 @@ def init_xavier(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def check_decoder(embed_dim: int, depth: int, num_heads: int, pos_embed: str) -> None:
+    """Check the options that all transformer decoders have.
+
+    Raises:
+        ValueError: The depth is not a positive integer, the heads do not divide the width, or `pos_embed` is unknown.
+    """
+    if not isinstance(depth, int) or depth < 1:
+        raise ValueError(f'The depth of the decoder must be a number of blocks, 1 or more, got {depth!r}.')
+    if embed_dim % num_heads:
+        raise ValueError(f'{num_heads} heads do not divide the width {embed_dim} of the decoder.')
+    if pos_embed not in ('sincos', 'learn'):
+        raise ValueError(f"pos_embed must be 'sincos' or 'learn', got {pos_embed!r}.")
+
+
 class MaskedDecoder(nn.Module):
     """Transformer over a grid of patch tokens, some of which it replaces by a mask token.
 
@@ -158,12 +174,7 @@ class MaskedDecoder(nn.Module):
             dtype=None,
     ) -> None:
         super().__init__()
-        if not isinstance(depth, int) or depth < 1:
-            raise ValueError(f'The depth of the decoder must be a number of blocks, 1 or more, got {depth!r}.')
-        if embed_dim % num_heads:
-            raise ValueError(f'{num_heads} heads do not divide the width {embed_dim} of the decoder.')
-        if pos_embed not in ('sincos', 'learn'):
-            raise ValueError(f"pos_embed must be 'sincos' or 'learn', got {pos_embed!r}.")
+        check_decoder(embed_dim, depth, num_heads, pos_embed)
         dd = {'device': device, 'dtype': dtype}
         self.grid_size = grid_size
         self.num_patches = grid_size[0] * grid_size[1]

@@ -5,7 +5,8 @@ while a forward hook on the patch embedding inserts the token. Where only visibl
 the blocks collect their outputs.
 """
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, NamedTuple, Tuple
+from functools import partial
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -17,7 +18,8 @@ from .backbone import encode_visible, model_name
 from .errors import MIMUnsupportedError
 
 __all__ = [
-    'VisibleIntermediates', 'attention_maps', 'masked_intermediates', 'visible_attention_maps', 'visible_intermediates',
+    'BlockRecorder', 'VisibleIntermediates', 'attention_maps', 'masked_intermediates', 'visible_attention_maps',
+    'visible_intermediates',
 ]
 
 InsertMaskToken = Callable[[torch.Tensor], torch.Tensor]
@@ -82,22 +84,69 @@ def visible_intermediates(backbone: nn.Module, images: torch.Tensor, visible: to
     Raises:
         MIMUnsupportedError: The model has no `blocks`.
     """
-    if not isinstance(getattr(backbone, 'blocks', None), (nn.ModuleList, nn.Sequential)):
+    blocks = _list_blocks(backbone)
+    if not blocks:
         raise MIMUnsupportedError(f'{model_name(backbone)} has no list of blocks whose outputs are hidden states.')
-    states: Dict[int, torch.Tensor] = {}  # by number, since gradient checkpointing runs a block twice
-
-    def keep(number: int, output: Any) -> None:
-        states[number] = output[-1] if isinstance(output, tuple) else output  # blocks of TNT return pixels and patches
-
-    handles = [
-        block.register_forward_hook(lambda module, args, output, number=number: keep(number, output))
-        for number, block in enumerate(backbone.blocks)]
+    recorder = BlockRecorder(blocks)
     try:
-        features = encode_visible(backbone, images, visible)
+        features, states = recorder.record(lambda: encode_visible(backbone, images, visible))
     finally:
-        for handle in handles:
+        recorder.remove()
+    return VisibleIntermediates(features, tuple(states), visible)
+
+
+def _list_blocks(backbone: nn.Module) -> List[nn.Module]:
+    """Return the blocks of a model, or of the encoder that it wraps; none if it has no list of them."""
+    for model in (backbone, getattr(backbone, 'encoder', None)):
+        blocks = getattr(model, 'blocks', None)
+        if isinstance(blocks, (nn.ModuleList, nn.Sequential)):
+            return list(blocks)
+    return []
+
+
+class BlockRecorder:
+    """Records the outputs of blocks with forward hooks, which stay on the blocks and do nothing between recordings.
+
+    The hooks are registered once, since `torch.compile` cannot trace their registration.
+
+    Args:
+        blocks: Blocks, or a model whose blocks are recorded.
+    """
+
+    def __init__(self, blocks: Union[nn.Module, Sequence[nn.Module]]) -> None:
+        blocks = _list_blocks(blocks) if isinstance(blocks, nn.Module) else blocks
+        self.outputs: Optional[Dict[int, torch.Tensor]] = None
+        # a bound method and no closure: the hooks of a copied model record into the copy of the recorder
+        self.handles = [block.register_forward_hook(partial(self._keep, n)) for n, block in enumerate(blocks)]
+
+    def record(self, encode: Callable[[], torch.Tensor]) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+        """Call a function that runs the model, and return its result and the outputs of the blocks.
+
+        A block that returns a tuple, as those of TNT return pixels and patches, is recorded by the last member.
+
+        Raises:
+            RuntimeError: Gradients cannot reach the outputs, because gradient checkpointing is reentrant.
+        """
+        self.outputs = {}  # by number, since reentrant checkpointing may run a block twice
+        try:
+            features = encode()
+            outputs = [self.outputs[number] for number in sorted(self.outputs)]
+        finally:
+            self.outputs = None
+        if features.requires_grad and not all(output.requires_grad for output in outputs):
+            raise RuntimeError(
+                'Outputs of blocks get no gradient with reentrant checkpointing; use the other kind, '
+                'timm.layers.set_reentrant_ckpt(False).')
+        return features, outputs
+
+    def remove(self) -> None:
+        """Remove the hooks."""
+        for handle in self.handles:
             handle.remove()
-    return VisibleIntermediates(features, tuple(states[number] for number in sorted(states)), visible)
+
+    def _keep(self, number: int, module: nn.Module, args: Any, output: Any) -> None:
+        if self.outputs is not None:
+            self.outputs[number] = output[-1] if isinstance(output, tuple) else output
 
 
 def visible_attention_maps(

@@ -21,18 +21,23 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from timm.models._embed_stages import gather_patches
 
-from .backbone import encode_visible, num_prefix_tokens, remove_unused
+from .backbone import num_prefix_tokens, remove_unused, to_pair
 from .decoder import MaskedDecoder
 from .errors import MIMUnsupportedError
 from .extraction import VisibleIntermediates, visible_attention_maps, visible_intermediates
 from .factory import register_mim
-from .fast_path import decode_masked, embed_visible, embeds_patches
-from .masking import scatter_patches
+from .fast_path import decode_masked
+from .masking import scatter_patches, unit_grid, unit_patches
 from .meta_run import dry_run, dry_run_visible
 from .multi_block import MultiBlockMasks, MultiBlockSampler, OfficialMultiBlockSampler
 from .output import MIMOutput, View
+<<<<<<< HEAD
 from .targets import full_precision, patchify
 from .teacher import EMATeacherMethod, check_momentum, variety
+=======
+from .targets import full_precision
+from .teacher import EMATeacherMethod, check_momentum
+>>>>>>> main
 
 __all__ = ['IJEPA']
 
@@ -63,6 +68,8 @@ class IJEPA(EMATeacherMethod):
             if it has no `num_heads`), reduced until it divides the width.
         predictor_pos_embed: Position embedding of the predictor, 'sincos' or 'learn'.
         sampler: Sampler of the masks, 'unbiased' or 'official', see `timm.mim.multi_block`.
+        mask_unit: Size of a mask unit in pixels, one number or (height, width): a multiple of the patch that divides
+            the image. Context and targets consist of whole units. A single patch if None.
         num_targets: Number of target blocks.
         target_scale: Smallest and largest area of a target block, as a share of the image.
         target_aspect: Smallest and largest aspect ratio (height divided by width) of a target block.
@@ -90,6 +97,7 @@ class IJEPA(EMATeacherMethod):
             predictor_heads: Optional[int] = None,
             predictor_pos_embed: str = 'sincos',
             sampler: str = 'unbiased',
+            mask_unit: Optional[Any] = None,
             num_targets: int = 4,
             target_scale: Tuple[float, float] = (0.15, 0.2),
             target_aspect: Tuple[float, float] = (0.75, 1.5),
@@ -103,11 +111,13 @@ class IJEPA(EMATeacherMethod):
         self.grid_size = self._patch_grid(self.img_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.num_prefix_tokens = num_prefix_tokens(backbone)
+        self.mask_unit = self.patch_stride if mask_unit is None else to_pair(mask_unit, 'mask_unit')
+        self.unit_grid = unit_grid(self.img_size, self.mask_unit, self.patch_stride)
 
         weight = next(backbone.parameters())
         dd = {'device': weight.device, 'dtype': weight.dtype}
         mask_sampler = _SAMPLERS[sampler](
-            self.grid_size, num_targets, target_scale, target_aspect, context_scale, device=weight.device)
+            self.unit_grid, num_targets, target_scale, target_aspect, context_scale, device=weight.device)
         predictor = MaskedDecoder(
             self.grid_size,
             predictor_dim,
@@ -141,12 +151,7 @@ class IJEPA(EMATeacherMethod):
         Returns:
             Features of shape (B, T, M, C).
         """
-        if self.fast_path and embeds_patches(self.backbone):
-            patches = patchify(images, self.patch_stride)
-            context = self.backbone.forward_stages(
-                embed_visible(self.backbone, patches, mask.context, self.grid_size))
-        else:
-            context = encode_visible(self.backbone, images, mask.context)
+        context = self.encode_visible(images, mask.context, self.grid_size)
         predict = self._predict_masked if self.fast_path else self._predict
         return full_precision(predict(context[:, self.num_prefix_tokens:], mask))
 
@@ -167,7 +172,10 @@ class IJEPA(EMATeacherMethod):
             noise: Noise of the shape that `noise_shape` returns.
             img_size: Ignored, since the method accepts one image size only.
         """
-        return self.sampler(noise)
+        masks = self.sampler(noise)
+        if self.unit_grid == self.grid_size:
+            return masks
+        return MultiBlockMasks(*(unit_patches(units, self.unit_grid, self.grid_size) for units in masks))
 
     def given_mask(self, mask: Tuple[torch.Tensor, torch.Tensor], images: torch.Tensor) -> MultiBlockMasks:
         """Check dtype, shape and device of a caller's context (B, K) and targets (B, T, M).

@@ -16,13 +16,24 @@ import torch.nn.functional as F
 
 from timm.models._embed_stages import gather_patches
 
-from .backbone import encode_visible, num_prefix_tokens, remove_unused
+from .backbone import num_prefix_tokens, remove_unused, to_pair
+from .cross_decoder import CrossDecoder
 from .decoder import MaskedDecoder, init_xavier
-from .extraction import VisibleIntermediates, visible_attention_maps, visible_intermediates
+from .extraction import BlockRecorder, VisibleIntermediates, visible_attention_maps, visible_intermediates
 from .factory import register_mim
-from .fast_path import decode_masked, embed_visible, embeds_patches, select_patches
-from .masking import block_mask, block_noise_size, random_mask, scatter_patches, split_mask, visible_count
-from .meta_run import dry_run_visible
+from .fast_path import decode_masked, select_patches
+from .masking import (
+    block_mask,
+    block_noise_size,
+    random_mask,
+    scatter_patches,
+    share_count,
+    split_mask,
+    unit_grid,
+    upsample_mask,
+    visible_count,
+)
+from .meta_run import dry_run_maps, dry_run_visible
 from .method import MIMMethod
 from .output import MIMOutput, View
 from .targets import full_precision, normalize_patches, patch_statistics, patchify, unpatchify
@@ -36,7 +47,7 @@ class MAEMask(NamedTuple):
     Attributes:
         patches: Masked patches of shape (B, h, w) bool, True is masked.
         visible: Indices of the visible patches of shape (B, K).
-        masked: Indices of the masked patches of shape (B, M).
+        masked: Indices of the masked patches to predict of shape (B, M): all of them unless `predict_ratio` is below 1.
     """
     patches: torch.Tensor
     visible: torch.Tensor
@@ -54,19 +65,34 @@ class MAE(MIMMethod):
     embedding of zeros, like the class token in the reference; no pixels are predicted for them. A mask covers patches,
     or, in Hiera, mask units of 8 x 8 patches.
 
+    With `decoder='cross'` the decoder is that of CrossMAE: mask tokens attend to visible patches and prefix tokens, not
+    to each other. Each of its blocks gets its own mixture of the outputs of the model's blocks, see `CrossDecoder`; of
+    models whose blocks return tokens of several shapes, it takes those of the shape of the features, and of CaiT the
+    features themselves. As in the reference, the model's final norm then gets no gradient, and is frozen. CrossMAE
+    names the share of all patches that it predicts, `predict_ratio` is the share of the masked ones: for a mask ratio
+    of 0.75, a third of them are the paper's 0.25.
+
+    Pixio is MAE with mask units of 4 x 4 patches, a decoder of 32 blocks, learned positions in the decoder, and a model
+    with 8 class tokens: one class token and 7 registers (`reg_tokens=7`) with positions.
+
     The encoder keeps its own initial weights and position embedding. To start like the reference, give the model fixed
     sine-cosine positions and a Xavier initialisation before you pass it.
 
     Args:
         backbone: Model to train.
         img_size: Image size, one number or (height, width). The size of the model if None.
-        mask_ratio: Share of patches to mask, rounded up to whole patches.
+        mask_ratio: Share of mask units to mask, rounded up to whole units.
+        mask_unit: Size of a mask unit in pixels, one number or (height, width): a multiple of the patch that divides
+            the image. A single patch if None.
         norm_pix: Predict the pixels of each patch normalised by the patch's own mean and variance.
+        decoder: 'plain' (self-attention among visible and masked patches) or 'cross' (the decoder of CrossMAE).
+        predict_ratio: Share of the masked patches to predict, chosen at random, to the nearest number of whole patches.
+            Below 1 only with `decoder='cross'`. All are predicted if the caller of `forward` gives a mask.
         decoder_dim: Width of the decoder.
         decoder_depth: Number of blocks of the decoder.
         decoder_heads: Number of attention heads of the decoder.
         decoder_pos_embed: Position embedding of the decoder, 'sincos' or 'learn'.
-        masking: 'random' masks single patches, 'block' masks rectangular blocks as BEiT does.
+        masking: 'random' masks single units, 'block' masks rectangular blocks of units as BEiT does.
         reference_count: Compute the number of visible patches in floats as the reference does, see `visible_count`.
 
     Raises:
@@ -84,7 +110,10 @@ class MAE(MIMMethod):
             backbone: nn.Module,
             img_size: Optional[Any] = None,
             mask_ratio: float = 0.75,
+            mask_unit: Optional[Any] = None,
             norm_pix: bool = True,
+            decoder: str = 'plain',
+            predict_ratio: float = 1.0,
             decoder_dim: int = 512,
             decoder_depth: int = 8,
             decoder_heads: int = 16,
@@ -99,27 +128,44 @@ class MAE(MIMMethod):
         self.reconstructs_pixels = not norm_pix
         self.grid_size = self._patch_grid(self.img_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
-        self.num_visible = visible_count(self.num_patches, mask_ratio, reference_count)
+        self.mask_unit = self.patch_stride if mask_unit is None else to_pair(mask_unit, 'mask_unit')
+        self.unit_grid = unit_grid(self.img_size, self.mask_unit, self.patch_stride)
+        self.num_units = self.unit_grid[0] * self.unit_grid[1]
+        self.num_visible_units = visible_count(self.num_units, mask_ratio, reference_count)
+        self.num_visible = self.num_visible_units * (self.num_patches // self.num_units)
         self.num_prefix_tokens = num_prefix_tokens(backbone)
+        if decoder not in ('plain', 'cross'):
+            raise ValueError(f"decoder must be 'plain' or 'cross', got {decoder!r}.")
+        self.num_predicted = share_count(self.num_patches - self.num_visible, predict_ratio, 'predict_ratio')
+        if decoder == 'plain' and predict_ratio != 1:
+            raise ValueError(
+                f"predict_ratio {predict_ratio} needs decoder='cross': in the plain decoder every masked patch attends "
+                'to all others, so that all are computed.')
 
         weight = next(backbone.parameters())
         dd = {'device': weight.device, 'dtype': weight.dtype}
-        self.decoder = MaskedDecoder(
-            self.grid_size,
-            decoder_dim,
-            decoder_depth,
-            decoder_heads,
-            num_prefix_tokens=self.num_prefix_tokens,
-            pos_embed=decoder_pos_embed,
-            **dd,
-        )
-        tokens = dry_run_visible(backbone, self.in_chans, self.img_size, self.num_visible)
-        remove_unused(backbone, tokens.unused)
-        self.decoder_embed = nn.Linear(tokens.channels, decoder_dim, **dd)
+        create_decoder = self._create_plain_decoder if decoder == 'plain' else self._create_cross_decoder
+        create_decoder(decoder_dim, decoder_depth, decoder_heads, decoder_pos_embed, dd)
         self.decoder_pred = nn.Linear(
             decoder_dim, self.patch_stride[0] * self.patch_stride[1] * self.in_chans, **dd)
-        init_xavier(self.decoder_embed)
         init_xavier(self.decoder_pred)
+
+    def _create_plain_decoder(self, dim: int, depth: int, heads: int, pos_embed: str, dd: Dict[str, Any]) -> None:
+        self.recorder = None
+        self.decoder = MaskedDecoder(
+            self.grid_size, dim, depth, heads, num_prefix_tokens=self.num_prefix_tokens, pos_embed=pos_embed, **dd)
+        tokens = dry_run_visible(self.backbone, self.in_chans, self.img_size, self.num_visible)
+        remove_unused(self.backbone, tokens.unused)
+        self.decoder_embed = nn.Linear(tokens.channels, dim, **dd)
+        init_xavier(self.decoder_embed)
+
+    def _create_cross_decoder(self, dim: int, depth: int, heads: int, pos_embed: str, dd: Dict[str, Any]) -> None:
+        maps = dry_run_maps(self.backbone, self.in_chans, self.img_size, self.num_visible)
+        self.mixed_blocks = maps.blocks
+        num_maps = 1 if maps.blocks is None else len(maps.blocks)
+        self.decoder = CrossDecoder(self.grid_size, maps.channels, num_maps, dim, depth, heads, pos_embed, **dd)
+        remove_unused(self.backbone, maps.unused)
+        self.recorder = BlockRecorder(self.backbone)
 
     def predict(self, images: torch.Tensor, mask: 'MAEMask') -> torch.Tensor:
         """Predict the masked patches.
@@ -131,8 +177,11 @@ class MAE(MIMMethod):
         Returns:
             Masked patches in row-major order of shape (B, M, D), each flattened in the order (row, column, channel).
         """
-        if self.fast_path:
-            decoded = decode_masked(self.decoder, self._encode(images, mask), mask.visible, mask.masked)
+        if self.recorder is not None:
+            decoded = self.decoder(self._encode_maps(images, mask), mask.masked)
+        elif self.fast_path:
+            tokens = self.decoder_embed(self.encode_visible(images, mask.visible, self.grid_size))
+            decoded = decode_masked(self.decoder, tokens, mask.visible, mask.masked)
         else:
             decoded = gather_patches(self._decode(images, mask), mask.masked)
         return full_precision(self.decoder_pred(decoded))
@@ -157,14 +206,22 @@ class MAE(MIMMethod):
             img_size: Ignored, since the method accepts one image size only.
         """
         if self.masking == 'block':
-            mask = block_mask(noise, self.grid_size, self.num_patches - self.num_visible)
+            noise = noise[:, :block_noise_size(self.unit_grid)]
+            mask = block_mask(noise, self.unit_grid, self.num_units - self.num_visible_units)
         else:
-            mask = ~random_mask(noise, self.num_visible)
-        return mask.unflatten(1, self.grid_size)
+            mask = ~random_mask(noise[:, :self.num_units], self.num_visible_units)
+        scale = self.mask_unit[0] // self.patch_stride[0], self.mask_unit[1] // self.patch_stride[1]
+        return upsample_mask(mask.unflatten(1, self.unit_grid), scale)
 
     def drawn_mask(self, noise: torch.Tensor, img_size: Tuple[int, int]) -> 'MAEMask':
-        """Make a mask from noise."""
-        return self._split(self.make_mask(noise), self.num_visible)
+        """Make a mask from noise, and choose the patches to predict: those with the largest of the last N values."""
+        mask = self._split(self.make_mask(noise), self.num_visible)
+        if self.num_predicted == self.num_patches - self.num_visible:
+            return mask
+        order = noise[:, -self.num_patches:].masked_fill(~mask.patches.flatten(1), -1.)
+        # a stable sort resolves ties in the same way on every device
+        chosen = order.argsort(dim=1, descending=True, stable=True)[:, :self.num_predicted]
+        return mask._replace(masked=chosen.sort(dim=1).values)
 
     def given_mask(self, mask: torch.Tensor, images: torch.Tensor) -> 'MAEMask':
         """Check a caller's mask, bool of shape (B, h, w) or (B, h * w), and find the indices of its patches.
@@ -267,8 +324,15 @@ class MAE(MIMMethod):
         return views
 
     def noise_shape(self, batch_size: int) -> Tuple[int, int]:
-        """Return the shape of the noise for the masks of a batch: (B, N), or more values per sample with 'block'."""
-        return batch_size, block_noise_size(self.grid_size) if self.masking == 'block' else self.num_patches
+        """Return the shape of the noise for the masks of a batch: (B, mask units), or more values with 'block'.
+
+        With a `predict_ratio` below 1 there is a value for each patch at the end. For random masks of single patches
+        these are the values of the units: the patches with the largest noise are predicted, as in CrossMAE.
+        """
+        size = block_noise_size(self.unit_grid) if self.masking == 'block' else self.num_units
+        chooses = self.num_predicted < self.num_patches - self.num_visible
+        has_own_noise = self.masking == 'random' and self.num_units == self.num_patches
+        return batch_size, size + self.num_patches if chooses and not has_own_noise else size
 
     @torch.jit.ignore
     def no_weight_decay(self) -> Set[str]:
@@ -284,32 +348,24 @@ class MAE(MIMMethod):
     def _predict_all(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         self._check_images(images)
         mask = self._split(self._check_mask(mask, images))
-        return full_precision(self.decoder_pred(self._decode(self.blank(images, mask), mask)))
-
-    def _encode(self, images: torch.Tensor, mask: 'MAEMask') -> torch.Tensor:
-        """Encode the visible patches as tokens (B, P + K, decoder width)."""
-        if self.fast_path and embeds_patches(self.backbone):
-            patches = patchify(images, self.patch_stride)
-            features = self.backbone.forward_stages(
-                embed_visible(self.backbone, patches, mask.visible, self.grid_size))
+        images = self.blank(images, mask)
+        if self.recorder is None:
+            decoded = self._decode(images, mask)
         else:
-            features = encode_visible(self.backbone, images, mask.visible)
-        return self.decoder_embed(features)
+            decoded = self.decoder(self._encode_maps(images, mask))
+        return full_precision(self.decoder_pred(decoded))
+
+    def _encode_maps(self, images: torch.Tensor, mask: 'MAEMask') -> List[torch.Tensor]:
+        """Encode the visible patches, and return the outputs (B, P + K, width) of the blocks that are mixed."""
+        features, outputs = self.recorder.record(lambda: self.encode_visible(images, mask.visible, self.grid_size))
+        return [features] if self.mixed_blocks is None else [outputs[number] for number in self.mixed_blocks]
 
     def _decode(self, images: torch.Tensor, mask: 'MAEMask') -> torch.Tensor:
         """Encode the visible patches, then decode all patches to tokens (B, N, decoder width)."""
-        tokens = scatter_patches(self._encode(images, mask), mask.visible, self.num_patches, self.num_prefix_tokens)
+        tokens = self.decoder_embed(self.encode_visible(images, mask.visible, self.grid_size))
+        tokens = scatter_patches(tokens, mask.visible, self.num_patches, self.num_prefix_tokens)
         return self.decoder(tokens, mask=mask.patches.flatten(1))[:, self.num_prefix_tokens:]
 
     def _split(self, mask: torch.Tensor, num_visible: Optional[int] = None) -> 'MAEMask':
         num_visible = self._count_visible(mask) if num_visible is None else num_visible
         return MAEMask(mask, *split_mask(mask.flatten(1), num_visible))
-
-    def _count_visible(self, mask: torch.Tensor) -> int:
-        """Return the number of visible patches of a caller's mask; this waits for the device."""
-        counts = (~mask).flatten(1).sum(dim=1).tolist()
-        if len(set(counts)) > 1 or not counts or counts[0] == 0:
-            raise ValueError(
-                f'mask must leave the same number of patches visible in each sample, at least one, got '
-                f'{", ".join(str(count) for count in sorted(set(counts)))}.')
-        return counts[0]

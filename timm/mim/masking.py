@@ -20,8 +20,9 @@ from typing import List, Tuple, Union
 import torch
 
 __all__ = [
-    'block_mask', 'block_noise_size', 'default_mask_unit', 'keyed_noise', 'masked_count', 'random_mask',
-    'scatter_patches', 'split_mask', 'unit_grid', 'upsample_mask', 'visible_count',
+    'block_mask', 'block_noise_size', 'default_mask_unit', 'inverse_block_mask', 'inverse_block_noise_size',
+    'keyed_noise', 'masked_count', 'random_mask', 'scatter_patches', 'share_count', 'split_mask', 'unit_grid',
+    'unit_patches', 'upsample_mask', 'visible_count',
 ]
 
 _WORD = (1 << 64) - 1  # mask of an unsigned 64 bit word
@@ -86,7 +87,7 @@ def _signed(word: int) -> int:
     return (word + (1 << 63) & _WORD) - (1 << 63)
 
 
-def masked_count(num_units: int, ratio: float) -> int:
+def masked_count(num_units: int, ratio: float, round_down: bool = False) -> int:
     """Return the number of units to mask: `num_units * ratio`, rounded up.
 
     The ratio is read as a decimal number, because in floats 0.55 * 100 is slightly more than 55.
@@ -94,11 +95,16 @@ def masked_count(num_units: int, ratio: float) -> int:
     Args:
         num_units: Number of units of a sample.
         ratio: Share of units to mask, in (0, 1).
+        round_down: Round down instead.
 
     Raises:
-        ValueError: The ratio is not in (0, 1), or masks all units.
+        ValueError: The ratio is not in (0, 1), or masks all units or none.
     """
     count = _rounded_up(num_units, ratio)
+    if round_down and Fraction(str(ratio)) * num_units < count:
+        count -= 1
+    if count == 0:
+        raise ValueError(f'mask_ratio {ratio} masks none of the {num_units} units of the image: use a larger ratio.')
     if count == num_units:
         raise ValueError(
             f'mask_ratio {ratio} masks all {num_units} units of the image: use a smaller ratio or smaller units.')
@@ -130,6 +136,23 @@ def visible_count(num_patches: int, mask_ratio: float, reference_count: bool = F
         if count == 0:
             raise ValueError(f'mask_ratio {mask_ratio} masks all {num_patches} patches with reference_count.')
     return count
+
+
+def share_count(total: int, share: float, name: str) -> int:
+    """Return a share of a number of patches, to the nearest whole number and at least 1.
+
+    Args:
+        total: Number of patches.
+        share: Share, in (0, 1], read as a decimal number.
+        name: Name of the option, for the error message.
+
+    Raises:
+        ValueError: The share is not in (0, 1].
+    """
+    if not isinstance(share, Real) or not 0 < share <= 1:
+        raise ValueError(f'{name} must be a number above 0 and up to 1, got {share!r}.')
+    share = Fraction(str(share))
+    return max(1, (2 * total * share.numerator + share.denominator) // (2 * share.denominator))
 
 
 def split_mask(mask: torch.Tensor, num_visible: int) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -227,6 +250,51 @@ def block_mask(noise: torch.Tensor, grid_size: Tuple[int, int], count: int) -> t
     return random_mask(covered + 1e-3 * noise[:, 4 * _MAX_BLOCKS:], count)
 
 
+def inverse_block_noise_size() -> int:
+    """Return the number of noise values per sample that `inverse_block_mask` needs."""
+    return 5
+
+
+def inverse_block_mask(
+        noise: torch.Tensor,
+        grid_size: Tuple[int, int],
+        num_visible: int,
+        aspect: Tuple[float, float] = (0.5, 2.),
+        roll: bool = True,
+) -> torch.Tensor:
+    """Mask all cells but a rectangular block, as in CAPI.
+
+    The logarithm of the block's aspect ratio (height divided by width) and its position are uniform. Its sides are
+    rounded up, and its last cells in row-major order are masked, until the number of visible cells is exact. It is then
+    shifted by a random offset, around the border, so that all cells are visible equally often.
+
+    Args:
+        noise: Uniform noise in [0, 1) of shape (B, inverse_block_noise_size).
+        grid_size: Grid (H, W).
+        num_visible: Number of visible cells.
+        aspect: Smallest and largest aspect ratio; ratios for which the block would not fit the grid are left out.
+        roll: Shift the block.
+
+    Returns:
+        Mask of shape (B, H, W) bool, True is masked.
+    """
+    height, width = grid_size
+    fits = math.log(num_visible / width ** 2), math.log(height ** 2 / (num_visible + 1e-5))
+    low, high = (min(max(math.log(limit), fits[0]), fits[1]) for limit in aspect)
+    ratio = torch.exp(low + (high - low) * noise[:, 0])
+    rows = (num_visible * ratio).sqrt().ceil().clamp(max=height)  # (B,)
+    columns = (num_visible / ratio).sqrt().ceil().clamp(max=width)
+    offsets = []  # of each cell from the first cell of the block, per axis
+    for number, (cells, side) in enumerate(((height, rows), (width, columns))):
+        first = (noise[:, 1 + number] * (cells - side + 1)).floor()
+        shift = (noise[:, 3 + number] * cells).floor() if roll else torch.zeros_like(first)
+        cell = torch.arange(cells, device=noise.device)
+        offsets.append((cell - shift.unsqueeze(1)) % cells - first.unsqueeze(1))  # (B, cells)
+    down, across = offsets[0].unsqueeze(2), offsets[1].unsqueeze(1)
+    inside = (down >= 0) & (across >= 0) & (across < columns.view(-1, 1, 1))
+    return ~(inside & (down * columns.view(-1, 1, 1) + across < num_visible))
+
+
 def unit_grid(
         img_size: Tuple[int, int],
         mask_unit: Tuple[int, int],
@@ -305,3 +373,21 @@ def upsample_mask(mask: torch.Tensor, scale: Tuple[int, int]) -> torch.Tensor:
     batch_size, height, width = mask.shape
     cells = mask[:, :, None, :, None].expand(-1, -1, scale[0], -1, scale[1])  # (B, h, scale[0], w, scale[1])
     return cells.reshape(batch_size, height * scale[0], width * scale[1])
+
+
+def unit_patches(units: torch.Tensor, unit_grid: Tuple[int, int], grid_size: Tuple[int, int]) -> torch.Tensor:
+    """Return the indices of the patches of mask units, in row-major order.
+
+    Args:
+        units: Indices of units of shape (..., U).
+        unit_grid: Grid (H, W) of the units.
+        grid_size: Grid (h, w) of the patches, a multiple of the grid of the units.
+
+    Returns:
+        Indices of shape (..., U * patches of a unit).
+    """
+    rows, columns = grid_size[0] // unit_grid[0], grid_size[1] // unit_grid[1]
+    first = units // unit_grid[1] * (rows * grid_size[1]) + units % unit_grid[1] * columns  # (..., U)
+    offsets = torch.arange(rows, device=units.device).unsqueeze(1) * grid_size[1]
+    offsets = (offsets + torch.arange(columns, device=units.device)).flatten()  # (rows * columns,)
+    return (first.unsqueeze(-1) + offsets).flatten(-2).sort(dim=-1).values

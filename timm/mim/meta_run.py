@@ -15,10 +15,14 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 import torch
 import torch.nn as nn
 
-from .backbone import check_divides, feature_map, model_name, num_prefix_tokens
+from .backbone import check_divides, encode_visible, feature_map, model_name, num_prefix_tokens
 from .errors import ImageSizeError, MIMUnsupportedError, first_line
+from .extraction import BlockRecorder
 
-__all__ = ['FeatureMap', 'VisibleTokens', 'dry_run', 'dry_run_visible', 'run_on_meta', 'unreached']
+__all__ = [
+    'FeatureMap', 'VisibleMaps', 'VisibleTokens', 'dry_run', 'dry_run_maps', 'dry_run_visible', 'run_on_meta',
+    'unreached',
+]
 
 # backward nodes of operations whose output at an index of an axis depends only on their input at the same index, for
 # inputs that have the shape of the output; for layer norms this excludes the last axis, which they normalise
@@ -128,6 +132,19 @@ class FeatureMap(NamedTuple):
     unused: List[str]
 
 
+class VisibleMaps(NamedTuple):
+    """Properties of the outputs of a model's blocks for visible patches, see `dry_run_maps`.
+
+    Attributes:
+        channels: Width of the outputs.
+        unused: Names of the trainable parameters that the outputs do not depend on.
+        blocks: Numbers of the blocks. None stands for the features that the model returns instead.
+    """
+    channels: int
+    unused: List[str]
+    blocks: Optional[List[int]]
+
+
 class VisibleTokens(NamedTuple):
     """Properties of the tokens that a model returns for visible patches, see `dry_run_visible`.
 
@@ -175,8 +192,8 @@ def dry_run_visible(
         ImageSizeError: The model does not accept images of that size.
     """
     def visible_tokens(replica: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        keep = torch.zeros(len(images), num_visible, dtype=torch.int64, device=images.device)
-        return replica.forward_stages(replica.keep_tokens(replica.embed(images), keep))
+        visible = torch.zeros(len(images), num_visible, dtype=torch.int64, device=images.device)
+        return encode_visible(replica, images, visible)
 
     tokens, unused = run_on_meta(backbone, in_chans, img_size, visible_tokens, 'cannot drop tokens')
     if tokens.ndim != 3 or tokens.shape[1] != num_prefix_tokens(backbone) + num_visible:
@@ -184,6 +201,39 @@ def dry_run_visible(
             f'{model_name(backbone)} does not return one token per visible patch: for {num_visible} patches and '
             f'{num_prefix_tokens(backbone)} prefix tokens it returns a tensor of shape {tuple(tokens.shape)}.')
     return VisibleTokens(tokens.shape[2], unused)
+
+
+def dry_run_maps(
+        backbone: nn.Module,
+        in_chans: int,
+        img_size: Tuple[int, int],
+        num_visible: int,
+) -> VisibleMaps:
+    """Find the blocks whose outputs for visible patches have the shape of the features that the model returns.
+
+    Hiera, for example, has them in its last stage only. CaiT adds the class token after its blocks, and has none.
+
+    Args:
+        backbone: Model with the embed / stages protocol.
+        in_chans: Number of image channels.
+        img_size: Image (height, width) in pixels.
+        num_visible: Number of visible patches.
+
+    Raises:
+        MIMUnsupportedError: The model cannot drop tokens, or does not return one token per patch.
+        ImageSizeError: The model does not accept images of that size.
+    """
+    tokens = dry_run_visible(backbone, in_chans, img_size, num_visible)
+    blocks: List[int] = []
+
+    def sum_of_maps(replica: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        visible = torch.zeros(len(images), num_visible, dtype=torch.int64, device=images.device)
+        features, outputs = BlockRecorder(replica).record(lambda: encode_visible(replica, images, visible))
+        blocks.extend(number for number, output in enumerate(outputs) if output.shape == features.shape)
+        return torch.stack([outputs[number] for number in blocks]).sum(0) if blocks else features
+
+    _, unused = run_on_meta(backbone, in_chans, img_size, sum_of_maps, 'cannot drop tokens')
+    return VisibleMaps(tokens.channels, unused, blocks) if blocks else VisibleMaps(tokens.channels, tokens.unused, None)
 
 
 @torch.enable_grad()

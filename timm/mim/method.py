@@ -11,10 +11,20 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Ty
 import torch
 import torch.nn as nn
 
-from .backbone import model_input, model_name, patch_stride, refuse_patch_drop, to_pair, unsupported_reason
+from .backbone import (
+    encode_visible,
+    model_input,
+    model_name,
+    patch_stride,
+    refuse_patch_drop,
+    to_pair,
+    unsupported_reason,
+)
 from .errors import MIMUnsupportedError
+from .fast_path import embed_visible, embeds_patches
 from .masking import upsample_mask
 from .output import MIMOutput, View
+from .targets import patchify
 
 __all__ = ['MIMMethod']
 
@@ -219,6 +229,36 @@ class MIMMethod(nn.Module):
         """
         return function(self.encoder, *args)
 
+    def encode_visible(
+            self,
+            images: torch.Tensor,
+            visible: torch.Tensor,
+            grid_size: Tuple[int, int],
+    ) -> torch.Tensor:
+        """Encode the visible patches of images with the model, by a shorter way if `fast_path` is set and there is one.
+
+        Args:
+            images: Images of shape (B, C, H, W) whose masked pixels are 0.
+            visible: Indices of the visible patches of shape (B, K).
+            grid_size: Grid (h, w) of the patches.
+
+        Returns:
+            Prefix tokens and visible patches of shape (B, P + K, width of the encoder).
+        """
+        if self.fast_path and embeds_patches(self.backbone):
+            patches = patchify(images, self.patch_stride)
+            return self.backbone.forward_stages(embed_visible(self.backbone, patches, visible, grid_size))
+        return encode_visible(self.backbone, images, visible)
+
+    def own_optimizers(self) -> Dict[str, Dict[str, Any]]:
+        """Return parameters that the trainer optimizes apart from the others: beginnings of names, and settings.
+
+        Settings are options of a run, such as `opt`, `opt_betas`, `weight_decay`, `sched` or `warmup_epochs`, and
+        `lr_scale`, the peak learning rate divided by that of the run. What is not set is as for the other parameters,
+        but without layer-wise decay of the rate and without a change of the weight decay.
+        """
+        return {}
+
     def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
         """Return losses of predictions that ignore the image, by name, as a baseline for the method's loss."""
         return {}
@@ -325,6 +365,15 @@ class MIMMethod(nn.Module):
         if mask.device != images.device:
             raise ValueError(f'mask must be on the device of the images, {images.device}, got {mask.device}.')
         return mask.reshape(shape)
+
+    def _count_visible(self, mask: torch.Tensor) -> int:
+        """Return the number of visible patches of a caller's mask; this waits for the device."""
+        counts = (~mask).flatten(1).sum(dim=1).tolist()
+        if len(set(counts)) > 1 or not counts or counts[0] == 0:
+            raise ValueError(
+                f'mask must leave the same number of patches visible in each sample, at least one, got '
+                f'{", ".join(str(count) for count in sorted(set(counts)))}.')
+        return counts[0]
 
     @staticmethod
     def _check_masking(masking: str) -> str:

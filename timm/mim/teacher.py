@@ -153,10 +153,14 @@ class EMATeacherMethod(MIMMethod):
         """
         if not 0 <= progress <= 1:
             raise ValueError(f'progress must be a number from 0 to 1, got {progress}.')
-        momentum = self.momentum[0] + (self.momentum[1] - self.momentum[0]) * progress
+        momentum = self.momentum_at(progress)
         targets, sources = list(self.target_encoder.parameters()), list(self.backbone.parameters())
         torch._foreach_mul_(targets, momentum)
         torch._foreach_add_(targets, sources, alpha=1. - momentum)
+
+    def momentum_at(self, progress: float) -> float:
+        """Return the momentum after a share of the training: it changes linearly from the first to the second value."""
+        return self.momentum[0] + (self.momentum[1] - self.momentum[0]) * progress
 
     def train(self, mode: bool = True) -> 'EMATeacherMethod':
         """Set the training mode; the target encoder stays in eval mode, without dropout and stochastic depth."""

@@ -5,9 +5,11 @@
 The names of its tensors identify the format of SOURCE. The formats are:
 
     facebook-mae          facebookresearch/mae, with the decoder or only the encoder
+    facebook-pixio        facebookresearch/pixio, with the decoder or only the encoder
     facebook-ijepa        facebookresearch/ijepa
     microsoft-simmim      microsoft/SimMIM, vision transformer or Swin
     huggingface-vitmae    transformers, ViTMAEForPreTraining or ViTMAEModel (a folder)
+    huggingface-pixio     transformers, PixioModel (a folder)
     huggingface-vit-mim   transformers, ViTForMaskedImageModeling (a folder)
     huggingface-swin-mim  transformers, SwinForMaskedImageModeling (a folder)
     mim                   timm.mim.create_mim(...).state_dict(), safetensors
@@ -36,7 +38,8 @@ tensors, from what train.py or this command wrote into the file, from the publis
 The command prints the line of Python that builds the module, and the line that loads the weights. It converts all
 tensors or none: it fails, and lists the tensors, if some are unknown, missing or of another shape. It also fails if the
 format cannot hold the model, if weights are integers, infinite or NaN, if one tensor has two names, or if `config.json`
-contradicts the tensors. If only the number of patches is known, images are assumed to be square. Checkpoints of Hugging
+contradicts the tensors. If only the number of patches is known, images are assumed to be square. The class tokens of
+Pixio become the class token and the register tokens of the timm model. Checkpoints of Hugging
 Face, and those that facebookresearch/mae saves during training, record whether MAE was trained on normalised patches.
 For others the command prints a note and assumes that it was; if not, give `--mim-kwargs norm_pix=False`.
 

@@ -200,7 +200,9 @@ def known_hints(recipe: Recipe) -> Hints:
     if heads is not None:
         model_kwargs['num_heads'] = heads
     if recipe.method == 'mae' and len(module.decoder.blocks):
-        options['decoder_heads'] = module.decoder.blocks[0].attn.num_heads
+        block = module.decoder.blocks[0]
+        attention = block.cross_attn if hasattr(block, 'cross_attn') else block.attn
+        options['decoder_heads'] = attention.num_heads
     if recipe.method == 'ijepa' and len(module.predictor.blocks):
         options['predictor_heads'] = module.predictor.blocks[0].attn.num_heads
     img_size = recipe.img_size if recipe.method is None else module.img_size

@@ -102,6 +102,7 @@ class ForeignFormat:
         encoder_alone: The format also exists with the encoder only.
         families: Families of backbones, see `family_of`.
         class_token: Its plain vision transformers have a class token.
+        registers: Its plain vision transformers have register tokens with positions.
         square: Images and patches must be square.
         writes_constants: Write constants; otherwise they are only read, from older files that have them.
         names: Translation of tensor names.
@@ -113,6 +114,7 @@ class ForeignFormat:
     encoder_alone = False
     families: Tuple[str, ...] = ('vit',)
     class_token = True
+    registers = False
     square = True
     writes_constants = True
 
@@ -189,6 +191,9 @@ class ForeignFormat:
         except TensorProblem as error:
             raise ConversionError(f'{subject}: {error.message(error.name)}.') from None
         check_tensors(recipe.tensors(), checkpoint.tensors, subject)
+        nameless = checkpoint.tensors.keys() - self.to_ours(self.from_ours(checkpoint.tensors)).keys()
+        if nameless:
+            raise ConversionError(f'{subject}: it has no name for {min(nameless)}.')
         if claimed != recipe:
             _check_same_layers(recipe.backbone, claimed.backbone, subject)
         patch_size = checkpoint.tensors[BACKBONE + 'patch_embed.proj.weight'].shape[2:]
@@ -275,7 +280,7 @@ class ForeignFormat:
     def _derive(self, tensors: Tensors, hints: Hints) -> Recipe:
         whole = any(not name.startswith(BACKBONE) for name in tensors) or not self.encoder_alone
         method = self.method if whole else None
-        return derive_recipe(tensors, method, self.family(tensors), hints, self.class_token)
+        return derive_recipe(tensors, method, self.family(tensors), hints, self.class_token, self.registers)
 
     def _check_family(self, tensors: Tensors, recipe: Recipe) -> None:
         """Check that the model named by the user belongs to the family of the tensors."""

@@ -4,16 +4,17 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, NamedTuple, Optional, Tuple, Union
 
 from .checkpoint import TARGETS_WITHOUT_A_MODEL, Checkpoint, ConversionError, Hints, Recipe
-from .facebook import FacebookIJEPA, FacebookMAE
+from .facebook import FacebookIJEPA, FacebookMAE, FacebookPixio
 from .files import Source, read_source
-from .huggingface import HuggingFaceSwinMIM, HuggingFaceViTMAE, HuggingFaceViTMIM
+from .huggingface import HuggingFacePixio, HuggingFaceSwinMIM, HuggingFaceViTMAE, HuggingFaceViTMIM
 from .microsoft import MicrosoftSimMIM
 from .ours import Encoder, Method, TargetEncoder, TrainingCheckpoint
 
 __all__ = ['FORMATS', 'Conversion', 'convert']
 
 _FOREIGN = (
-    FacebookMAE(), FacebookIJEPA(), MicrosoftSimMIM(), HuggingFaceViTMAE(), HuggingFaceViTMIM(), HuggingFaceSwinMIM())
+    FacebookMAE(), FacebookPixio(), FacebookIJEPA(), MicrosoftSimMIM(), HuggingFaceViTMAE(), HuggingFacePixio(),
+    HuggingFaceViTMIM(), HuggingFaceSwinMIM())
 _OURS = (Method(), TrainingCheckpoint(), Encoder(), TargetEncoder())
 FORMATS: Dict[str, Any] = {fmt.name: fmt for fmt in (*_FOREIGN, *_OURS)}
 

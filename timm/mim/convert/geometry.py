@@ -82,6 +82,7 @@ def derive_recipe(
         family: str,
         hints: Hints,
         class_token: bool,
+        registers: bool = False,
 ) -> Recipe:
     """Return how to build the module that tensors belong to.
 
@@ -91,6 +92,7 @@ def derive_recipe(
         family: Family of the backbone, see `family_of`.
         hints: Information besides the tensors.
         class_token: Whether a plain vision transformer has a class token.
+        registers: Whether a plain vision transformer has register tokens, which have positions like the class token.
 
     Raises:
         TensorProblem: A tensor that determines a size is missing, or has the wrong number of dimensions.
@@ -99,7 +101,7 @@ def derive_recipe(
     if hints.model is not None:
         return Recipe(method, hints.model, hints.img_size, hints.model_kwargs, _options(tensors, method, hints))
     if family == 'vit':
-        model = _vit(tensors, hints, class_token)
+        model = _vit(tensors, hints, class_token, registers)
     else:
         model = (_beit if family == 'beit' else _swin)(tensors, hints)
     options = _options(tensors, method, hints)
@@ -127,7 +129,7 @@ def _options(tensors: Mapping[str, torch.Tensor], method: Optional[str], hints: 
     return {**options, **hints.options}
 
 
-def _vit(tensors: Mapping[str, torch.Tensor], hints: Hints, class_token: bool) -> _Model:
+def _vit(tensors: Mapping[str, torch.Tensor], hints: Hints, class_token: bool, registers: bool = False) -> _Model:
     width, in_chans, *patch_size = _need(tensors, BACKBONE + 'patch_embed.proj.weight', 4).shape
     depth, hidden = _count(tensors, BACKBONE + 'blocks.'), _hidden(tensors)
     heads = _num_heads(hints, width)
@@ -139,7 +141,10 @@ def _vit(tensors: Mapping[str, torch.Tensor], hints: Hints, class_token: bool) -
         name = 'vit_base_patch16_224'
         kwargs.update(_size_kwargs(width, depth, heads, hidden, patch_size))
         kwargs.update({} if class_token else _NO_CLASS_TOKEN)
-    num_patches = _num_positions(tensors, class_token)
+    num_registers = _need(tensors, BACKBONE + 'reg_token', 3).shape[1] if registers else 0
+    if registers:
+        kwargs['reg_tokens'] = num_registers
+    num_patches = _num_positions(tensors, class_token + num_registers)
     return _Model(name, hints.img_size or _square(num_patches, patch_size), kwargs, tuple(patch_size))
 
 
@@ -242,13 +247,14 @@ def _count(tensors: Mapping[str, Any], prefix: str, first: str = 'norm1.weight')
     return count
 
 
-def _num_positions(tensors: Mapping[str, torch.Tensor], class_token: bool) -> int:
+def _num_positions(tensors: Mapping[str, torch.Tensor], num_prefix_tokens: int) -> int:
     """Return the number of patches that have a position embedding."""
     name = BACKBONE + 'pos_embed'
     positions = _need(tensors, name, 3).shape[1]
-    if positions <= class_token:
-        raise TensorProblem(name, 'without patches', f' ({positions} positions, one of them for the class token)')
-    return positions - class_token
+    if positions <= num_prefix_tokens:
+        raise TensorProblem(
+            name, 'without patches', f' ({positions} positions, {num_prefix_tokens} of them for class tokens)')
+    return positions - num_prefix_tokens
 
 
 def _num_heads(hints: Hints, width: int) -> int:

@@ -1,4 +1,4 @@
-"""Formats of Hugging Face's transformers: ViTMAE, and ViT and Swin for masked image modeling.
+"""Formats of Hugging Face's transformers: ViTMAE and Pixio, and ViT and Swin for masked image modeling.
 
 The tensor names are those in files, which every release reads. From release 5 on, modules in memory have other names;
 these are read, too. A checkpoint is a folder with `config.json` and `model.safetensors`, as for `from_pretrained`.
@@ -14,18 +14,19 @@ import torch
 import torch.nn as nn
 
 from .checkpoint import BACKBONE, Checkpoint, ConversionError, Hints, Recipe, Tensors
+from .facebook import join_class_tokens, several_class_tokens, split_class_tokens
 from .fields import Fields
 from .files import Source, write_file, write_json, write_safetensors
 from .foreign import ForeignFormat, Names, join_qkv, move_downsampling, split_qkv
 from .microsoft import swin_position_indices
 
-__all__ = ['HuggingFaceSwinMIM', 'HuggingFaceViTMAE', 'HuggingFaceViTMIM']
+__all__ = ['HuggingFacePixio', 'HuggingFaceSwinMIM', 'HuggingFaceViTMAE', 'HuggingFaceViTMIM']
 
 # values of config.json that the tensors determine, too; both must agree
 _TOLD_BY_TENSORS = (
     'model_type', 'patch_size', 'num_channels', 'hidden_size', 'num_hidden_layers', 'intermediate_size', 'qkv_bias',
-    'embed_dim', 'depths', 'num_heads', 'window_size', 'mlp_ratio', 'encoder_stride', 'decoder_hidden_size',
-    'decoder_num_hidden_layers', 'decoder_intermediate_size',
+    'n_cls_tokens', 'embed_dim', 'depths', 'num_heads', 'window_size', 'mlp_ratio', 'encoder_stride',
+    'decoder_hidden_size', 'decoder_num_hidden_layers', 'decoder_intermediate_size',
 )
 
 # pairs (theirs, ours) of beginnings or parts of names, see `Names`
@@ -42,6 +43,7 @@ _VIT_BLOCK = [
     ('.attention.attention.value.', '.attn.v.'),
     *_BLOCK,
 ]
+_PIXIO_BLOCK = [pair for pair in _VIT_BLOCK if 'layernorm' not in pair[0]]  # its norms have timm's names
 _SWIN_BLOCK = [
     ('.attention.self.query.', '.attn.q.'),
     ('.attention.self.key.', '.attn.k.'),
@@ -168,6 +170,8 @@ class HuggingFaceViTMAE(_HuggingFace):
 
     def recognises(self, source: Source) -> bool:
         names = source.tensors
+        if several_class_tokens(names.get('embeddings.cls_token')):
+            return False
         encoder = any(name.startswith(('vit.', 'embeddings.')) for name in names)
         decoder = any(name.startswith('decoder.decoder_') for name in names)
         return decoder or (encoder and 'vit.embeddings.mask_token' not in names)
@@ -216,6 +220,56 @@ class HuggingFaceViTMAE(_HuggingFace):
             decoder_intermediate_size=block.mlp.fc1.out_features,
             norm_pix_loss=module.norm_pix,
             mask_ratio=module.mask_ratio,
+        )
+
+
+class HuggingFacePixio(_HuggingFace):
+    """PixioModel, an encoder. Its class tokens become timm's class token and its register tokens."""
+    name = 'huggingface-pixio'
+    holds = 'plain vision transformers with a class token and register tokens that have positions'
+    encoder_alone = True
+    registers = True
+    model_type = 'pixio'
+    architecture = 'PixioModel'
+    in_memory = [
+        ('.attention.q_proj.', '.attention.attention.query.'),
+        ('.attention.k_proj.', '.attention.attention.key.'),
+        ('.attention.v_proj.', '.attention.attention.value.'),
+        ('.layernorm_before.', '.norm1.'),
+        ('.layernorm_after.', '.norm2.'),
+        *_IN_MEMORY,
+    ]
+    names = Names([
+        ('embeddings.cls_token', BACKBONE + 'cls_token'),
+        ('embeddings.position_embeddings', BACKBONE + 'pos_embed'),
+        ('embeddings.patch_embeddings.projection.', BACKBONE + 'patch_embed.proj.'),
+        ('encoder.layer', BACKBONE + 'blocks'),
+        ('layernorm.', BACKBONE + 'norm.'),
+    ], _PIXIO_BLOCK)
+
+    def recognises(self, source: Source) -> bool:
+        return several_class_tokens(source.tensors.get('embeddings.cls_token'))
+
+    def canonical(self, tensors: Tensors) -> Tensors:
+        tensors = self.renamed(
+            tensors, lambda name: f'encoder.layer.{name[len("layers."):]}' if name.startswith('layers.') else name)
+        return super().canonical(tensors)
+
+    def to_ours(self, tensors: Tensors) -> Tensors:
+        return split_class_tokens(super().to_ours(tensors))
+
+    def from_ours(self, tensors: Tensors) -> Tensors:
+        return super().from_ours(join_class_tokens(tensors))
+
+    def config(self, recipe: Recipe) -> Dict[str, Any]:
+        model = recipe.backbone
+        ratio = model.blocks[0].mlp.fc1.out_features / model.embed_dim
+        config = _vit_config(model)
+        return dict(
+            super().config(recipe),
+            **{name: value for name, value in config.items() if name != 'intermediate_size'},
+            mlp_ratio=int(ratio) if ratio == int(ratio) else ratio,
+            n_cls_tokens=model.num_prefix_tokens,
         )
 
 

@@ -11,13 +11,14 @@ import torch.nn as nn
 from timm.utils import is_primary, random_seed
 from .checkpoints import Checkpoint, RunSaver, load_checkpoint
 from .data.datasets import file_names, image_mode, open_data, resolve_image_config
-from .data.image_folder import fingerprint
+from .data.image_folder import fingerprint, num_images
 from .data.loading import create_train_loader, ending_workers
 from .encoder_files import save_encoder
 from .errors import RunStopped, StopSignal, UserError, exit_codes
 from .flags.run_options import RunOptions
 from .held_out import HeldOutImages, hold_out
 from .options import resolve_options
+from .plan import plan
 from .probes.probes import Probes
 from .reporting.console import LogFile, Progress, lines_above_bar, log_end, log_start, peak_memory, wants_bar
 from .reporting.records import Records, check_trackers, open_trackers
@@ -289,9 +290,12 @@ def _run(args: argparse.Namespace, log: LogFile, lock: FolderLock) -> None:
     options, from_recipe = resolve_options(args)
     import_device_modules(options.device_modules)
     check_trackers(options)
+    mode = image_mode(options.in_chans, options.input_img_mode)
+    if options.plan is not None:
+        print(plan(options, num_images(open_data(options, mode).train)))
+        return
     process = init_process(options)
     folder, checkpoint = _begin(options, process, lock)
-    mode = image_mode(options.in_chans, options.input_img_mode)
     data = open_data(options, mode)
     images = fingerprint(data.train, data.held_out)
     if checkpoint is not None:

@@ -8,7 +8,11 @@ import os
 import re
 from contextlib import contextmanager, nullcontext
 from functools import partial
+<<<<<<< HEAD
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+=======
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
+>>>>>>> main
 
 import torch
 import torch.nn as nn
@@ -25,6 +29,7 @@ from ..files import verify_checksums
 from .checkpoints import Checkpoint
 from .errors import UserError, flag_name, one_line
 from .flags.run_options import RunOptions
+from .optimizers import JoinedOptimizer, only_training, own_parts
 from .resume import restore_weights
 from .sharding import shard
 
@@ -272,6 +277,8 @@ def create_optimizer(
 ) -> torch.optim.Optimizer:
     """Create the optimizer. It is fused where PyTorch supports that: faster, and it skips a step without the host.
 
+    If some parameters of the method have optimizers of their own, the result is a `JoinedOptimizer`.
+
     Args:
         method: Method, whose parameters that require a gradient are optimized.
         options: Options of the run.
@@ -281,16 +288,33 @@ def create_optimizer(
     Raises:
         UserError: An option does not fit the optimizer.
     """
+    parts = own_parts(method, options)
+    with only_training(method, parts):
+        optimizer = _create_single_optimizer(method, options, learning_rate, device)
+    if not parts:
+        return optimizer
+    own = [
+        (_create_single_optimizer(part.parameters, part.options, learning_rate * part.lr_scale, device), part.options)
+        for part in parts]
+    return JoinedOptimizer([(optimizer, options), *own])
+
+
+def _create_single_optimizer(
+        parameters: Union[nn.Module, List[nn.Parameter]],
+        options: RunOptions,
+        learning_rate: float,
+        device: torch.device,
+) -> torch.optim.Optimizer:
     config = optimizer_kwargs(argparse.Namespace(**{**vars(options), 'lr': learning_rate}))
     chosen = options.opt_kwargs
     can_fuse = options.opt.lower() in ('adam', 'adamw') and device.type in ('cpu', 'cuda')
     if can_fuse and not {'fused', 'foreach', 'capturable', 'differentiable'} & chosen.keys():
         try:
-            return create_optimizer_v2(method, **config, **chosen, fused=True)
+            return create_optimizer_v2(parameters, **config, **chosen, fused=True)
         except Exception:  # PyTorch has no fused version here, or the user made a mistake: then the next call fails too
             pass
     try:
-        return create_optimizer_v2(method, **config, **chosen)
+        return create_optimizer_v2(parameters, **config, **chosen)
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as e:
         raise UserError(f'--opt {options.opt}: {one_line(e)}') from e
 
@@ -312,10 +336,11 @@ class Schedules:
     """Steps the learning rate and the weight decay at every update, as in the published recipes.
 
     Attributes:
-        num_epochs: Number of epochs of the learning rate schedule, including warm-up and cool-down.
+        num_epochs: Number of epochs of the learning rate schedule, including warm-up and cool-down. A part of the
+            parameters with a schedule of its own does not change it.
 
     Args:
-        optimizer: Optimizer.
+        optimizer: Optimizer, or several that are joined.
         options: Options of the run.
         updates_per_epoch: Number of updates in an epoch.
 
@@ -324,9 +349,14 @@ class Schedules:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, options: RunOptions, updates_per_epoch: int):
-        self.learning_rate, self.num_epochs = _create_scheduler(optimizer, options, updates_per_epoch)
-        self.weight_decay = WeightDecaySchedule(
-            optimizer, options.weight_decay_end, self.num_epochs * updates_per_epoch)
+        self.learning_rates, self.weight_decays = [], []
+        for member, own in getattr(optimizer, 'members', [(optimizer, options)]):
+            scheduler, num_epochs = _create_scheduler(member, own, updates_per_epoch)
+            self.learning_rates.append(scheduler)
+            if len(self.learning_rates) == 1:
+                self.num_epochs = num_epochs
+            self.weight_decays.append(
+                WeightDecaySchedule(member, own.weight_decay_end, self.num_epochs * updates_per_epoch))
 
     def step(self, update: int) -> None:
         """Set learning rate and weight decay for the next update.
@@ -334,9 +364,11 @@ class Schedules:
         Args:
             update: Number of updates done.
         """
-        if self.learning_rate is not None:
-            self.learning_rate.step_update(update)
-        self.weight_decay.step(update)
+        for scheduler in self.learning_rates:
+            if scheduler is not None:
+                scheduler.step_update(update)
+        for weight_decay in self.weight_decays:
+            weight_decay.step(update)
 
 
 def _create_scheduler(

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 from timm.utils import is_primary
 from ..masking import keyed_noise
 from .checkpoints import Checkpoint
+from .data.image_folder import num_images
 from .data.loading import batches_of_epoch
 from .data.reading import sample_seed
 from .errors import StopSignal, UnreadableImages, UserError
@@ -159,8 +160,7 @@ class Trainer:
     @property
     def num_images(self) -> Optional[int]:
         """Number of training images, None for a stream."""
-        dataset = self.train_loader.dataset
-        return None if isinstance(dataset, IterableDataset) else len(dataset)
+        return num_images(self.train_loader.dataset)
 
     @property
     def last_epoch(self) -> int:

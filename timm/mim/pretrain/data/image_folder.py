@@ -7,7 +7,7 @@ from collections import deque
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
@@ -90,6 +90,11 @@ def draw_held_out(names: Sequence[str], count: int) -> Tuple[List[int], List[int
     return [i for i in range(len(names)) if i not in chosen], sorted(chosen)
 
 
+def num_images(dataset: Dataset) -> Optional[int]:
+    """Return the number of images of a dataset, None for a stream."""
+    return None if isinstance(dataset, IterableDataset) else len(dataset)
+
+
 def fingerprint(train: Dataset, held_out: Dataset) -> Dict[str, Dict[str, Any]]:
     """Return the number of images of each part and a hash of their names, None for what a dataset does not know."""
     return {part: _fingerprint(dataset) for part, dataset in dict(train=train, held_out=held_out).items()}
@@ -98,7 +103,7 @@ def fingerprint(train: Dataset, held_out: Dataset) -> Dict[str, Dict[str, Any]]:
 def _fingerprint(dataset: Dataset) -> Dict[str, Any]:
     names = image_names(dataset)
     if names is None:
-        return dict(count=len(dataset) if hasattr(dataset, '__len__') else None, names=None)
+        return dict(count=num_images(dataset), names=None)
     text = '\n'.join(names).encode('utf-8', 'surrogateescape')
     return dict(count=len(names), names=hashlib.blake2b(text, digest_size=16).hexdigest())
 

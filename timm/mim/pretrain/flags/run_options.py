@@ -12,7 +12,11 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from .parser import OneOrTwo
 
+<<<<<<< HEAD
 METHODS = ('simmim', 'mae', 'ijepa', 'data2vec', 'spark', 'fcmae')
+=======
+METHODS = ('simmim', 'mae', 'ijepa', 'capi', 'spark', 'fcmae')
+>>>>>>> main
 
 # Which numbers an option allows
 ONE_OR_MORE = 'be 1 or more'
@@ -250,7 +254,8 @@ class MaskedImageModelingOptions:
         None, 'RATIO', 'fraction of the image that is masked (default: from the recipe of the method)', resume=SAME)
     mask_unit: Optional[List[int]] = option(
         None, 'N',
-        'side of a masked square in pixels, or height and width (default: the size nearest to 32 that fits the model)',
+        'side of a masked square in pixels, or height and width (default: a patch for MAE and I-JEPA, otherwise the '
+        'size nearest to 32 that fits the model)',
         resume=SAME)
     mim_kwargs: Dict[str, Any] = option({}, 'KEY=VALUE', 'any option of the method', resume=SAME)
     weight_decay_end: Optional[float] = option(
@@ -287,6 +292,11 @@ class MaskedImageModelingOptions:
         'choose the best epoch by the first probe, not by the held-out error; the encoder before training takes part',
         resume=SAME)
     log_tensorboard: bool = switch('write event files for TensorBoard to the run folder')
+    plan: Optional[int] = option(
+        None, 'PROCESSES',
+        'print the memory, the operations and the time that the run takes on this many processes (default: 1), and end '
+        'without training',
+        allowed=ONE_OR_MORE, nargs='?', const=1)
 
 
 # In the order of `--help`

@@ -36,6 +36,9 @@ _NOTE = "curves.png needs matplotlib: pip install matplotlib, or the extra 'plot
 _OWN_FILE = 'upstream.lock.json'  # at the top of this package's repository only
 
 REPORT = 'report.html'
+# measures that show a collapse of the targets
+_VARIETY = tuple(f'eval_{name}' for name in ('target_std', 'target_rank', 'assignment_entropy', 'cluster_entropy'))
+
 _MAX_PICTURES = 8  # evenly spread over the run
 _MAX_ROWS = 40
 _MAX_WIDTH = 1200  # of a picture, in pixels
@@ -135,7 +138,7 @@ def create_figure(lines: List[Dict[str, Any]]):
 def _group(evaluations: List[Dict[str, Any]]) -> List[Tuple[str, List[str]]]:
     """Group metrics into panels: errors, variety of the targets, accuracies of probes."""
     names = list(dict.fromkeys(name for line in evaluations for name in line if name.startswith('eval_')))
-    variety = [name for name in names if name in ('eval_target_std', 'eval_target_rank')]
+    variety = [name for name in names if name in _VARIETY]
     probes = [name for name in names if '_top1' in name]
     errors = [name for name in names if name not in variety + probes]
     groups = [('held-out error', errors), ('variety of the targets', variety), ('accuracy of probes, %', probes)]
