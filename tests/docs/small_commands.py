@@ -61,26 +61,19 @@ def _shorter_run(args: Dict[str, Any]) -> List[str]:
 
 def _smaller_model(args: Dict[str, Any]) -> List[str]:
     # the targets of I-JEPA need a grid that leaves a context
-<<<<<<< HEAD
-    flags = _fewer_pixels(args['model'], args.get('img_size'), more=args.get('mim') == 'ijepa')
-    if not args.get('pretrained') or args.get('pretrained_path'):  # published weights are of a whole model
-        flags += _fewer_layers(args['model'], args.get('model_kwargs'))
-    depth = DECODER_DEPTH.get(args.get('mim'))
-    few = dict(spark=dict(decoder_dim=32), fcmae=dict(decoder_dim=32), data2vec=dict(clone_batch=2, decoder_layers=1))
-    smaller = {depth: 2} if depth else few.get(args.get('mim'), {})
-=======
     patch = (args.get('model_kwargs') or {}).get('patch_size')
     model = args['model'] if patch is None else f'{args["model"]}_patch{patch}'
     flags = _fewer_pixels(model, args.get('img_size'), more=args.get('mim') == 'ijepa')
     if args.get('mim') == 'mae' and args.get('mask_unit'):
         flags += ['--mask-unit', '32']  # several of them in a small image
-    if not args.get('pretrained'):  # those weights are of a whole model
+    if not args.get('pretrained') or args.get('pretrained_path'):  # published weights are of a whole model
         flags += _fewer_layers(args['model'], args.get('model_kwargs'))
     depth = DECODER_DEPTH.get(args.get('mim'))
     smaller = {depth: 2} if depth else dict(decoder_dim=32) if args.get('mim') in ('spark', 'fcmae') else {}
+    if args.get('mim') == 'data2vec':
+        smaller = dict(clone_batch=2, decoder_layers=1)
     if args.get('mim') == 'capi':
         smaller['num_clusters'] = 16
->>>>>>> main
     return flags + (_key_values('--mim-kwargs', {**args.get('mim_kwargs', {}), **smaller}) if smaller else [])
 
 

@@ -37,23 +37,13 @@ def test_target_of_the_wrong_shape(target, shape):
         SimMIM(build('vit'), img_size=(64, 96), target=target)
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize('name', ['simmim', 'mae', 'ijepa', 'data2vec', 'spark', 'fcmae'])
-=======
 @pytest.mark.parametrize('name, options', [
     ('simmim', {}), ('mae', {}), ('mae', dict(decoder='cross', predict_ratio=0.5)), ('ijepa', dict(num_targets=2)),
-    ('capi', dict(num_clusters=16, predictor_depth=1)),
+    ('data2vec', dict(mask_ratio=0.5)), ('capi', dict(num_clusters=16, predictor_depth=1)),
     ('spark', dict(decoder_dim=32)), ('fcmae', dict(decoder_dim=32))])
->>>>>>> main
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_precision_of_the_loss(name, options, dtype):
     torch.manual_seed(0)
-<<<<<<< HEAD
-    options = dict(
-        ijepa=dict(num_targets=2), data2vec=dict(mask_ratio=0.5), spark=dict(decoder_dim=32),
-        fcmae=dict(decoder_dim=32)).get(name, {})
-=======
->>>>>>> main
     model = timm.create_model('test_convnext2') if name in ('spark', 'fcmae') else build('vit')
     method = create_mim(name, model, **options).to(dtype)
     output = method(images_for(method).to(dtype))

@@ -56,14 +56,11 @@ PAPERS = {
         SIMMIM, img_size=(192, 192), sched='cosine', drop_path=0.0, warmup_lr=pytest.approx(4 * 1e-6),
         min_lr=pytest.approx(4 * 1e-5))),
     'ijepa_vit_huge_patch14': (2048, 300, 1e-3, 631, IJEPA),
-<<<<<<< HEAD
     'data2vec_vit_base_patch16': (256, 75, 1e-3, 86, DATA2VEC),
-=======
     'capi_vit_large_patch14': (16384, 6410, 1e-3, 303, dict(
         IMAGENET, mim='capi', img_size=(224, 224), mask_ratio=0.65, drop_path=0.2, opt='adamw', opt_betas=[0.9, 0.95],
         weight_decay=0.1, clip_grad=0, sched='cosine', warmup_lr=0, min_lr=9.5e-5, scale=[0.6, 1.0],
         ratio=[3 / 4, 4 / 3], hflip=0.5, train_interpolation='bicubic', color_jitter=0)),
->>>>>>> main
     'spark_resnet50': (4096, 1600, 3.2e-3, 24, dict(SPARK, drop_path=0.05, opt_betas=[0.9, 0.95])),
     'spark_convnext_base': (4096, 1600, 3.2e-3, 88, dict(SPARK, drop_path=0.3, opt_betas=[0.9, 0.999])),
     'fcmae_convnextv2_base': (4096, 1600, 2.4e-3, 88, FCMAE),
@@ -73,13 +70,10 @@ METHODS = {
     'mae': dict(norm_pix=True, num_visible=49),
     'simmim': dict(mask_unit=(32, 32)),
     'ijepa': dict(momentum=[0.996, 1.0]),
-<<<<<<< HEAD
     'data2vec': dict(num_visible=39, num_blocks=5, clone_batch=16, target_layers=list(range(2, 12))),
-=======
     'capi': dict(
         num_visible=90, num_predicted=8, num_prefix_tokens=16, num_clusters=16384, teacher_temperature=0.06,
         student_temperature=0.12, sinkhorn_iterations=3, momentum=[0.999, 0.9999], momentum_warmup=0.1),
->>>>>>> main
     'spark': dict(norm_pix=True, num_visible=20, mask_unit=(32, 32)),
     'fcmae': dict(norm_pix=True, num_visible=19, mask_unit=(32, 32)),
 }

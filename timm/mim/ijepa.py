@@ -31,13 +31,8 @@ from .masking import scatter_patches, unit_grid, unit_patches
 from .meta_run import dry_run, dry_run_visible
 from .multi_block import MultiBlockMasks, MultiBlockSampler, OfficialMultiBlockSampler
 from .output import MIMOutput, View
-<<<<<<< HEAD
-from .targets import full_precision, patchify
-from .teacher import EMATeacherMethod, check_momentum, variety
-=======
 from .targets import full_precision
-from .teacher import EMATeacherMethod, check_momentum
->>>>>>> main
+from .teacher import EMATeacherMethod, check_momentum, variety
 
 __all__ = ['IJEPA']
 

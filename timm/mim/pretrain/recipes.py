@@ -53,7 +53,6 @@ RECIPES = {
         color_jitter=0.0,
         train_interpolation='bilinear',
     ),
-<<<<<<< HEAD
     # data2vec 2.0, table 8 and the configuration of ViT-B in facebookresearch/fairseq: 1e-3 for 256 images
     'data2vec': dict(
         opt='adamw',
@@ -64,7 +63,11 @@ RECIPES = {
         lr_base_size=256,
         lr_base_scale='linear',
         scale=[0.2, 1.0],
-=======
+        ratio=[3 / 4, 4 / 3],
+        hflip=0.5,
+        color_jitter=0.0,
+        train_interpolation='bicubic',
+    ),
     # CAPI, the default configuration of facebookresearch/capi: 1e-3 for 16384 images
     'capi': dict(
         opt='adamw',
@@ -75,7 +78,6 @@ RECIPES = {
         lr_base_size=16384,
         lr_base_scale='linear',
         scale=[0.6, 1.0],
->>>>>>> main
         ratio=[3 / 4, 4 / 3],
         hflip=0.5,
         color_jitter=0.0,

@@ -8,11 +8,7 @@ import os
 import re
 from contextlib import contextmanager, nullcontext
 from functools import partial
-<<<<<<< HEAD
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
-=======
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
->>>>>>> main
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 import torch.nn as nn

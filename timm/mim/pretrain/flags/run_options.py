@@ -12,11 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from .parser import OneOrTwo
 
-<<<<<<< HEAD
-METHODS = ('simmim', 'mae', 'ijepa', 'data2vec', 'spark', 'fcmae')
-=======
-METHODS = ('simmim', 'mae', 'ijepa', 'capi', 'spark', 'fcmae')
->>>>>>> main
+METHODS = ('simmim', 'mae', 'ijepa', 'data2vec', 'capi', 'spark', 'fcmae')
 
 # Which numbers an option allows
 ONE_OR_MORE = 'be 1 or more'
