@@ -94,6 +94,8 @@ def test_best_epoch_by_a_probe(accuracies, best, train, images, labelled, given,
         f'{tmp_path} --experiment run --epochs 3 --lr 1e-2 --layer-decay 0.7 --pretrained-path {given} --mim-probe knn '
         f'--mim-probe-dir {labelled} --mim-probe-interval 1 --mim-probe-best')
     train(f'{run} --stop-epoch 1')
+    stopped = capsys.readouterr().err
+    assert 'encoder before training: no epoch was better' in stopped
     train(f'{run} --resume auto')
     start = torch.load(given)
     assert len(weights) == 4 and all(torch.equal(tensor, weights[0][name]) for name, tensor in start.items())
@@ -110,9 +112,10 @@ def test_best_epoch_by_a_probe(accuracies, best, train, images, labelled, given,
     assert [line['eval_knn_top1'] for line in lines if 'eval_knn_top1' in line] == list(accuracies)
     assert [line['update'] for line in lines if 'eval_knn_top1' in line][0] == 0
     text = capsys.readouterr().err
+    assert ('encoder before training: no epoch was better' in text) == (best < 0)
+    text = stopped + text
     worse = [f'knn_top1 {value:.1f} % after 80.0 %' for value in accuracies[1:] if value < 80]
     assert text.count('worse than before training') == len(worse) and all(message in text for message in worse)
-    assert ('encoder before training: no epoch was better' in text) == (best < 0)
 
 
 def test_best_epoch_by_a_probe_needs_one(train, images, capsys):

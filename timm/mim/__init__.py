@@ -4,7 +4,7 @@ from .backbone import (
     encode_with_mask_token,
     remove_unused,
 )
-from .data2vec import Data2Vec, Data2VecMask
+from .data2vec import Data2Vec
 from .decoder import (
     MaskedDecoder,
     PixelDecoder,
@@ -60,7 +60,7 @@ from .spark import SparK
 from .teacher import EMATeacherMethod, TeacherTarget
 
 __all__ = [
-    'CAPI', 'CrossDecoder', 'Data2Vec', 'Data2VecMask', 'EMATeacherMethod', 'FCMAE', 'FeatureMap', 'IJEPA',
+    'CAPI', 'CrossDecoder', 'Data2Vec', 'EMATeacherMethod', 'FCMAE', 'FeatureMap', 'IJEPA',
     'ImageSizeError', 'MAE', 'MIMMethod', 'MIMOutput', 'MIMUnsupportedError', 'MaskedDecoder', 'MultiBlockMasks',
     'MultiBlockSampler', 'PixelDecoder', 'SimMIM', 'SparK', 'TeacherTarget', 'View', 'VisibleMap', 'block_mask',
     'block_noise_size', 'create_mim', 'default_mask_unit', 'dry_run', 'encode_visible', 'encode_with_mask_token',
