@@ -69,10 +69,12 @@ def _smaller_model(args: Dict[str, Any]) -> List[str]:
         flags += ['--mask-unit', '32']  # several of them in a small image
     if args.get('naflex_loader'):
         flags = ['--naflex-train-seq-lens', '16', '24', '--naflex-max-seq-len', '20']
-    if not args.get('pretrained'):  # those weights are of a whole model
+    if not args.get('pretrained') or args.get('pretrained_path'):  # published weights are of a whole model
         flags += _fewer_layers(args['model'], args.get('model_kwargs'))
     depth = DECODER_DEPTH.get(args.get('mim'))
     smaller = {depth: 2} if depth else dict(decoder_dim=32) if args.get('mim') in ('spark', 'fcmae') else {}
+    if args.get('mim') == 'data2vec':
+        smaller = dict(clone_batch=2, decoder_layers=1)
     if args.get('mim') == 'capi':
         smaller['num_clusters'] = 16
     return flags + (_key_values('--mim-kwargs', {**args.get('mim_kwargs', {}), **smaller}) if smaller else [])

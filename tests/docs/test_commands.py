@@ -51,6 +51,12 @@ ELSEWHERE = {
     'python -m patchset series CLONE -o DIR':
         'needs a clone of upstream: tests/patchset/test_series.py::test_series_gives_the_woven_tree_and_nothing_else',
     'git am --3way': 'tests/patchset/test_series.py::test_series_gives_the_woven_tree_and_nothing_else',
+    'python -m timm.mim.pretrain -c continue_data2vec --model vit_small_patch16_224 --data-dir IMAGES '
+    '--mim-probe-dir LABELLED':
+        'fetches weights; with those of a file: tests/train/test_probe_run.py::test_best_epoch_by_a_probe',
+    'python train.py --mim mae --pretrained --model vit_small_patch16_224 --lr-base 1e-4 --layer-decay 0.65 '
+    '--data-dir IMAGES --mim-probe-dir LABELLED --mim-probe-interval 1 --mim-probe-best':
+        'fetches weights; with those of a file: tests/train/test_probe_run.py::test_best_epoch_by_a_probe',
     'pip install -U timm': 'replaces the fork, as the page says',
     'pip install -U': 'the same',
     'pip install -e .': 'tests/patchset/test_packaging.py',

@@ -19,6 +19,7 @@ OPTIONS = {
     'simmim': {},
     'mae': dict(decoder_dim=16, decoder_depth=1, decoder_heads=2),
     'ijepa': dict(predictor_dim=16, predictor_depth=1, predictor_heads=2, num_targets=2),
+    'data2vec': dict(mask_ratio=0.5, clone_batch=1, decoder_dim=16, decoder_layers=1),
 }
 # Softmax does not see a key bias, which moves all scores of a query alike, nor the bias of a single key, which is what
 # the last stage of LeViT has in a small image. A batch norm removes a bias in front of it (ReXNet, SHViT).
@@ -44,20 +45,33 @@ REFUSED_CASES = {
     'deepseek-classifier-align-padded': 'multiple of',
     'gemma4-classifier-soft': 'multiple of 32|pools neighbours on the grid',
 }
+# models of data2vec that encode all tokens, and are measured in the default run
+_ALL_TOKENS = 'swin-shifted', 'qwen3-classifier-merge'
+REFUSED_BY_DATA2VEC = {
+    **{name: 'masks all 1 units' for name in (
+        'levit-linear', 'levit-convolutional', 'csatv2-frequencies', 'shvit-attention')},
+    'hiera-one-pooling': 'set drop_tokens=False',
+}
 REFUSED_WHEN_DROPPING = {
     'hiera-one-pooling': 'does not return one token per visible patch',
 }
 
 
-def branches(method: str) -> List[Case]:
-    """One small model per class and configuration branch that a method serves.
+def branches(method: str, everything: bool = False) -> List[Case]:
+    """One small model per class and configuration branch that a method serves; of data2vec fewer without `everything`.
 
     Cases that differ in how a model is called, and in nothing that a method meets, are left out.
     """
     unsupported_reason = get_mim(method).unsupported_reason
-    return [
+    found = [
         case for case in all_cases()
         if set(case.probe_kwargs) <= {'img_size'} and unsupported_reason(case_class(case)) is None]
+    if method != 'data2vec' or everything:
+        return found
+    # it encodes a model that cannot drop tokens as SimMIM does, which is measured
+    drops = [case for case in found if get_mim('mae').unsupported_reason(case_class(case)) is None]
+    first = {case_class(case): case for case in reversed(drops) if case.name not in REFUSED_CASES}
+    return [*first.values(), *(case for case in found if case.name in _ALL_TOKENS)]
 
 
 _classes: Dict[str, type] = {}

@@ -39,7 +39,7 @@ def test_target_of_the_wrong_shape(target, shape):
 
 @pytest.mark.parametrize('name, options', [
     ('simmim', {}), ('mae', {}), ('mae', dict(decoder='cross', predict_ratio=0.5)), ('ijepa', dict(num_targets=2)),
-    ('capi', dict(num_clusters=16, predictor_depth=1)),
+    ('data2vec', dict(mask_ratio=0.5)), ('capi', dict(num_clusters=16, predictor_depth=1)),
     ('spark', dict(decoder_dim=32)), ('fcmae', dict(decoder_dim=32))])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_precision_of_the_loss(name, options, dtype):

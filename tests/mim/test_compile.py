@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from timm.mim import CAPI, IJEPA, MAE, SimMIM
+from timm.mim import CAPI, IJEPA, MAE, Data2Vec, SimMIM
 from tiny_models import build, images_for
 
 
@@ -32,8 +32,9 @@ def train_compiled(method, steps):
     (True, lambda: SimMIM(build('vit', depth=1))),
     (False, lambda: SimMIM(build('swin', depths=(1, 1)))),
     (True, lambda: IJEPA(build('vit', depth=1), predictor_dim=24, predictor_depth=1)),
+    (True, lambda: Data2Vec(build('vit', depth=1), mask_ratio=0.5, clone_batch=2, decoder_layers=1)),
     (True, lambda: CAPI(build('vit', depth=1), num_clusters=16, predictor_depth=1, predict_ratio=0.5)),
-], ids=['mae', 'mae_cross', 'simmim', 'simmim_swin', 'ijepa', 'capi'])
+], ids=['mae', 'mae_cross', 'simmim', 'simmim_swin', 'ijepa', 'data2vec', 'capi'])
 def test_one_graph(create, fast_path):
     method = create()
     method.fast_path = fast_path

@@ -63,7 +63,7 @@ def test_a_method_of_ones_own(monkeypatch):
         def forward(self, images, mask=None, noise=None, generator=None):
             return MIMOutput(images.sum() * 0, images, images, mask)
 
-    assert list_mims() == ['capi', 'fcmae', 'ijepa', 'mae', 'nothing', 'simmim', 'spark']
+    assert list_mims() == ['capi', 'data2vec', 'fcmae', 'ijepa', 'mae', 'nothing', 'simmim', 'spark']
     assert get_mim('nothing') is Nothing
     assert create_mim('nothing', build('vit'), power=2).power == 2
     assert set(list_mim_models('nothing', 'resnet*')) == set(timm.list_models('resnet*', module='resnet'))

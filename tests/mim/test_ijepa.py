@@ -6,7 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from timm.mim import IJEPA, keyed_noise, official_multi_block_masks
-from timm.mim.ijepa import _variety
+from timm.mim.teacher import variety
 from timm.models.vision_transformer import VisionTransformer
 from tiny_models import build, images_for
 
@@ -174,19 +174,19 @@ def test_targets_are_normalised():
 
 def test_logs_of_known_features():
     generator = torch.Generator().manual_seed(0)
-    constant = _variety(torch.ones(2, 4, 3, 8))
+    constant = variety(torch.ones(2, 4, 3, 8))
     assert constant['target_std'] == 0 and constant['target_rank'] == 0
-    line = _variety(torch.randn(50, 1, 10, 1, generator=generator) * torch.randn(8, generator=generator))
+    line = variety(torch.randn(50, 1, 10, 1, generator=generator) * torch.randn(8, generator=generator))
     assert line['target_rank'].item() == pytest.approx(1, rel=1e-4)
-    normal = _variety(3 * torch.randn(5000, 1, 4, 8, generator=generator))
+    normal = variety(3 * torch.randn(5000, 1, 4, 8, generator=generator))
     # 20000 samples: deviations of 1 in 140
     assert normal['target_std'].item() == pytest.approx(3, rel=0.02)
     assert normal['target_rank'].item() == pytest.approx(8, rel=0.02)
     plane = torch.zeros(5000, 1, 4, 8)
     plane[..., :2] = torch.randn(5000, 1, 4, 2, generator=generator)
-    assert _variety(plane)['target_rank'].item() == pytest.approx(2, rel=0.02)
+    assert variety(plane)['target_rank'].item() == pytest.approx(2, rel=0.02)
     with torch.autocast('cpu', torch.bfloat16):
-        assert _variety(plane)['target_rank'].dtype == torch.float32
+        assert variety(plane)['target_rank'].dtype == torch.float32
 
 
 def test_logs_tell_a_collapse():

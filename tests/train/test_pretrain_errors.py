@@ -32,6 +32,11 @@ def places(tmp_path_factory):
     torch.save({'some.weight': torch.zeros(3)}, root / 'others.pth')
     torch.save(timm.create_model('test_vit', num_classes=0, img_size=64).state_dict(), root / 'flipped.pth')
     flip_a_bit(root / 'flipped.pth')
+    weights = timm.create_model('test_vit', num_classes=0, img_size=64).state_dict()
+    partial = {name: tensor for name, tensor in weights.items() if not name.startswith('blocks.1.')}
+    torch.save(partial, root / 'partial.pth')
+    deeper = {name.replace('blocks.1.', 'blocks.6.'): tensor for name, tensor in weights.items()}
+    torch.save({**weights, **deeper}, root / 'larger.pth')
     (root / 'text.tar').write_text('no archive\n' * 300)
     with tarfile.open(root / 'whole.tar', 'w') as archive:
         archive.add(root / 'images', 'images')
@@ -118,6 +123,8 @@ CASES = [
     ('--initial-checkpoint {places}/text.pth', "with --initial-checkpoint '"),
     ('--pretrained-path {places}/text.safetensors', "with --pretrained-path '"),
     ('--pretrained-path {places}/others.pth', 'these would stay random'),
+    ('--pretrained-path {places}/partial.pth', 'for example blocks.1.norm1.weight: these would stay random'),
+    ('--pretrained-path {places}/larger.pth', 'for example blocks.6.norm1.weight: it is of a larger model'),
     ('--initial-checkpoint {places}/others.pth', "with --initial-checkpoint '"),
     ('--pretrained-path {places}/flipped.pth', "flipped.pth' is damaged: Bad CRC-32"),
     ('--initial-checkpoint {places}/flipped.pth', "flipped.pth' is damaged: Bad CRC-32"),

@@ -68,6 +68,20 @@ def test_run_goes_on_with_shards(train, flags, single, tmp_path):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+def test_data2vec_with_shards(train, images, tmp_path, request):
+    """With --all-models; without, the teacher of I-JEPA stands for that of data2vec."""
+    if not request.config.getoption('--all-models', False):
+        pytest.skip('needs --all-models')
+    flags = (
+        f'--data-dir {images} --mim data2vec --mim-kwargs mask_ratio=0.5 clone_batch=2 decoder_layers=2 '
+        'mask_noise_std=0 ema_decay=0.5 ema_end_decay=0.9 --opt momentum --momentum 0.9 --lr 1e-3 --clip-grad 1 '
+        '--model-ema --model-ema-decay 0.5 --epochs 2 --experiment run')
+    train(f'{flags} --output {tmp_path}/one --batch-size 8')
+    run_processes(2, f'{flags} --output {tmp_path}/two --fsdp --batch-size 2 --grad-accum-steps 2 --stop-epoch 1')
+    run_processes(2, f'{flags} --output {tmp_path}/two --fsdp --batch-size 4 --resume auto')
+    assert_close(tmp_path / 'two' / 'run', tmp_path / 'one' / 'run')
+
+
 @pytest.mark.parametrize('name, count', [
     ('test_vit', 6), ('swin_tiny_patch4_window7_224', 12), ('hiera_tiny_224', 12), ('eva02_tiny_patch14_224', 12)])
 def test_blocks(name, count):

@@ -185,6 +185,7 @@ def test_fused_where_there_is_one(opt, opt_kwargs, fused):
     ('simmim', dict(mask_unit=16)),
     ('mae', dict(decoder_depth=1, decoder_dim=32, decoder_heads=2)),
     ('ijepa', dict(predictor_depth=1, predictor_dim=32, predictor_heads=2, num_targets=2)),
+    ('data2vec', dict(mask_ratio=0.5, decoder_layers=1)),
 ])
 def test_layer_decay_is_that_of_the_plain_model(mim, options):
     """Each weight of the backbone has the rate that timm gives it when the model is trained by itself."""

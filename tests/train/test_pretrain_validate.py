@@ -109,6 +109,7 @@ def test_images_that_have_changed(validate, finished_run, images, tmp_path, caps
 @pytest.mark.parametrize('method, model, options', [
     ('ijepa', 'test_vit', 'predictor_depth=1 predictor_dim=48 num_targets=2'),
     ('mae', 'test_vit', 'decoder_depth=1 decoder_dim=32 decoder_heads=2'),
+    ('data2vec', 'test_vit', 'mask_ratio=0.5 clone_batch=2 decoder_layers=1'),
     ('spark', 'test_efficientnet', 'decoder_dim=32'),
     ('fcmae', 'test_convnext2', 'decoder_dim=32'),
 ])

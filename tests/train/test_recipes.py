@@ -37,6 +37,11 @@ SPARK = dict(
     scale=[0.67, 1.0], ratio=[3 / 4, 4 / 3], hflip=0.5, train_interpolation='bicubic', color_jitter=0)
 FCMAE = dict(MAE, mim='fcmae', mask_ratio=0.6, mask_unit=32, drop_path=0.0, amp=False)
 
+DATA2VEC = dict(
+    IMAGENET, mim='data2vec', img_size=(224, 224), mask_ratio=0.8, opt='adamw', opt_betas=[0.9, 0.95],
+    weight_decay=0.05, clip_grad=4, sched='cosine', warmup_epochs=10, warmup_lr=0, min_lr=0, scale=[0.2, 1.0],
+    ratio=[3 / 4, 4 / 3], hflip=0.5, train_interpolation='bicubic', color_jitter=0)
+
 # global batch, epochs in all, learning rate at that batch, parameters of the encoder in millions, options
 PAPERS = {
     'mae_vit_base_patch16': (4096, 800, 2.4e-3, 86, MAE),
@@ -51,6 +56,7 @@ PAPERS = {
         SIMMIM, img_size=(192, 192), sched='cosine', drop_path=0.0, warmup_lr=pytest.approx(4 * 1e-6),
         min_lr=pytest.approx(4 * 1e-5))),
     'ijepa_vit_huge_patch14': (2048, 300, 1e-3, 631, IJEPA),
+    'data2vec_vit_base_patch16': (256, 75, 1e-3, 86, DATA2VEC),
     'capi_vit_large_patch14': (16384, 6410, 1e-3, 303, dict(
         IMAGENET, mim='capi', img_size=(224, 224), mask_ratio=0.65, drop_path=0.2, opt='adamw', opt_betas=[0.9, 0.95],
         weight_decay=0.1, clip_grad=0, sched='cosine', warmup_lr=0, min_lr=9.5e-5, scale=[0.6, 1.0],
@@ -64,6 +70,7 @@ METHODS = {
     'mae': dict(norm_pix=True, num_visible=49),
     'simmim': dict(mask_unit=(32, 32)),
     'ijepa': dict(momentum=[0.996, 1.0]),
+    'data2vec': dict(num_visible=39, num_blocks=5, clone_batch=16, target_layers=list(range(2, 12))),
     'capi': dict(
         num_visible=90, num_predicted=8, num_prefix_tokens=16, num_clusters=16384, teacher_temperature=0.06,
         student_temperature=0.12, sinkhorn_iterations=3, momentum=[0.999, 0.9999], momentum_warmup=0.1),
@@ -73,7 +80,8 @@ METHODS = {
 
 
 def resolved(script, name):
-    args, _ = script._parse_args(['-c', str(RECIPES[name]), '--device', 'cpu'])
+    probed = ['--mim-probe-dir', 'samples/digits'] if name.startswith('continue_') else []
+    args, _ = script._parse_args(['-c', str(RECIPES[name]), '--device', 'cpu', *probed])
     return resolve_options(args)[0]
 
 
@@ -86,7 +94,8 @@ def test_resolves(script, name):
 
 
 def test_all_papers_are_here():
-    assert set(PAPERS) == {name for name in RECIPES if '_sample_' not in name}
+    others = [name for name in RECIPES if '_sample_' in name or name.startswith('continue_')]
+    assert set(PAPERS) == RECIPES.keys() - set(others)
 
 
 @pytest.mark.parametrize('name', PAPERS)

@@ -4,6 +4,7 @@ from .backbone import (
     encode_with_mask_token,
     remove_unused,
 )
+from .data2vec import Data2Vec
 from .decoder import (
     MaskedDecoder,
     PixelDecoder,
@@ -59,12 +60,13 @@ from .spark import SparK
 from .teacher import EMATeacherMethod, TeacherTarget
 
 __all__ = [
-    'CAPI', 'CrossDecoder', 'EMATeacherMethod', 'FCMAE', 'FeatureMap', 'IJEPA', 'ImageSizeError', 'MAE', 'MIMMethod',
-    'MIMOutput', 'MIMUnsupportedError', 'MaskedDecoder', 'MultiBlockMasks', 'MultiBlockSampler', 'PixelDecoder',
-    'SimMIM', 'SparK', 'TeacherTarget', 'View', 'VisibleMap', 'block_mask', 'block_noise_size', 'create_mim',
-    'default_mask_unit', 'dry_run', 'encode_visible', 'encode_with_mask_token', 'get_mim', 'hog_target', 'keyed_noise',
-    'list_mim_models', 'list_mims', 'masked_count', 'masked_images', 'masked_l1_loss', 'masked_loss',
-    'normalize_patches', 'normalized_pixel_target', 'official_multi_block_masks', 'patchify', 'pixel_target',
-    'random_mask', 'register_mim', 'remove_unused', 'scatter_patches', 'sincos_position_embedding', 'sinkhorn_knopp',
-    'split_mask', 'unit_grid', 'unpatchify', 'upsample_mask', 'visible_count',
+    'CAPI', 'CrossDecoder', 'Data2Vec', 'EMATeacherMethod', 'FCMAE', 'FeatureMap', 'IJEPA',
+    'ImageSizeError', 'MAE', 'MIMMethod', 'MIMOutput', 'MIMUnsupportedError', 'MaskedDecoder', 'MultiBlockMasks',
+    'MultiBlockSampler', 'PixelDecoder', 'SimMIM', 'SparK', 'TeacherTarget', 'View', 'VisibleMap', 'block_mask',
+    'block_noise_size', 'create_mim', 'default_mask_unit', 'dry_run', 'encode_visible', 'encode_with_mask_token',
+    'get_mim', 'hog_target', 'keyed_noise', 'list_mim_models', 'list_mims', 'masked_count', 'masked_images',
+    'masked_l1_loss', 'masked_loss', 'normalize_patches', 'normalized_pixel_target', 'official_multi_block_masks',
+    'patchify', 'pixel_target', 'random_mask', 'register_mim', 'remove_unused', 'scatter_patches',
+    'sincos_position_embedding', 'sinkhorn_knopp', 'split_mask', 'unit_grid', 'unpatchify', 'upsample_mask',
+    'visible_count',
 ]

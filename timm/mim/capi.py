@@ -26,12 +26,12 @@ from .decoder import check_decoder
 from .errors import MIMUnsupportedError
 from .extraction import VisibleIntermediates, visible_attention_maps, visible_intermediates
 from .factory import register_mim
-from .ijepa import _num_heads, _variety
+from .ijepa import _num_heads
 from .masking import inverse_block_mask, inverse_block_noise_size, masked_count, share_count, split_mask
 from .meta_run import dry_run, dry_run_visible
 from .output import MIMOutput, View
 from .targets import full_precision
-from .teacher import EMATeacherMethod, check_momentum
+from .teacher import EMATeacherMethod, check_momentum, variety
 
 __all__ = ['CAPI', 'sinkhorn_knopp']
 
@@ -332,7 +332,7 @@ class CAPI(EMATeacherMethod):
             logits.detach() / self.teacher_temperature, self.sinkhorn_iterations, distributed=self.training)
         loss = _cross_entropy(logits / self.student_temperature, shares)
         predicted = shares.gather(1, mask.predicted.unsqueeze(-1).expand(-1, -1, shares.shape[-1]))
-        return CAPITarget(predicted, loss, {**_entropies(shares), **_variety(features)})
+        return CAPITarget(predicted, loss, {**_entropies(shares), **variety(features)})
 
     def compare(self, prediction: torch.Tensor, target: CAPITarget, mask: CAPIMask) -> MIMOutput:
         """Add the cross-entropy of the prediction and the loss of the clustering."""

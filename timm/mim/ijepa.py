@@ -12,7 +12,6 @@ Shape letters: B batch, h x w grid of patches, N = h * w patches, K patches in t
 each, C width of the encoder, D width of the predictor.
 """
 import math
-from contextlib import nullcontext
 from typing import Any, Dict, List, Optional, Set, Tuple
 
 import torch
@@ -33,7 +32,7 @@ from .meta_run import dry_run, dry_run_visible
 from .multi_block import MultiBlockMasks, MultiBlockSampler, OfficialMultiBlockSampler
 from .output import MIMOutput, View
 from .targets import full_precision
-from .teacher import EMATeacherMethod, check_momentum
+from .teacher import EMATeacherMethod, check_momentum, variety
 
 __all__ = ['IJEPA']
 
@@ -159,7 +158,7 @@ class IJEPA(EMATeacherMethod):
     def compare(self, prediction: torch.Tensor, target: torch.Tensor, mask: MultiBlockMasks) -> MIMOutput:
         """Compute the smooth L1 loss."""
         loss = F.smooth_l1_loss(prediction, target)
-        return MIMOutput(loss, prediction, target, self.hidden_patches(mask), _variety(target))
+        return MIMOutput(loss, prediction, target, self.hidden_patches(mask), variety(target))
 
     def make_mask(self, noise: torch.Tensor, img_size: Optional[Tuple[int, int]] = None) -> MultiBlockMasks:
         """Make context and target blocks; the noise determines their sizes and positions.
@@ -312,21 +311,3 @@ def _num_heads(backbone: nn.Module, width: int) -> int:
     numbers = (getattr(module, 'num_heads', None) for module in backbone.modules())
     num_heads = next((number for number in numbers if isinstance(number, int)), 12)
     return next(heads for heads in range(num_heads, 0, -1) if width % heads == 0)
-
-
-def _variety(features: torch.Tensor) -> Dict[str, torch.Tensor]:
-    """Measure how diverse the target features are, to detect collapse.
-
-    `target_std` is the standard deviation over all tokens, averaged over channels; it is 0 if all features are equal.
-    `target_rank` is the effective number of dimensions in which features vary: the squared sum of the eigenvalues of
-    their covariance, divided by the sum of the squared eigenvalues; it is 1 if they vary along a line. It is computed
-    from traces, since an eigenvalue decomposition would make the host wait for the device.
-    """
-    # autocast does not support the meta device
-    with nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):
-        tokens = features.flatten(0, -2)
-        centered = tokens - tokens.mean(dim=0)
-        covariance = centered.T @ centered / len(tokens)
-        variances = covariance.diagonal()
-        rank = variances.sum().square() / covariance.square().sum().clamp(min=1e-12)
-        return dict(target_std=variances.sqrt().mean(), target_rank=rank)

@@ -5,8 +5,9 @@ trained model.
 """
 
 import copy
+from contextlib import nullcontext
 from functools import partial
-from typing import Any, Callable, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -21,7 +22,9 @@ from .meta_run import dry_run
 from .method import MIMMethod
 from .targets import full_precision, hog_target, normalized_pixel_target, pixel_target
 
-__all__ = ['EMATeacherMethod', 'Target', 'TeacherTarget', 'create_target', 'normalize_features', 'target_shape']
+__all__ = [
+    'EMATeacherMethod', 'Target', 'TeacherTarget', 'create_target', 'normalize_features', 'target_shape', 'variety',
+]
 
 Target = Callable[[torch.Tensor], torch.Tensor]
 _IMAGENET_MEAN_STD = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -164,6 +167,24 @@ class EMATeacherMethod(MIMMethod):
         super().train(mode)
         self.target_encoder.eval()
         return self
+
+
+def variety(features: torch.Tensor) -> Dict[str, torch.Tensor]:
+    """Measure how diverse the features (..., C) of a teacher are, to detect collapse.
+
+    `target_std` is the standard deviation over all tokens, averaged over channels; it is 0 if all features are equal.
+    `target_rank` is the effective number of dimensions in which features vary: the squared sum of the eigenvalues of
+    their covariance, divided by the sum of the squared eigenvalues; it is 1 if they vary along a line. It is computed
+    from traces, since an eigenvalue decomposition would make the host wait for the device.
+    """
+    # autocast does not support the meta device
+    with nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):
+        tokens = features.flatten(0, -2)
+        centered = tokens - tokens.mean(dim=0)
+        covariance = centered.T @ centered / len(tokens)
+        variances = covariance.diagonal()
+        rank = variances.sum().square() / covariance.square().sum().clamp(min=1e-12)
+        return dict(target_std=variances.sqrt().mean(), target_rank=rank)
 
 
 def check_momentum(momentum: Tuple[float, float]) -> None:

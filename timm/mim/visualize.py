@@ -1,13 +1,14 @@
 """Write pictures of the inputs and predictions of a method."""
 from pathlib import Path
-from typing import Optional, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 from .output import View
 
-__all__ = ['CAPTION_HEIGHT', 'save_panel', 'save_views', 'to_pil']
+__all__ = ['CAPTION_HEIGHT', 'paint_features', 'save_panel', 'save_views', 'to_pil']
 
 _GAP = 8
 CAPTION_HEIGHT = _LABEL_HEIGHT = 18
@@ -136,3 +137,32 @@ def save_views(
                 picture.paste(_HIDDEN, mask=Image.fromarray(hole[0].cpu().numpy()))
         columns.append(column)
     save_panel(path, list(zip(*columns)), [view.label for view in views], caption)
+
+
+def paint_features(
+        *features: torch.Tensor,
+        grid_size: Tuple[int, int],
+        img_size: Tuple[int, int],
+        channels: int,
+) -> List[torch.Tensor]:
+    """Paint features by the principal components of the first ones, one component for each image channel.
+
+    Args:
+        *features: Features of shape (B, h * w, D).
+        grid_size: Grid (h, w) of the features.
+        img_size: Size (H, W) of the pictures in pixels.
+        channels: Number of channels C of a picture.
+
+    Returns:
+        Pictures of shape (B, C, H, W), each channel with mean 0 and standard deviation 1 over the first features.
+    """
+    tokens = features[0].flatten(0, 1)
+    mean = tokens.mean(dim=0)
+    axes = torch.linalg.svd(tokens - mean, full_matrices=False)[2][:channels].T
+    axes = F.pad(axes, (0, channels - axes.shape[1]))  # there are no more components than features
+    scale = ((tokens - mean) @ axes).std(dim=0).clamp(min=1e-6)
+    pictures = []
+    for values in features:
+        maps = ((values - mean) @ axes / scale).transpose(1, 2).unflatten(2, grid_size)
+        pictures.append(F.interpolate(maps, img_size, mode='nearest'))
+    return pictures

@@ -12,7 +12,8 @@ __all__ = ['Encoder', 'Method', 'TargetEncoder', 'TrainingCheckpoint']
 
 # a tensor that the method has, and no method that follows here has
 _METHODS = {
-    'mask_tokens.0': 'spark', 'pred.proj.weight': 'fcmae', 'decoder.proj.weight': 'simmim', 'decoder.mask_token': 'mae',
+    'decoder.layers.0.weight': 'data2vec', 'decoder.weight': 'data2vec', 'mask_tokens.0': 'spark',
+    'pred.proj.weight': 'fcmae', 'decoder.proj.weight': 'simmim', 'decoder.mask_token': 'mae',
     'clustering.weight': 'capi', 'predictor.mask_token': 'ijepa',
 }
 

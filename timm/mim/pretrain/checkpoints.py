@@ -18,6 +18,8 @@ from .run_folder import LAST, plain_options
 
 _logger = logging.getLogger(__name__)
 
+BEFORE_TRAINING = -1  # number of the epoch at whose end a run begins
+
 # Files of a checkpoint that a killed run was still writing.
 _UNFINISHED = ('*.partial', 'tmp.pth.tar', 'recovery_tmp.pth.tar')
 
@@ -203,7 +205,7 @@ class RunSaver(CheckpointSaver):
             amp_scaler=scaler,
             checkpoint_dir=str(folder),
             recovery_dir=str(folder),
-            decreasing=True,
+            decreasing=not options.mim_probe_best,  # of errors the lowest is best, of accuracies the highest
             max_history=options.checkpoint_hist,
             task=task,
         )
@@ -226,6 +228,10 @@ class RunSaver(CheckpointSaver):
         if ranked and (self.best_metric is None or self.cmp(metric, self.best_metric)):
             return epoch, metric
         return self.best_epoch, self.best_metric
+
+    def begin_with(self, metric: float) -> None:
+        """Let the model before training take part in the choice of the best epoch, as epoch -1."""
+        self.best_epoch, self.best_metric = BEFORE_TRAINING, metric
 
     def save_epoch(
             self,

@@ -183,7 +183,7 @@ def _check_probes(options: RunOptions) -> None:
     for name in options.mim_probe:
         _check_choice('mim_probe', name, _PROBES)
     _check_choice('mim_probe_pool', options.mim_probe_pool, ('model', 'avg'))
-    for name in ('mim_probe', 'mim_probe_interval', 'mim_probe_layers', 'mim_probe_pool'):
+    for name in ('mim_probe', 'mim_probe_interval', 'mim_probe_layers', 'mim_probe_pool', 'mim_probe_best'):
         if not options.mim_probe_dir and getattr(options, name) != DEFAULTS[name]:
             raise UserError(f'{flag_name(name)} is for --mim-probe-dir, which is not given.')
 

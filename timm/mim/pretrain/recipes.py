@@ -53,6 +53,21 @@ RECIPES = {
         color_jitter=0.0,
         train_interpolation='bilinear',
     ),
+    # data2vec 2.0, table 8 and the configuration of ViT-B in facebookresearch/fairseq: 1e-3 for 256 images
+    'data2vec': dict(
+        opt='adamw',
+        opt_betas=[0.9, 0.95],
+        weight_decay=0.05,
+        clip_grad=4.0,
+        lr_base=1e-3,
+        lr_base_size=256,
+        lr_base_scale='linear',
+        scale=[0.2, 1.0],
+        ratio=[3 / 4, 4 / 3],
+        hflip=0.5,
+        color_jitter=0.0,
+        train_interpolation='bicubic',
+    ),
     # CAPI, the default configuration of facebookresearch/capi: 1e-3 for 16384 images
     'capi': dict(
         opt='adamw',

@@ -31,6 +31,7 @@ from .trainer import Trainer
 
 _logger = logging.getLogger(__name__)
 _PICTURE_ROWS = 4
+BEFORE = 'encoder before training'  # its name among the baselines of probes
 
 
 class RunLoop:
@@ -89,6 +90,8 @@ class RunLoop:
         self.results['baselines'] = self.held_out.baselines(trainer.trained_method, trainer.autocast)
         if self.probes is not None and 'probe_baselines' not in self.results:
             self.results['probe_baselines'] = self._probe_baselines()
+            if trainer.update == 0:
+                self._begin_with(self.results['probe_baselines'][BEFORE])
         self._stop_if_asked()
         progress = Progress(
             trainer.update,
@@ -110,8 +113,31 @@ class RunLoop:
         trainer = self.trainer
         accuracies = {'pixels': self.probes.measure_pixels()}
         if trainer.update == 0:
-            accuracies['encoder before training'] = self.probes.measure(trainer.trained_method, trainer.autocast)
+            accuracies[BEFORE] = self.probes.measure(trainer.trained_method, trainer.autocast)
         return accuracies
+
+    def _begin_with(self, accuracies: Dict[str, float]) -> None:
+        """Record the accuracies of the encoder before training; with --mim-probe-best keep it until one is better."""
+        if self.saver is not None:
+            self.records.add_start(accuracies)
+        if self.options.mim_probe_best:
+            method = self.trainer.trained_method
+            encoder = whole(method.encoder.state_dict(), keep=self.saver is not None)
+            if self.saver is not None:
+                self.saver.begin_with(accuracies[self.probes.names[0]])
+                save_encoder(self.folder, encoder, method.encoder, self.records.data_config, tag=self.options.mim)
+
+    def _warn_if_worse(self, accuracies: Dict[str, float]) -> None:
+        """Warn about probes whose accuracy has fallen below that of the encoder before training."""
+        start = self.results['probe_baselines'].get(BEFORE, {})
+        worse = [
+            f'{name} {value:.1f} % after {start[name]:.1f} %' for name, value in accuracies.items()
+            if name in start and value < start[name]]
+        if worse:
+            _logger.warning(
+                f'advice: the encoder is worse than before training: {", ".join(worse)}, on {self.probes.num_tested} '
+                'images. Lower --lr or --layer-decay, or train less; --mim-probe-best keeps the best encoder, even '
+                'if it is the one before training.')
 
     def _run_epoch(self, epoch: int, progress: Progress) -> None:
         self._train_epoch(epoch, progress)
@@ -189,6 +215,8 @@ class RunLoop:
         if not self._is_probed(epoch + 1):
             return dict.fromkeys(self.probes.names)
         self.results['probes'] = self.probes.measure(method, self.trainer.autocast)
+        if self.saver is not None:
+            self._warn_if_worse(self.results['probes'])
         return self.results['probes']
 
     def _save_within(self, epoch: int) -> None:
@@ -214,9 +242,15 @@ class RunLoop:
         if self.saver is None:
             return
         name, error = next(iter(measured.items()))
-        metric = error if method.losses_compare else None
+        by_probe = self.options.mim_probe_best
+        if by_probe:
+            metric = probed[self.probes.names[0]]
+        else:
+            metric = error if method.losses_compare else None
         best_epoch, best = self.saver.best_with(epoch, metric)
-        self.results.update(metric=name, last_epoch=epoch, last=measured, best_epoch=best_epoch, best=best)
+        self.results.update(
+            metric=name, last_epoch=epoch, last=measured, best_epoch=best_epoch, best=best,
+            best_by=self.probes.names[0] if by_probe else name)
         self.records.add_epoch(
             epoch,
             trainer.update,

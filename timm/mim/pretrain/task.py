@@ -8,7 +8,7 @@ import os
 import re
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -148,7 +148,7 @@ def create_method(options: RunOptions) -> Tuple[nn.Module, Dict[str, Any]]:
     except (OSError, RuntimeError, TypeError, ValueError) as e:
         raise UserError(f'--model {options.model}: {one_line(e)}') from None
 
-    backbone = _create_backbone(options, model_args)
+    backbone, keys = _create_backbone(options, model_args)
     mim_options = dict(options.mim_kwargs)
     for name, flag in _FLAGS_INSTEAD.items():
         if name in mim_options:
@@ -163,6 +163,7 @@ def create_method(options: RunOptions) -> Tuple[nn.Module, Dict[str, Any]]:
     except Exception as e:  # bad values of --mim-kwargs and bad teacher files raise errors of any type
         about = '' if isinstance(e, (AssertionError, OSError, RuntimeError, ValueError)) else '--mim-kwargs: '
         raise UserError(about + one_line(e)) from e
+    _check_loaded(options, backbone, keys)
     if options.naflex_loader:
         try:
             method.check_naflex()
@@ -175,7 +176,14 @@ def create_method(options: RunOptions) -> Tuple[nn.Module, Dict[str, Any]]:
     return method, rebuild_args
 
 
-def _create_backbone(options: RunOptions, model_args: Dict[str, Any]) -> nn.Module:
+class _Keys(NamedTuple):
+    """Names of weights that a file of pretrained weights lacks, and of those that the model lacks."""
+    missing: List[str]
+    unexpected: List[str]
+
+
+def _create_backbone(options: RunOptions, model_args: Dict[str, Any]) -> Tuple[nn.Module, _Keys]:
+    """Create the model with its weights, and return the names that did not match."""
     for name in _WEIGHT_FILES:
         path = getattr(options, name)
         if path and not os.path.isfile(path):
@@ -196,36 +204,55 @@ def _create_backbone(options: RunOptions, model_args: Dict[str, Any]) -> nn.Modu
     if options.fast_norm:
         set_fast_norm()
     try:
-        with _noting_missing_weights() as missing:
+        with _noting_keys() as keys:
             model = create_model(**build_args)
     except Exception as e:  # files without weights raise errors of many types
         files = [
             f" with {flag_name(name)} '{getattr(options, name)}'" for name in _WEIGHT_FILES if getattr(options, name)]
         raise UserError(f'--model {options.model}{"".join(files)} cannot be built: {one_line(e)[:300]}') from e
-    if 2 * len(missing) > len(model.state_dict()):
+    return model, keys
+
+
+def _check_loaded(options: RunOptions, backbone: nn.Module, keys: _Keys) -> None:
+    """Check that pretrained weights are those of the model, and that no part that is trained begins at random.
+
+    Weights that the method does not train, such as those of a classifier's norm, may be missing.
+
+    Raises:
+        UserError: The weights fit only a part of the model, or are of a larger one.
+    """
+    source = f"--pretrained-path: '{options.pretrained_path}'" if options.pretrained_path else '--pretrained: the file'
+    trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    missing = [name for name in keys.missing if name in trained]
+    if missing:
         raise UserError(
-            f"--pretrained-path: '{options.pretrained_path}' lacks {len(missing)} of the {len(model.state_dict())} "
-            f'weights of {options.model}, for example {missing[0]}: these would stay random.')
-    return model
+            f'{source} lacks {len(missing)} of the {len(trained)} weights of {options.model} that are trained, for '
+            f'example {missing[0]}: these would stay random.')
+    patterns = {re.sub(r'\d+', '#', name) for name in backbone.state_dict()}
+    further = [name for name in keys.unexpected if re.sub(r'\d+', '#', name) in patterns]
+    if further and options.pretrained_path:
+        raise UserError(
+            f'{source} has {len(further)} weights more than {options.model}, for example {further[0]}: it is of a '
+            'larger model.')
 
 
 @contextmanager
-def _noting_missing_weights() -> Iterator[List[str]]:
-    """Collect the names of weights that a file of pretrained weights lacks. timm only logs them, and keeps random ones.
-    """
-    missing: List[str] = []
+def _noting_keys() -> Iterator[_Keys]:
+    """Collect the names of weights that do not match a file of pretrained weights. timm only logs them."""
+    keys = _Keys([], [])
 
     def note(record: logging.LogRecord) -> bool:
-        found = re.match(r'Missing keys \((.*)\) discovered', record.getMessage())
-        if found:
-            missing.extend(found.group(1).split(', '))
+        for kind, names in (('Missing', keys.missing), ('Unexpected', keys.unexpected)):
+            found = re.match(rf'{kind} keys \((.*)\) ', record.getMessage())
+            if found:
+                names.extend(found.group(1).split(', '))
         return True
     logger = logging.getLogger('timm.models._builder')
     level = logger.level
     logger.addFilter(note)
     logger.setLevel(logging.INFO)
     try:
-        yield missing
+        yield keys
     finally:
         logger.removeFilter(note)
         logger.setLevel(level)

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from .parser import OneOrTwo
 
-METHODS = ('simmim', 'mae', 'ijepa', 'capi', 'spark', 'fcmae')
+METHODS = ('simmim', 'mae', 'ijepa', 'data2vec', 'capi', 'spark', 'fcmae')
 
 # Which numbers an option allows
 ONE_OR_MORE = 'be 1 or more'
@@ -307,6 +307,9 @@ class MaskedImageModelingOptions:
         'the class token (default: model)')
     mim_probe_interval: int = option(
         0, 'N', 'epochs between two probes, 0 for a single one at the end (default: 0)', allowed=ZERO_OR_MORE)
+    mim_probe_best: bool = switch(
+        'choose the best epoch by the first probe, not by the held-out error; the encoder before training takes part',
+        resume=SAME)
     mim_bands: Optional[List[int]] = option(
         None, 'BAND',
         'bands that pictures show as red, green and blue, or one for grey, counted from 1 (default: the first three)')

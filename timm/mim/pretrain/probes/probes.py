@@ -264,6 +264,7 @@ class Probes:
     Attributes:
         names: Names of the accuracies, such as `knn_top1` or `linear_top1_layer6`.
         description: One line about the probes and their images.
+        num_tested: Number of images that the probes are tested on.
 
     Args:
         options: Options of the run.
@@ -292,6 +293,7 @@ class Probes:
         self.layers = self._check_encoder(method)
         self.names = [name for kind in options.mim_probe for name in self._names(kind)]
         train, test, classes, left_out = self.data
+        self.num_tested = len(test.labels)
         largest = torch.bincount(test.labels).max() / len(test.labels)
         self.description = (
             f'{", ".join(self.names)} on {options.mim_probe_dir}: {len(train.labels)} images to fit, '

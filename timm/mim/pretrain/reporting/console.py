@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..checkpoints import BEFORE_TRAINING
 from ..encoder_files import HUB_FOLDER, fine_tuning_command, hub_lines, loading_lines
 from ..errors import RunStopped, one_line
 from ..flags.run_options import RunOptions
@@ -268,9 +269,9 @@ def log_end(
     best = results['best_epoch']
     _logger.info(f'\n{folder}')
     for name, content in (
-            (ENCODER, f'encoder of epoch {best + 1}, the best' if best is not None else 'encoder of the last epoch'),
+            (ENCODER, _which_encoder(best)),
             (f'{HUB_FOLDER}/', "the same with timm's hub configuration"),
-            (f'{LAST}, {BEST}' if best is not None else LAST, 'checkpoints'),
+            (f'{LAST}, {BEST}' if best not in (None, BEFORE_TRAINING) else LAST, 'checkpoints'),
             (f'{PICTURES}/', 'what the method sees and predicts of held-out images'),
             ('summary.csv, metrics.jsonl', 'metrics of every evaluation, and of every report'),
             (CURVES, 'the same metrics as curves'),
@@ -285,11 +286,18 @@ def log_end(
     _logger.info(f'\nfine-tune it:\n  {command}')
 
 
+def _which_encoder(best: Optional[int]) -> str:
+    if best == BEFORE_TRAINING:
+        return 'encoder before training: no epoch was better'
+    return 'encoder of the last epoch' if best is None else f'encoder of epoch {best + 1}, the best'
+
+
 def _log_results(results: Dict[str, Any]) -> None:
     measured = dict(results['last'])
     name = results['metric']
     rows = [(f'this run, last (epoch {results["last_epoch"] + 1})', measured.pop(name))]
-    if results['best_epoch'] is not None:
+    by_probe = results.get('best_by', name) != name
+    if results['best_epoch'] is not None and not by_probe:
         rows.insert(0, (f'this run, best (epoch {results["best_epoch"] + 1})', results['best']))
     rows += [(title_of(key), value) for key, value in {**measured, **results['baselines']}.items()]
     what = 'masked L1, normalised pixels' if name == 'masked_l1' else name
@@ -298,6 +306,9 @@ def _log_results(results: Dict[str, Any]) -> None:
         _logger.info(f'  {label:<38}{value:.4f}')
     if 'probes' in results:
         _logger.info('\naccuracy of probes of the last encoder, and without training, %')
+        if by_probe:
+            best = 'before training' if results['best_epoch'] == BEFORE_TRAINING else f'epoch {results["best_epoch"] + 1}'
+            _logger.info(f'  {results["best_by"] + ", best (" + best + ")":<38}{results["best"]:.1f}')
         for label, value in results['probes'].items():
             _logger.info(f'  {label:<38}{value:.1f}')
             for what, found in results.get('probe_baselines', {}).items():

@@ -230,6 +230,12 @@ class Records:
         for tracker in self.trackers:
             tracker.add_values({f'train/{k}': v for k, v in values.items()}, update)
 
+    def add_start(self, accuracies: Dict[str, float]) -> None:
+        """Record the accuracies of probes of the encoder before training, as an evaluation after 0 updates."""
+        self._add_line(dict(update=0, epoch=0, **{f'eval_{k}': v for k, v in accuracies.items()}))
+        for tracker in self.trackers:
+            tracker.add_values({f'eval/{k}': v for k, v in accuracies.items()}, 0)
+
     def add_epoch(
             self,
             epoch: int,
