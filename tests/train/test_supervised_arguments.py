@@ -56,7 +56,7 @@ def test_every_flag_is_read(script):
     package, scripts = Path(timm.__file__).parent, SCRIPT.parent / 'training'
     files = [file for file in scripts.glob('*.py') if not re.search('flags|validation|class_counts', file.name)]
     files += [package / 'optim' / '_optim_factory.py', package / 'scheduler' / 'scheduler_factory.py',
-              package / 'data' / 'config.py']
+              package / 'data' / 'config.py', package / 'mim' / 'pretrain' / 'reporting' / 'records.py']
     text = '\n'.join(file.read_text() for file in files)
     names = {action.dest for action in script.parser._actions}
     elsewhere = {
@@ -64,7 +64,7 @@ def test_every_flag_is_read(script):
         'local_rank',  # the environment decides, says its help
         'jsd_loss', 'bce_loss', 'loss_class_weight',  # f'{name}_loss', f'loss_{kind}'
     }
-    read = {name for name in names if re.search(rf'args\.{name}\b|cfg\.{name}\b|[\'"]{name}[\'"]', text)}
+    read = {name for name in names if re.search(rf'(args|options)\.{name}\b|cfg\.{name}\b|[\'"]{name}[\'"]', text)}
     assert names - elsewhere - read == script.config.pretraining_flags()
 
 
