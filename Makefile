@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: pretrain demo test test-all benchmark cuda upstream-tests docs lint diff clean
+.PHONY: pretrain demo test test-all benchmark cuda upstream-tests docs figures lint diff clean
 
 # The main job on handwritten digits that ship inside scikit-learn: MAE, from nothing to pictures and a probe.
 pretrain: $(INSTALLED)
@@ -40,6 +40,11 @@ cuda: $(INSTALLED)
 upstream-tests: $(INSTALLED)
 	$(BIN)/python -m patchset build
 	$(BIN)/python tests/upstream/run.py $(ARGS)
+
+# The figures of the pages: models, lines, tests, and what commands wrote to benchmarks/results.
+figures: $(INSTALLED)
+	$(BIN)/python -m patchset build
+	$(BIN)/python docs/figures.py $(ARGS)
 
 # The documentation as a site: build/site/index.html.
 docs: $(INSTALLED)

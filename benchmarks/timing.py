@@ -46,6 +46,26 @@ def interleave(steps: Steps, rounds: int, device: torch.device, warm_up: int = 2
     return times
 
 
+def interleave_cpu(steps: Steps, rounds: int) -> Dict[str, List[float]]:
+    """Measure the CPU time of steps that run in this process alone, in turns, after one unmeasured round.
+
+    Args:
+        steps: Steps by name.
+        rounds: Number of measured rounds.
+
+    Returns:
+        CPU seconds of each round by name.
+    """
+    times: Dict[str, List[float]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name, step in steps.items():
+            start = time.process_time()
+            step()
+            if number:
+                times[name].append(time.process_time() - start)
+    return times
+
+
 def peak_memory(step: Callable[[], Any], device: torch.device) -> float:
     """Return the peak memory of a step in MiB, beyond the memory in use before it."""
     if device.type == 'cuda':

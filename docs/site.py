@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / 'build' / 'pages'
 SOURCES = ('README.md', 'CONTRIBUTING.md', 'docs/*.md', 'hfdocs/source/**/*.mdx')
-PICTURES = ('hfdocs/source/images/*.png', 'benchmarks/results/*.png')
+PICTURES = ('hfdocs/source/images/*.png', 'benchmarks/results/**/*.png')
 
 _LINK = re.compile(r'(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)')
 _AUTODOC = re.compile(r'^\[\[autodoc\]\] ([\w.]+)\n((?: {4}- \w+\n)*)', re.MULTILINE)

@@ -3,24 +3,27 @@
 
     python examples/digits.py        (or: make demo)
 
-Each method pre-trains a small vision transformer on two thirds of the digits, without labels. The transformer is then
-fine-tuned on a few labelled digits; the same transformer is also trained from scratch with the same recipe. The script
-reports the accuracy on the last third. It repeats this for several seeds, which determine the split, the weights, the
-masks and the labelled digits.
+Each method pre-trains a small vision transformer on 1,000 digits, without labels. The transformer is then fine-tuned on
+a few labelled digits; the same transformer is also trained from scratch. Every start gets the same budget of search:
+four settings, one seed each, judged on 297 validation digits. The best setting of each start is then run with several
+seeds and reported on the remaining 500 digits. A seed determines the weights, the masks and the labelled digits.
+
+To add a method, add its options to `METHODS`.
 """
+import itertools
+import json
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-import training  # noqa: F401  # says so where timm is not built
 import timm
 from timm.mim import create_mim
 from timm.mim.pretrain.flags import OneLineParser
@@ -33,24 +36,56 @@ MODEL = dict(
     class_token=False, global_pool='avg', fc_norm=False, weight_init='moco',
 )
 METHODS = dict(
-    simmim=dict(mask_ratio=0.5, mask_unit=2),
+    simmim=dict(mask_unit=2),
     mae=dict(decoder_dim=32, decoder_depth=2, decoder_heads=4),
     ijepa=dict(predictor_dim=32, predictor_depth=2, predictor_heads=4, num_targets=2),
 )
-PRETRAINING = dict(steps=1200, batch_size=64, learning_rate=4e-3)
-FINE_TUNING = dict(steps=200, batch_size=32, learning_rate=2e-3)
+PRETRAINING = dict(steps=800, batch_size=64)
+FINE_TUNING = dict(steps=200, batch_size=32)
 SCRATCH = 'from scratch'
 LABELS_PER_CLASS = (2, 5, 20)
+SEARCHED_LABELS = (5,)  # a search looks at one number of labels
+SPLITS = dict(train=slice(0, 1000), validation=slice(1000, 1297), test=slice(1297, None))
+SEARCH_SEED = 100
+
+Setting = Dict[str, Any]
 
 
-def read_digits(seed: int) -> Tuple[Tuple[torch.Tensor, torch.Tensor], Tuple[torch.Tensor, torch.Tensor]]:
-    """Read the digits, normalised to mean 0 and standard deviation 1, and split them into training and test set."""
+def grid(**values: Tuple[Any, ...]) -> List[Setting]:
+    """Return all combinations of the values of some options."""
+    return [dict(zip(values, chosen)) for chosen in itertools.product(*values.values())]
+
+
+# Four settings for each start. `learning_rate` is that of pre-training, and everything but the two rates an option of
+# the method. What suits training from scratch is too fast for an encoder that is pre-trained.
+SEARCH = {
+    SCRATCH: grid(fine_tuning_rate=(1e-3, 2e-3, 4e-3, 8e-3)),
+    **{method: grid(learning_rate=(1e-3, 4e-3), fine_tuning_rate=(2e-3, 8e-3)) for method in METHODS},
+}
+
+
+class Job(NamedTuple):
+    """One pre-training, and fine-tuning with each number of labels.
+
+    Attributes:
+        start: Method, or `SCRATCH`.
+        setting: An entry of `SEARCH`.
+        seed: Seed of weights, masks and labelled digits.
+        split: Split to report accuracy on.
+    """
+    start: str
+    setting: Setting
+    seed: int
+    split: str
+
+
+def read_digits(split: str) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Return images, normalised to mean 0 and standard deviation 1, and labels of a split."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None]
     images, labels = (images - images.mean()) / images.std(), torch.tensor(digits.target)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    train, test = order[:1200], order[1200:]
-    return (images[train], labels[train]), (images[test], labels[test])
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[SPLITS[split]]
+    return images[chosen], labels[chosen]
 
 
 def batches(num_images: int, batch_size: int, steps: int) -> Iterator[torch.Tensor]:
@@ -70,9 +105,16 @@ def optimise(module: nn.Module, steps: int, learning_rate: float) -> Tuple[torch
     return optimizer, schedule
 
 
-def pretrain(name: str, images: torch.Tensor, steps: int, batch_size: int, learning_rate: float) -> nn.Module:
-    """Pre-train the transformer with a method, without labels, and return it."""
-    method = create_mim(name, timm.create_model(**MODEL, num_classes=0), **METHODS[name]).train()
+def pretrain(
+        name: str,
+        images: torch.Tensor,
+        steps: int,
+        batch_size: int,
+        learning_rate: float,
+        **options: Any,
+) -> nn.Module:
+    """Pre-train the transformer with a method, without labels, and return its encoder."""
+    method = create_mim(name, timm.create_model(**MODEL, num_classes=0), **METHODS[name], **options).train()
     optimizer, schedule = optimise(method, steps, learning_rate)
     for step, batch in enumerate(batches(len(images), batch_size, steps)):
         schedule.step_update(step)
@@ -81,7 +123,7 @@ def pretrain(name: str, images: torch.Tensor, steps: int, batch_size: int, learn
         optimizer.step()
         if hasattr(method, 'update_target'):
             method.update_target(step / steps)
-    return method.backbone
+    return method.encoder
 
 
 def fine_tune(
@@ -112,34 +154,46 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
         return 100 * (model(images).argmax(1) == labels).float().mean().item()
 
 
-def first_of_each_class(labels: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the indices of the first `count` images of each class."""
-    return torch.cat([torch.where(labels == digit)[0][:count] for digit in range(10)])
+def some_of_each_class(labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """Return the indices of `count` images of each class, drawn by a seed; more images include the fewer ones."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([order[labels[order] == digit][:count] for digit in range(10)])
 
 
-def run(job: Tuple[int, str]) -> List[float]:
-    """Pre-train, fine-tune and test.
-
-    Args:
-        job: Seed, and the method or `SCRATCH`.
-
-    Returns:
-        Accuracy for each number of labels.
-    """
-    seed, start = job
+def run(job: Job) -> List[float]:
+    """Pre-train, fine-tune and test. Returns the accuracy in percent for each number of labels of the split."""
     began = time.time()
     torch.set_num_threads(1)  # jobs run in parallel
-    (images, labels), test = read_digits(seed)
-    torch.manual_seed(seed)
-    encoder = None if start == SCRATCH else pretrain(start, images, **PRETRAINING)
+    images, labels = read_digits('train')
+    torch.manual_seed(job.seed)
+    setting = dict(job.setting)
+    fine_tuning_rate = setting.pop('fine_tuning_rate')
+    encoder = None if job.start == SCRATCH else pretrain(job.start, images, **PRETRAINING, **setting)
     result = []
-    for count in LABELS_PER_CLASS:
-        few = first_of_each_class(labels, count)
-        torch.manual_seed(seed)
-        result.append(accuracy(fine_tune(encoder, images[few], labels[few], **FINE_TUNING), *test))
+    for count in SEARCHED_LABELS if job.split == 'validation' else LABELS_PER_CLASS:
+        few = some_of_each_class(labels, count, job.seed)
+        torch.manual_seed(job.seed)
+        model = fine_tune(encoder, images[few], labels[few], **FINE_TUNING, learning_rate=fine_tuning_rate)
+        result.append(accuracy(model, *read_digits(job.split)))
     figures = ' '.join(f'{value:.1f}' for value in result)
-    print(f'seed {seed}, {start}: {figures}  ({time.time() - began:.0f} s)', flush=True)
+    what = f'{job.split}, {job.start}, {job.setting}, seed {job.seed}'
+    print(f'{what}: {figures}  ({time.time() - began:.0f} s)', flush=True)
     return result
+
+
+def search(pool: ProcessPoolExecutor) -> List[Dict[str, Any]]:
+    """Return every setting of every start with its accuracy on the validation split."""
+    jobs = [Job(start, setting, SEARCH_SEED, 'validation') for start in SEARCH for setting in SEARCH[start]]
+    return [
+        dict(start=job.start, setting=job.setting, accuracy=statistics.mean(found))
+        for job, found in zip(jobs, pool.map(run, jobs))]
+
+
+def best(tried: List[Dict[str, Any]]) -> Dict[str, Setting]:
+    """Return the setting of each start with the highest accuracy."""
+    rising = sorted(tried, key=lambda row: row['accuracy'])
+    chosen = {row['start']: row['setting'] for row in rising}
+    return {start: chosen[start] for start in dict.fromkeys(row['start'] for row in tried)}
 
 
 def table(results: Dict[str, List[List[float]]]) -> str:
@@ -161,7 +215,7 @@ def plot(results: Dict[str, List[List[float]]], path: Path) -> None:
     figure = Figure(figsize=(6, 4), layout='constrained')
     axes = figure.add_subplot()
     for i, (start, values) in enumerate(results.items()):
-        beside = [count * 1.04 ** (i - 1.5) for count in LABELS_PER_CLASS]  # shift the dots of each start
+        beside = [count * 1.04 ** (i - len(results) / 2) for count in LABELS_PER_CLASS]  # shift the dots of each start
         line, = axes.plot(
             beside, [statistics.mean(column) for column in zip(*values)], label=start,
             color='black' if start == SCRATCH else None, linestyle='--' if start == SCRATCH else '-')
@@ -173,25 +227,29 @@ def plot(results: Dict[str, List[List[float]]], path: Path) -> None:
     axes.set(xlabel='labelled digits per class', ylabel='test accuracy (%)',
              title=f'Digits: {len(next(iter(results.values())))} seeds (dots) and their mean')
     axes.legend()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
     parser = OneLineParser(description=__doc__.splitlines()[0])
     parser.add_argument('--seeds', type=int, default=3, metavar='N', help='number of seeds, two or more (default: 3)')
     parser.add_argument('--processes', type=int, default=2, metavar='N', help='number of parallel jobs (default: 2)')
-    parser.add_argument('--output', type=Path, default=Path('output/demo'), metavar='DIR', help='folder of the plot')
+    parser.add_argument(
+        '--output', type=Path, default=Path('output/demo'), metavar='DIR', help='folder of the results and the plot')
     args = parser.parse_args()
     began = time.time()
-    starts = (SCRATCH, *METHODS)
-    jobs = [(seed, start) for start in reversed(starts) for seed in range(args.seeds)]  # the longest ones first
     with ProcessPoolExecutor(args.processes, mp_context=get_context('spawn')) as pool:
-        found = dict(zip(jobs, pool.map(run, jobs)))
-    results = {start: [found[seed, start] for seed in range(args.seeds)] for start in starts}
+        tried = search(pool)
+        settings = best(tried)
+        jobs = [Job(start, settings[start], seed, 'test') for start in settings for seed in range(args.seeds)]
+        found = list(pool.map(run, jobs))
+    results = {start: [value for job, value in zip(jobs, found) if job.start == start] for start in settings}
     print(f'\nTest accuracy in percent, mean and standard deviation over {args.seeds} seeds:\n\n{table(results)}\n')
     args.output.mkdir(parents=True, exist_ok=True)
+    written = dict(search=tried, settings=settings, labels_per_class=LABELS_PER_CLASS, accuracy=results)
+    (args.output / 'results.json').write_text(json.dumps(written, indent=1) + '\n')
     plot(results, args.output / 'accuracy.png')
-    print(f'{args.output / "accuracy.png"}, after {time.time() - began:.0f} s')
+    print(f'{args.output}: results.json, accuracy.png, after {time.time() - began:.0f} s')
 
 
 if __name__ == '__main__':

@@ -131,3 +131,5 @@ def _check_naflex(args: argparse.Namespace, scheduled: bool) -> None:
         raise UserError('--cutmix-minmax and --mixup-mode do not work with --naflex-loader.')
     if args.naflex_patch_size_probs and len(args.naflex_patch_size_probs) != len(args.naflex_patch_sizes or []):
         raise UserError('--naflex-patch-size-probs takes one probability for each of --naflex-patch-sizes.')
+    if args.naflex_loss_scale not in ('none', 'sqrt', 'linear'):
+        raise UserError(f"--naflex-loss-scale: there is no '{args.naflex_loss_scale}'; choose none, sqrt, linear.")

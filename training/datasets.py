@@ -1,14 +1,23 @@
 """Open datasets, and resolve the size, the mode and the normalisation of their images."""
 import argparse
+import logging
 import os
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, BinaryIO, Dict, Optional, Tuple
 
 import torch.nn as nn
 from torch.utils.data import Dataset
 
-from timm.data import MultiLabelTarget, create_dataset, resolve_data_config
-from timm.mim.pretrain.data.datasets import with_statistics_per_channel
+from timm.data import ImageDataset, MultiLabelTarget, create_dataset, resolve_data_config
+from timm.data.readers.class_map import load_class_map
+from timm.mim.pretrain.data import datasets as pretraining
+from timm.mim.pretrain.data.bands import read_bands
+from timm.mim.pretrain.data.decoding import ToMode, open_image
+from timm.mim.pretrain.data.formats import BANDS, use_readable_suffixes
+from timm.mim.pretrain.data.image_folder import ImageFolder
+from timm.data.dataset_factory import _search_split
 from .errors import MISFITS, UserError, user_errors
+
+_logger = logging.getLogger(__name__)
 
 
 def resolve_image_config(args: argparse.Namespace, model: nn.Module, **options) -> Dict[str, Any]:
@@ -24,7 +33,9 @@ def resolve_image_config(args: argparse.Namespace, model: nn.Module, **options) 
     """
     with user_errors('--mean and --std take one number, or one per channel', AssertionError):
         config = resolve_data_config(vars(args), model=model, **options)
-    return with_statistics_per_channel(config)
+    if image_mode(args, config) == BANDS:
+        return config
+    return pretraining.with_statistics_per_channel(config)
 
 
 def open_splits(args: argparse.Namespace, mode: str) -> Tuple[Dataset, Optional[Dataset]]:
@@ -62,8 +73,8 @@ def open_splits(args: argparse.Namespace, mode: str) -> Tuple[Dataset, Optional[
 
 
 def image_mode(args: argparse.Namespace, data_config: Dict[str, Any]) -> str:
-    """Return the PIL mode to read images in: --input-img-mode, otherwise RGB for three channels and L for others."""
-    return args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
+    """Return the mode to read images in: --input-img-mode, otherwise that of pre-training for so many channels."""
+    return pretraining.image_mode(data_config['input_size'][0], args.input_img_mode)
 
 
 def patch_size_of(model: nn.Module) -> Tuple[int, int]:
@@ -88,7 +99,12 @@ def open_dataset(args: argparse.Namespace, folder: Optional[str], split: str, mo
         options['target_transform'] = MultiLabelTarget(args.num_classes, dense=args.target_format == 'multihot')
         options['target_format'] = args.target_format
     check_source(args.dataset, folder)
+    use_readable_suffixes()
     with user_errors(f'--dataset {args.dataset or folder}, split {split}', *MISFITS, ImportError):
+        if not args.dataset and os.path.isdir(folder) and not options.get('load_bytes'):
+            return _open_folder(args, folder, split, mode, options)
+        if mode == BANDS:
+            raise UserError(f"--input-img-mode bands reads folders, not '{args.dataset or folder}'.")
         return create_dataset(
             args.dataset,
             root=folder,
@@ -101,6 +117,54 @@ def open_dataset(args: argparse.Namespace, folder: Optional[str], split: str, mo
             trust_remote_code=args.dataset_trust_remote_code,
             **options,
         )
+
+
+def _open_folder(args: argparse.Namespace, folder: str, split: str, mode: str, options: Dict[str, Any]) -> Dataset:
+    """Open the folder of a split if there is one, otherwise the whole folder, and say what is not read."""
+    classes = load_class_map(args.class_map) if args.class_map else None
+    reader = ImageFolder(_search_split(folder, split), classes, args.input_key, mode)
+    if reader.left_out:
+        _logger.warning(f'{reader.root}: {reader.left_out}')
+    dataset = LabelledFolder(reader.root, reader=reader, input_img_mode=mode)
+    dataset.target_transform = options.get('target_transform')
+    dataset.channels = args.in_chans or (args.input_size[0] if args.input_size else 3)
+    dataset.exif_rotation = args.exif_rotation
+    return dataset
+
+
+class LabelledFolder(ImageDataset):
+    """timm's dataset of a folder, which decodes images as pre-training does: 16 bits, EXIF rotation and bands.
+
+    Like timm's, it takes the next image in place of one that cannot be read, with a warning.
+
+    Attributes:
+        channels: Number of channels.
+        exif_rotation: Turn images as their EXIF orientation says.
+    """
+    channels = 3
+    exif_rotation = False
+
+    def _load_sample(self, index: int) -> Tuple[Any, Any]:
+        for _ in range(self._max_retries):
+            try:
+                file, target = self.reader[index]
+                image = self._decode(file)
+                break
+            except (OSError, ValueError) as e:
+                _logger.warning(f'Skipped sample (index {index}, {self.filename(index)}). {e}')
+                index = (index + 1) % len(self.reader)
+        else:
+            raise RuntimeError(f'Failed to load {self._max_retries} consecutive samples')
+        if self.transform is not None:
+            image = self.transform(image)
+        if target is None:
+            return image, -1
+        return image, target if self.target_transform is None else self.target_transform(target)
+
+    def _decode(self, file: BinaryIO) -> Any:
+        if self.input_img_mode == BANDS:
+            return read_bands(file, self.channels)
+        return ToMode(self.input_img_mode)(open_image(file, self.exif_rotation))
 
 
 def check_source(dataset: str, folder: Optional[str]) -> None:

@@ -19,7 +19,8 @@ _DEFAULTS = dict(
     lr_cycle_mul=1., lr_cycle_decay=0.5, lr_cycle_limit=1, lr_k_decay=1., scale=[0.08, 1.], ratio=[3 / 4, 4 / 3],
     hflip=0.5, vflip=0., color_jitter=0.4, train_interpolation='random', model_ema_decay=0.9998, seed=42,
     log_interval=50, val_interval=1, recovery_interval=0, checkpoint_hist=10, output='', experiment='', wandb_tags=[],
-    wandb_resume_id='', workers=4,
+    wandb_resume_id='', workers=4, naflex_max_seq_len=576, naflex_train_seq_lens=[128, 256, 576, 784, 1024],
+    naflex_loss_scale='linear',
 )
 _LOSSES = ('ce', 'bce', 'asl', 'poly', 'jsd', 'twoway', 'zlpr', 'db')  # timm.loss.LOSS_TYPES
 
@@ -170,14 +171,9 @@ def _scheduled_resolution(parser: argparse.ArgumentParser) -> None:
 
 def _naflex(parser: argparse.ArgumentParser) -> None:
     group = flags.group_of(parser, 'NaFlex')
-    add_shared(group, 'naflex-loader', 'naflex-max-seq-len')
     add = group.add_argument
-    add('--naflex-train-seq-lens', type=int, nargs='+', default=[128, 256, 576, 784, 1024], metavar='N',
-        help='sequence lengths in patches; each batch has one of them')
     add('--naflex-patch-sizes', type=int, nargs='+', metavar='N', help='patch sizes; each batch has one of them')
     add('--naflex-patch-size-probs', type=float, nargs='+', metavar='P', help='probability of each patch size')
-    add('--naflex-loss-scale', default='linear', choices=('none', 'sqrt', 'linear'),
-        help='how the loss is scaled with the size of its batch')
     add('--naflex-patchify-channels-first', action='store_true', help='order of pixels in a patch: channels first')
 
 

@@ -6,6 +6,8 @@ from typing import Any, Dict, Iterable, Optional
 import torch.nn as nn
 
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, NaFlexMixup, create_loader, create_naflex_loader
+from timm.mim.pretrain.data.formats import BANDS
+from . import bands
 from .datasets import image_mode, open_splits, patch_size_of
 from .device import Process
 from .errors import user_errors
@@ -58,6 +60,7 @@ def create_loaders(
         model: nn.Module,
         data_config: Dict[str, Any],
         process: Process,
+        defaults: Dict[str, Any],
 ) -> Loaders:
     """Open the datasets and make their loaders.
 
@@ -66,11 +69,17 @@ def create_loaders(
         model: The model, for its patch size with --naflex-loader.
         data_config: Size and normalisation of images, from `training.datasets.resolve_image_config`.
         process: Device and type of the images.
+        defaults: Defaults of the script, for what fits only photographs and nobody asked for.
 
     Raises:
         UserError: The data cannot be opened, or a flag does not fit it.
     """
-    train, validation = open_splits(args, image_mode(args, data_config))
+    mode = image_mode(args, data_config)
+    if mode == BANDS:
+        bands.prepare(args, defaults)
+    train, validation = open_splits(args, mode)
+    if mode == BANDS:
+        data_config.update(bands.statistics(args, model, data_config['input_size'][0], train))
     common = dict(
         mean=data_config['mean'],
         std=data_config['std'],
@@ -85,7 +94,10 @@ def create_loaders(
     with user_errors('the training data', AssertionError, TypeError, ValueError):
         if args.naflex_loader:
             return _naflex_loaders(args, model, data_config, train, train_arguments, validation, validation_arguments)
-        return _image_loaders(args, data_config, train, train_arguments, validation, validation_arguments)
+        loaders = _image_loaders(args, data_config, train, train_arguments, validation, validation_arguments)
+    if mode == BANDS:
+        bands.use_band_transforms(data_config, loaders.train, loaders.validation)
+    return loaders
 
 
 def _train_arguments(args: argparse.Namespace, data_config: Dict[str, Any]) -> Dict[str, Any]:

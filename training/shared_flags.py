@@ -15,9 +15,6 @@ _FLAGS: Dict[str, Dict[str, Any]] = {
         type=float, default=0.5, metavar='P', help='threshold of the probability for a predicted label'),
     # loaders
     'no-prefetcher': dict(action='store_true', help='normalise images in the workers, not on the device'),
-    'naflex-loader': dict(action='store_true', help='images of any aspect ratio, for NaFlex models'),
-    'naflex-max-seq-len': dict(
-        type=int, default=576, metavar='N', help='maximum number of patches per image in validation'),
     # model
     'num-classes': dict(type=int, metavar='N', help='number of classes (default: from the model)'),
     'gp': dict(

@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
+import yaml
 from torch.optim import Optimizer
 
 from timm.optim import create_optimizer_v2, optimizer_kwargs
@@ -14,9 +15,11 @@ from timm.task.evaluator import evaluation_sample_limit
 from timm.utils import distribute_bn
 from . import device, model as models
 from .datasets import check_source, resolve_image_config
+from .definitions import flags
 from .device import Process
 from .epoch import Epoch
 from .errors import MISFITS, UserError, user_errors
+from .flags import create_parser
 from .evaluation import evaluate
 from .loaders import Loaders, create_loaders
 from .objective import create_task
@@ -60,7 +63,10 @@ def _train(
     model = models.create(args, create_model)
     data_config = resolve_image_config(args, model, verbose=process.primary)
     model = models.prepare(args, model, process)
-    loaders = create_loaders(args, model, data_config, process)
+    given = (args.mean, args.std)
+    loaders = create_loaders(args, model, data_config, process, parser_defaults())
+    if (args.mean, args.std) != given:  # measured, which every later run needs to know
+        args_text = yaml.safe_dump({**yaml.safe_load(args_text), 'mean': args.mean, 'std': args.std})
     resolve_learning_rate(args, loaders.average_batch_size, process.primary)
     with user_errors('--kd-model-name' if args.kd_model_name else '--task', *MISFITS):
         task = create_task(args, model, process.device, process.dtype, process.primary)
@@ -82,6 +88,11 @@ def _train(
         epoch.folder, epoch.save_recovery = folder.path, folder.save_recovery
         _logger.info(f'{num_epochs} epochs, from {start_epoch} to {stop_epoch}, results in {folder.path}.')
     _train_epochs(range(start_epoch, stop_epoch), epoch, metric, folder)
+
+
+def parser_defaults() -> Dict[str, Any]:
+    """Return the defaults of all flags of `train.py` by name."""
+    return {name: action.default for name, action in flags.flags_of(create_parser()).items()}
 
 
 def _resolve_metric(args: argparse.Namespace, task: TrainingTask, loaders: Loaders) -> str:

@@ -15,6 +15,8 @@ from timm.task.evaluator import ClassificationEvaluator, MultiLabelClassificatio
 from timm.utils import random_seed
 from . import model as models
 from .arguments import check_labels, check_precision
+from timm.mim.pretrain.data.formats import BANDS
+from . import bands
 from .datasets import image_mode, open_dataset, patch_size_of, resolve_image_config
 from .device import Process, precision, set_fused_operations
 from .errors import MISFITS, UserError, user_errors
@@ -46,17 +48,23 @@ def validate(args: argparse.Namespace, create_model: Callable[..., nn.Module]) -
         model, pooled = apply_test_time_pool(model, data_config)
         data_config['crop_pct'] = 1. if pooled else data_config['crop_pct']
     patch_size = patch_size_of(model)
+    mode = image_mode(args, data_config)
+    if mode == BANDS:
+        bands.prepare(args, {})
+        data_config.update(bands.statistics(args, model, data_config['input_size'][0]))
     model = _prepare(args, model, process)
     dataset = open_dataset(
         args,
         args.data or args.data_dir,
         args.split,
-        image_mode(args, data_config),
+        mode,
         num_samples=args.num_samples,
         seed=args.seed,
         load_bytes=args.tf_preprocessing,
     )
     loader = _create_loader(args, dataset, data_config, patch_size, process)
+    if mode == BANDS:
+        bands.use_band_transforms(data_config, loader)
     metrics = _evaluate(args, model, loader, dataset, process)
     _logger.info(format_metrics(metrics))
     return OrderedDict(

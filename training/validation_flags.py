@@ -5,7 +5,7 @@ from .definitions import flags
 from .shared_flags import add_shared
 
 # Defaults of the flags that are shared with train.py
-_DEFAULTS = dict(dataset='', interpolation='', workers=4, amp_dtype='float16', model_kwargs={})
+_DEFAULTS = dict(naflex_max_seq_len=576, dataset='', interpolation='', workers=4, amp_dtype='float16', model_kwargs={})
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -28,7 +28,7 @@ def _dataset_flags(parser: argparse.ArgumentParser) -> None:
     add_shared(
         group,
         'data-dir', 'dataset', 'dataset-download', 'dataset-trust-remote-code', 'class-map', 'input-key',
-        'input-img-mode', 'target-key', 'target-format', 'task', 'multilabel-threshold',
+        'input-img-mode', 'exif-rotation', 'target-key', 'target-format', 'task', 'multilabel-threshold',
     )
     add = group.add_argument
     add('--split', default='validation', metavar='NAME', help='split to evaluate on')

@@ -9,8 +9,8 @@ from pages import PAGES, ROOT, blocks
 
 PULL_REQUEST = ROOT / 'patchset' / 'texts' / 'cover.md'
 SCRIPTS = [ROOT / name for name in (
-    'train.py', 'validate.py', 'class_weights.py', 'examples/digits.py', 'examples/maskfeat.py',
-    'timm/mim/convert/__init__.py')]
+    'train.py', 'validate.py', 'class_weights.py', 'examples/digits.py', 'examples/digits_resnet.py',
+    'examples/maskfeat.py', 'timm/mim/convert/__init__.py')]
 RECIPES = sorted((ROOT / 'recipes').glob('*.yaml'))
 
 _COMMAND = r'(?:python|torchrun|make|pytest|pip|uv|git) '

@@ -25,7 +25,8 @@ from torch.distributed import run as torch_run
 import timm
 from commands import documented_commands
 from pages import ROOT
-from reference_tensors import facebook_ijepa, facebook_mae, microsoft_swin
+from reference_tensors import facebook_ijepa, facebook_mae, fill, microsoft_swin
+from reference_tensors_convolutional import convnext, filled, resnet, spark, spark_file
 from small_commands import appended, value_of
 from timm.mim import factory
 from tiny_runs import environment, write_images
@@ -101,6 +102,10 @@ def make_files(folder: Path) -> None:
     torch.save(dict(model=mae(decoder_width=512, decoder_depth=1)), folder / 'mae_visualize_vit_base.pth')
     torch.save(dict(model=mae(encoder=True)), folder / 'mae_pretrain_vit_base.pth')
     torch.save(ijepa, folder / 'IN1K-vit.h.14-300e.pth.tar')
+    torch.save(
+        spark_file(filled(spark(resnet(), (512, 256, 128, 64))), 'resnet18'),
+        folder / 'resnet50_withdecoder_1kpretrained_spark_style.pth')
+    torch.save(dict(model=fill(convnext())), folder / 'convnextv2_base_1k_224_fcmae.pt')
     torch.save(dict(model=swin), folder / 'simmim_pretrain__swin_base__img192_window6__800ep.pth')
 
 

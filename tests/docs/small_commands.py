@@ -13,6 +13,7 @@ from timm.mim.pretrain.flags import parse
 ON_CPU = ['--device', 'cpu', '--workers', '0']
 # Fewer and narrower layers, by the start of a model's name
 FEWER_LAYERS = {
+    'naflexvit': dict(depth=2, embed_dim=192, num_heads=3),
     'beit': dict(depth=2, embed_dim=192, num_heads=3),
     'convnext': dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)),
     'resnet': dict(layers=(1, 1, 1, 1), channels=(16, 16, 16, 16)),
@@ -66,6 +67,8 @@ def _smaller_model(args: Dict[str, Any]) -> List[str]:
     flags = _fewer_pixels(model, args.get('img_size'), more=args.get('mim') == 'ijepa')
     if args.get('mim') == 'mae' and args.get('mask_unit'):
         flags += ['--mask-unit', '32']  # several of them in a small image
+    if args.get('naflex_loader'):
+        flags = ['--naflex-train-seq-lens', '16', '24', '--naflex-max-seq-len', '20']
     if not args.get('pretrained') or args.get('pretrained_path'):  # published weights are of a whole model
         flags += _fewer_layers(args['model'], args.get('model_kwargs'))
     depth = DECODER_DEPTH.get(args.get('mim'))

@@ -23,13 +23,24 @@ ELSEWHERE = {
     'make test-all': 'this suite, on all models',
     'make test ARGS=tests/mim': 'this suite',
     'pytest tests/train/test_supervised_arguments.py': 'this suite: tests/train/test_supervised_arguments.py',
+    'pytest tests/mim/test_native_aspect.py': 'this suite: tests/mim/test_native_aspect.py',
+    'pytest tests/train/test_naflex_run.py': 'this suite: tests/train/test_naflex_run.py',
     'pytest -m cuda': 'needs a CUDA device: tests/equivalence/test_cuda.py',
     'make cuda': 'needs a CUDA device; on the CPU: tests/benchmarks/test_gpu.py',
+    'python -m benchmarks.digits': 'takes half an hour of processor time; the recipe itself is make pretrain',
     'make benchmark': 'takes minutes; the parts: tests/benchmarks/test_benchmarks.py',
     'python -m pytest --all-models tests/mim/test_every_model.py': 'takes hours',
     'python -m benchmarks.cross': 'takes minutes; its parts are the options of MAE in tests/mim/test_cross_decoder.py',
     'python -m benchmarks.leak ratio pvt_v2_b0 mobilenetv3_small_050': 'tests/benchmarks/test_leak.py',
     'python -m benchmarks.leak squares --model mobilenetv3_small_050': 'takes minutes: tests/benchmarks/test_leak.py',
+    'python -m benchmarks.masked': 'takes minutes: tests/benchmarks/test_masked.py',
+    'python -m benchmarks.masked resnet50 --decoder-dims 768 192 128':
+        'takes minutes: tests/benchmarks/test_masked.py',
+    'python examples/digits_resnet.py': 'takes minutes: tests/benchmarks/test_masked.py',
+    'python -m benchmarks.native_aspect padding': 'tests/benchmarks/test_native_aspect_benchmark.py',
+    'python -m benchmarks.native_aspect speed': 'tests/benchmarks/test_native_aspect_benchmark.py',
+    'python -m benchmarks.native_aspect error output/own output/squares':
+        'needs two trained runs: tests/benchmarks/test_native_aspect_benchmark.py',
     'make upstream-tests': 'takes hours; a sample: tests/upstream/test_upstream_sample.py::test_sample',
     'python tests/upstream/run_scripts.py': 'tests/train/test_supervised_upstream.py::test_scripts',
     'pip install git+URL-of-this-repository':
@@ -51,6 +62,17 @@ ELSEWHERE = {
     'pip install -e .': 'tests/patchset/test_packaging.py',
     'python -m patchset upgrade VERSION':
         'fetches a release: tests/patchset/test_upgrade.py::test_change_of_the_moved_part_is_carried_and_back',
+    'python train.py --mim mae --data-dir BANDS --model vit_small_patch16_224 --in-chans 13 --mim-bands 4 3 2':
+        'tests/train/test_bands.py::test_from_pretraining_to_validation',
+    'python train.py --mim mae --dataset wds/ --data-dir SHARDS --model vit_small_patch16_224':
+        'tests/train/test_streams.py::test_from_a_tar_stream_to_a_fine_tuned_model',
+    'python train.py --mim mae --dataset hfids/ACCOUNT/NAME --train-num-samples 100000 --model vit_small_patch16_224':
+        'tests/train/test_streams.py::test_from_a_streaming_dataset_to_a_fine_tuned_model',
+    'python -m timm.mim.prepare IMAGES OUT --short-side 256': 'tests/train/test_prepare.py',
+    'pip install tifffile imagecodecs': 'fetches packages',
+    'pip install simplejpeg': 'fetches packages',
+    'pip install webdataset': 'fetches packages',
+    "make benchmark ARGS='--only loading'": 'takes a minute; the part: tests/benchmarks/test_benchmarks.py',
     # no commands, but forms of some
     'torchrun --nproc-per-node 8 train.py ...': 'whole ones are in blocks of code',
     'python -m timm.mim.convert': 'whole ones are in blocks of code',

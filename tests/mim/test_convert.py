@@ -77,7 +77,7 @@ class TestOurFormats:
             task_state_ema=dict(method={k: v for k, v in ema.items() if not k.startswith('backbone.')}))
         torch.save(state, tmp_path / 'last.pth.tar')
         recipe = convert(tmp_path / 'last.pth.tar', tmp_path / 'a.safetensors', to='mim').recipe
-        assert recipe.options == dict(DECODER, mask_ratio=0.5)  # mask_unit is SimMIM's
+        assert recipe.options == dict(DECODER, mask_ratio=0.5, mask_unit=32)
         assert_equal(load_file(tmp_path / 'a.safetensors'), method.state_dict())
         convert(tmp_path / 'last.pth.tar', tmp_path / 'b.safetensors', to='mim', ema=True)
         assert_equal(load_file(tmp_path / 'b.safetensors'), ema)

@@ -72,7 +72,7 @@ class TestRecipes:
         (dict(model=5), 'The recipe in the file: model is 5, not a text'),
         (dict(model='hf-hub:someone/something'), 'model is .hf-hub:someone/something., not a model that timm.list'),
         (dict(model='local-dir:/etc'), 'not a model that timm.list_models'),
-        (dict(method='mea'), "method is 'mea', not one of the methods data2vec, fcmae, ijepa, mae"),
+        (dict(method='mea'), "method is 'mea', not one of the methods capi"),
         (dict(method=[]), r'method is \[\], not a text'),
         (dict(img_size='large'), "img_size is 'large', not one integer or two"),
         (dict(img_size=[0, 0]), r'img_size is \[0, 0\], not one integer or two'),

@@ -163,6 +163,8 @@ def test_raw_and_painted_reconstruction():
     expected = raw * (target.var(-1, keepdim=True) + 1e-6).sqrt() + target.mean(-1, keepdim=True)
     torch.testing.assert_close(patches, expected)
     assert not method.reconstructs_pixels
+    assert [view.label for view in method.views(images, torch.rand(method.noise_shape(2)))] == [
+        'original', 'masked input', 'visible + prediction (true mean, variance)']
     plain = mae(norm_pix=False).eval()
     assert plain.reconstructs_pixels
     with torch.no_grad():

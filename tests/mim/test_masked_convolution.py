@@ -8,10 +8,11 @@ import torch.nn as nn
 import timm
 from timm.layers import BlurPool2d, GroupNorm
 from timm.mim import FCMAE, MIMUnsupportedError, SparK, create_mim, list_mim_models, masked_images
-from timm.mim import masked_convolution
+from timm.mim import visible_map
 from timm.mim.errors import ImageSizeError
 from timm.mim.factory import unsupported_model
 from timm.mim.visible_norm import visible_batch_norm
+from timm.mim.zeroing import zero_masked
 from timm.models.focalnet import FocalNet
 from timm.models.resnet import BasicBlock, ResNet
 
@@ -30,6 +31,7 @@ BRANCHES = {
     'eca': lambda: ResNet(BasicBlock, block_args=dict(attn_layer='eca'), **STEM),
     'global_context': lambda: ResNet(BasicBlock, block_args=dict(attn_layer='gc'), **STEM),
     'group_norm': lambda: ResNet(BasicBlock, norm_layer=lambda width, **kw: GroupNorm(width, 4), **STEM),
+    'compiled': lambda: ResNet(BasicBlock, stem_width=4, block_args=dict(attn_layer='se'), **STEM),
     'focal': lambda: FocalNet(embed_dim=8, depths=(1, 1, 1, 1), num_classes=0),
     'efficientvit': lambda: timm.create_model('efficientvit_b0', num_classes=0),
 }
@@ -70,7 +72,7 @@ def disturb(monkeypatch):
         def handle(func, *args, **kwargs):
             result = handler(func, *args, **kwargs)
             for x in result if isinstance(result, (list, tuple)) else [result]:
-                if not isinstance(x, masked_convolution.VisibleMap) or any(x is value for value in args):
+                if not isinstance(x, visible_map.VisibleMap) or any(x is value for value in args):
                     continue
                 if x.data.is_meta:
                     continue
@@ -81,8 +83,8 @@ def disturb(monkeypatch):
                     x.data = torch.where(x.visible, x.data, noise)
             return result
         return handle
-    monkeypatch.setattr(masked_convolution, '_HANDLERS', {
-        name: disturbed(handler) for name, handler in masked_convolution._HANDLERS.items()})
+    monkeypatch.setattr(visible_map, 'RULES', {
+        name: disturbed(handler) for name, handler in visible_map.RULES.items()})
     return generator.manual_seed
 
 
@@ -165,8 +167,8 @@ def test_gradient_of_batch_norm():
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     weight, bias = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     visible = torch.rand(2, 1, 4, 4) < 0.6
-    torch.autograd.gradcheck(
-        lambda *inputs: visible_batch_norm(inputs[0], visible, None, None, *inputs[1:], 0.1, 1e-5), (x, weight, bias))
+    torch.autograd.gradcheck(lambda *inputs: visible_batch_norm(
+        inputs[0].where(visible, 0.), visible, None, None, *inputs[1:], 0.1, 1e-5), (x, weight, bias))
 
 
 @pytest.mark.parametrize('reduce', [
@@ -177,7 +179,7 @@ def test_deviation_is_the_one_asked_for(reduce):
     torch.manual_seed(0)
     images, mask = torch.randn(1, 3, 4, 8), torch.tensor([[[False, True]]])
     found = reduce(masked_images(images, mask))
-    found = found.zeroed()[..., :4] if isinstance(found, masked_convolution.VisibleMap) else found
+    found = found.zeroed()[..., :4] if isinstance(found, visible_map.VisibleMap) else found
     torch.testing.assert_close(found, reduce(images[..., :4]))
 
 
@@ -191,14 +193,34 @@ def test_other_arguments_are_refused(reduce):
 def test_batch_norm_does_not_read_masked_cells():
     """Not even if they are infinite, as float16 makes large values."""
     torch.manual_seed(0)
-    x, visible = torch.randn(2, 3, 4, 4), torch.rand(2, 1, 4, 4) < 0.6
+    mask = torch.rand(2, 4, 4) < 0.4
+    x, visible = torch.randn(2, 3, 4, 4), ~mask.unsqueeze(1)
+    norm = nn.BatchNorm2d(3)
+    nn.init.uniform_(norm.weight), nn.init.uniform_(norm.bias)
     results = []
-    for hidden in (0., torch.inf):
+    for hidden in (0., torch.inf, torch.nan):
         values = x.masked_fill(~visible, hidden).requires_grad_()
-        weight, bias = torch.full((3,), 1.5, requires_grad=True), torch.full((3,), 0.5, requires_grad=True)
-        y = visible_batch_norm(values, visible, None, None, weight, bias, 0.1, 1e-5)
-        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), (values, weight, bias))])
-    assert all(map(torch.equal, *results)) and all(value.isfinite().all() for value in results[0])
+        y = norm(masked_images(values, mask))
+        assert y.is_zero and not y.data.masked_fill(visible, 0.).any()
+        gradients = torch.autograd.grad(y.data.square().sum(), (values, norm.weight, norm.bias))
+        results.append([y.data.detach(), *gradients])
+    assert all(torch.equal(*pair) for other in results[1:] for pair in zip(results[0], other))
+    assert all(value.isfinite().all() for value in results[0])
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_zero_masked(dtype):
+    """Against `torch.where`, in any layout and dtype."""
+    torch.manual_seed(0)
+    visible = torch.rand(2, 1, 3, 4) < 0.5
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 5, 3, 4).to(dtype).to(memory_format=layout)
+        x[0, 0, 0] = torch.tensor([torch.nan, torch.inf, -0., -torch.inf])
+        x.requires_grad_()
+        found, expected = zero_masked(x, visible), torch.where(visible, x, 0.)
+        assert torch.equal(found.nan_to_num(7.), expected.nan_to_num(7.)) and found.stride() == expected.stride()
+        grad = torch.randn_like(found)
+        assert torch.equal(*(torch.autograd.grad(y, x, grad)[0] for y in (found, expected)))
 
 
 def test_at_least_one_cell_stays_visible():
@@ -221,11 +243,11 @@ def test_pools_see_visible_cells_alone():
 
 @pytest.mark.parametrize('method', ['spark', 'fcmae'])
 def test_compiled_checkpointed_and_copied(method):
-    backbone = build('test_byobnet')
+    backbone = build('compiled')
+    names = list(backbone.state_dict())
     model = create_mim(method, backbone, img_size=SIZE, decoder_dim=32).train()
     images, mask = images_for(), random_mask()
-    names = set(timm.create_model('test_byobnet', num_classes=0).state_dict())
-    assert set(model.backbone.state_dict()) == names
+    assert list(model.backbone.state_dict()) == names
 
     def step(module):
         torch.manual_seed(3)
@@ -242,6 +264,9 @@ def test_compiled_checkpointed_and_copied(method):
         other, others = step(twin)
         torch.testing.assert_close(other, loss, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-5)
+    mask[1] = True
+    with pytest.raises(RuntimeError, match='at least one cell visible in each sample'):
+        twins[2](images, mask=mask)
 
 
 @pytest.mark.parametrize('method', [SparK, FCMAE])

@@ -6,12 +6,15 @@ import sys
 from tiny_runs import SCRIPT, environment, tiny
 
 
-def run_processes(world_size: int, flags: str) -> list:
-    """Run the script in processes that find each other through the environment, as under torchrun."""
+def run_processes(world_size: int, flags: str, complete: bool = False) -> list:
+    """Run the script in processes that find each other through the environment, as under torchrun.
+
+    The flags are added to those of a tiny run, unless they are `complete`.
+    """
     with socket.socket() as s:
         s.bind(('localhost', 0))
         port = s.getsockname()[1]
-    command = [sys.executable, str(SCRIPT), *tiny(flags).split()]
+    command = [sys.executable, str(SCRIPT), *(flags if complete else tiny(flags)).split()]
     processes = [
         subprocess.Popen(
             command,

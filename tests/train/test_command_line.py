@@ -53,6 +53,9 @@ def test_answered_without_torch(arguments, said):
     ('--mmi mae', ['p: error: there is no flag --mmi; did you mean --mim?']),
     ('--epoks=3 --zzz', ['p: error: there is no flag --epoks; did you mean --epochs?',
                          'p: error: there is no flag --zzz; --help lists all flags.']),
+    ('--learning-rate 3', ['p: error: there is no flag --learning-rate; did you mean --lr?']),
+    ('--lerning_rate 3', ['p: error: there is no flag --lerning_rate; did you mean --lr?']),
+    ('--accum-iter 2', ['p: error: there is no flag --accum-iter; --help lists all flags.']),  # p has no such flag
     ('folder stray', ["p: error: no flag takes the argument 'stray'."]),
     ('--epochs x', ["p: error: argument --epochs: invalid int value: 'x'"]),
 ])
@@ -60,6 +63,7 @@ def test_unknown_flags(words, said, capsys):
     parser = OneLineParser(prog='p')
     parser.add_argument('data', nargs='?')
     parser.add_argument('--mim')
+    parser.add_argument('--lr', type=float)
     parser.add_argument('--epochs', type=int)
     assert mistakes(lambda: parser.parse_args(words.split()), capsys) == said
 
@@ -71,6 +75,8 @@ def test_unknown_flags(words, said, capsys):
     ('--data-dir /nowhere --model resnet500 --amp-dtype float64', [
         "timm has no model 'resnet500'; did you mean resnet50", '--amp-dtype']),
     ('--mim mae --mixup 1 --smoothing 0.1', ['--mixup has no meaning', '--smoothing has no meaning']),
+    ('--mim mae --data-dir /nowhere --model swin_tiny', [  # MAE does not serve it, and says so of a whole name
+        "--data-dir: '/nowhere'", "timm has no model 'swin_tiny'; did you mean swin_tiny_patch4_window7_224"]),
     ('--mim maee', ["there is no method 'maee'; did you mean mae?"]),
 ])
 def test_mistakes_are_told_at_once_images_first(flags, said, train, capsys):

@@ -34,7 +34,7 @@ def test_plain_folder_is_listed_as_by_upstream(folder):
     (folder / 'a' / 'notes.txt').touch()
     reader = ImageFolder(str(folder))
     assert (reader.samples, reader.class_to_idx) == find_images_and_targets(str(folder))
-    assert reader.left_out == ''
+    assert reader.left_out == 'files that are not read, by suffix: 1 .txt'
     only = ImageFolder(str(folder), class_map={'b9': 4})
     assert only.samples == find_images_and_targets(str(folder), class_to_idx={'b9': 4})[0] and len(only.samples) == 2
     assert ImageFolder(f'{folder}/', input_key='.txt').samples[0][0] == f'{folder}/a/notes.txt'

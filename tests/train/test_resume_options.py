@@ -21,7 +21,7 @@ from timm.mim.pretrain.task import Schedules, create_optimizer
 # They decide what is learned, and what is measured: a change is refused.
 SAME = (
     'mim', 'mim_kwargs', 'mask_ratio', 'mask_unit', 'model', 'model_kwargs', 'img_size', 'in_chans', 'input_size',
-    'input_img_mode', 'mean', 'std', 'interpolation', 'crop_pct',
+    'input_img_mode', 'exif_rotation', 'mean', 'std', 'interpolation', 'crop_pct',
 )
 
 # The state of the optimizer was made with them: a change is refused, unless --no-resume-opt drops that state.
@@ -41,6 +41,7 @@ TAKES_EFFECT = (
     # dataset
     'data_dir', 'dataset', 'train_split', 'val_split', 'train_num_samples', 'val_num_samples', 'dataset_download',
     'dataset_trust_remote_code', 'input_key', 'target_key', 'max_unreadable', 'max_pixels',
+    'mim_bands', 'plan',
     # model
     'drop_path', 'grad_checkpointing', 'channels_last', 'fast_norm', 'torchcompile', 'torchcompile_mode',
     # device

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_runs import write_images
 
-from timm.mim.pretrain.reporting.report import create_figure
+from timm.mim.pretrain.reporting.report import create_figure, title_of
 from timm.mim.pretrain.reporting.console import peak_memory
 from timm.mim.pretrain.reporting.records import Records
 
@@ -65,9 +65,22 @@ def test_curves_are_drawn(train, tmp_path):
     evaluations = [line for line in told if 'eval_loss' in line]
     assert len(evaluations) == 2
     for name in ('loss', 'loss_of_constant', 'target_std', 'target_rank'):
-        assert drawn[name.replace('_', ' ')] == [[line['update'], line[f'eval_{name}']] for line in evaluations]
+        assert drawn[title_of(name)] == [[line['update'], line[f'eval_{name}']] for line in evaluations]
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert titles == ['training', 'held-out error', 'variety of the targets']
+
+
+def test_constant_variety_is_visible():
+    """A line at the largest value lies below the frame's upper edge, not on it, and the two lines lie apart."""
+    pytest.importorskip('matplotlib')
+    figure = create_figure([
+        dict(update=n, epoch=n, eval_loss=1., eval_target_std=0.8, eval_target_rank=1.58) for n in range(4)])
+    heights = [
+        line.get_ydata()[0] / axis.get_ylim()[1] for axis in figure.axes for line in axis.lines
+        if line.get_label() in (title_of('target_std'), title_of('target_rank'))]
+    assert len(heights) == 2 and all(0 < height < 0.9 for height in heights)
+    assert abs(heights[0] - heights[1]) > 0.1
+    assert sum(len(axis.lines) for axis in figure.axes) == 5  # loss, rate, error, and two of variety
 
 
 def test_columns_of_the_table(tmp_path):

@@ -59,7 +59,7 @@ def test_page_of_a_run(finished_run):
     measured = [json.loads(line) for line in (finished_run / 'metrics.jsonl').read_text().splitlines()]
     errors = [f'{line["eval_masked_l1"]:.5g}' for line in measured if 'eval_masked_l1' in line]
     header = page.cells[0]
-    assert [row[header.index('masked l1')] for row in page.cells[1:7]] == errors
+    assert [row[header.index('masked L1')] for row in page.cells[1:7]] == errors
 
     pictures = [image for image in page.images if image.format == 'JPEG']
     assert len(pictures) == 6
@@ -100,7 +100,7 @@ def test_long_runs_make_short_pages(tmp_path):
     page = Page((tmp_path / 'report.html').read_text())
     assert len(page.images) == 8 and page.images[0].width == 1200
     epochs = [row[1] for row in page.cells if row[0].isdecimal()]
-    assert len(epochs) == 40 and epochs[0] == '0' and epochs[-1] == '299'
+    assert len(epochs) == 40 and epochs[0] == '1' and epochs[-1] == '300'  # from 1, as in the log
     assert 'python train.py <b> --experiment' in page.text and '1 & 2' in page.text  # and no tag
 
 

@@ -11,12 +11,12 @@ from test_pretrain_data import CPU, config_of, options_of
 from tiny_runs import write_images
 
 from timm.data import create_transform
-from timm.mim.pretrain.data import reading
+from timm.mim.pretrain.data import decoding
+from timm.mim.pretrain.data.augmenting import on_tensors
 from timm.mim.pretrain.data.datasets import open_data
 from timm.mim.pretrain.data.loading import create_train_loader
-from timm.mim.pretrain.data.reading import ToMode, on_tensors, read_jpeg, to_tensor
-
-pytestmark = pytest.mark.filterwarnings('ignore:The image decoding:DeprecationWarning')
+from timm.mim.pretrain.data.decoding import ToMode, to_tensor
+from timm.mim.pretrain.data.reading import ImageReader
 
 
 def photograph(size=(90, 70)):
@@ -39,11 +39,8 @@ def pair(mode='RGB', size=(32, 48), **options):
 
     def by_tensor(image):
         if isinstance(image, bytes):
-            file = io.BytesIO(image)
-            image = Image.open(file)
-            pixels = read_jpeg(file, image, mode)
-            if pixels is not None:
-                return on_pixels(pixels)
+            reader = ImageReader(transform, mode)
+            return reader.finish(*reader.read(image))
         return on_pixels(to_tensor(ToMode(mode)(image)))
 
     return lambda image: transform(ToMode(mode)(image)), by_tensor if on_pixels else None
@@ -112,11 +109,11 @@ def test_alpha_channels_and_evaluation_keep_pil():
     assert on_tensors(create_transform((3, 32, 32), use_prefetcher=True), 'RGB') is None
 
 
-def test_without_the_decoder_of_torchvision(monkeypatch):
+def test_without_simplejpeg(monkeypatch):
     data = encode(photograph())
     _, by_tensor = pair()
     expected = drawn(by_tensor, data, 0)
-    monkeypatch.setattr(reading, 'decode_jpeg', None)
+    monkeypatch.setattr(decoding, 'simplejpeg', None)
     assert (drawn(by_tensor, data, 0) - expected).abs().max() <= 4
 
 

@@ -3,7 +3,7 @@
 Shape letters: B batch, H x W the grid of patches, N = H * W, P prefix tokens, K kept patches, C channels.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Callable, Optional, Tuple
 
 import torch
@@ -11,12 +11,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from timm.layers import calculate_drop_path_rates
-from timm.models import checkpoint_seq
+from timm.models import checkpoint, checkpoint_seq
 from timm.models._embed_stages import gather_patches
 from timm.models.vision_transformer import Block
 
 __all__ = [
-    'MaskedDecoder', 'PixelDecoder', 'check_decoder', 'init_xavier', 'pixel_shuffle', 'sincos_position_embedding',
+    'MaskedDecoder', 'PixelDecoder', 'check_decoder', 'init_xavier', 'pixel_shuffle', 'sincos_of_coordinates',
+    'sincos_position_embedding',
 ]
 
 
@@ -37,20 +38,39 @@ def sincos_position_embedding(grid_size: Tuple[int, int], dim: int) -> torch.Ten
     Raises:
         ValueError: The number of channels is not a multiple of 4.
     """
+    coord = torch.cartesian_prod(*(torch.arange(size, device='cpu') for size in grid_size))
+    return sincos_of_coordinates(coord, dim, max(grid_size))
+
+
+def sincos_of_coordinates(coord: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    """Compute the 2-D sine-cosine position embedding of patches, see `sincos_position_embedding`.
+
+    Args:
+        coord: Row and column of each patch of shape (..., 2) int64, from 0.
+        dim: Number of channels, a multiple of 4.
+        size: Number that all rows and columns are below.
+
+    Returns:
+        Embedding of shape (..., dim), float32.
+
+    Raises:
+        ValueError: The number of channels is not a multiple of 4.
+    """
     if dim % 4:
         raise ValueError(f'A sine-cosine position embedding needs a multiple of 4 channels, got {dim}.')
-    rows, columns = (_encode_coordinates(size, dim // 4) for size in grid_size)  # (H, dim / 2), (W, dim / 2)
-    height, width = grid_size
-    columns, rows = columns.unsqueeze(0).expand(height, -1, -1), rows.unsqueeze(1).expand(-1, width, -1)
-    return torch.cat([columns, rows], dim=2).flatten(0, 1).float()
+    table = _encode_coordinates(size, dim // 4, coord.device)
+    rows, columns = coord.unbind(-1)
+    return torch.cat([F.embedding(columns, table), F.embedding(rows, table)], dim=-1)
 
 
-def _encode_coordinates(size: int, num_frequencies: int) -> torch.Tensor:
+@torch.compiler.disable
+@lru_cache(maxsize=16)
+def _encode_coordinates(size: int, num_frequencies: int, device: torch.device) -> torch.Tensor:
     # double precision on the CPU, as in the reference, whatever the device and dtype of the model
     exponents = torch.arange(num_frequencies, dtype=torch.float64, device='cpu') / num_frequencies
     coordinates = torch.arange(size, dtype=torch.float64, device='cpu')
     angles = coordinates.unsqueeze(1) * 10000. ** -exponents  # (size, num_frequencies)
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float().to(device)
 
 
 def pixel_shuffle(x: torch.Tensor, stride: Tuple[int, int]) -> torch.Tensor:
@@ -214,6 +234,8 @@ class MaskedDecoder(nn.Module):
             idx_keep: Optional[torch.Tensor] = None,
             idx_mask: Optional[torch.Tensor] = None,
             mask: Optional[torch.Tensor] = None,
+            coord: Optional[torch.Tensor] = None,
+            attn_mask: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
         """Replace masked patches by the mask token, add positions, run the blocks and the norm.
 
@@ -223,25 +245,31 @@ class MaskedDecoder(nn.Module):
                 patches if None. Prefix tokens are always decoded.
             idx_mask: Indices (B, M) of the masked patches.
             mask: Masked patches (B, N) bool, an alternative to `idx_mask`.
+            coord: Row and column of each patch (B, N, 2) int64, for images with grids of their own. The grid of the
+                decoder if None. N is then the number of coordinates.
+            attn_mask: Mask (B, 1, 1, P + N) to add to attention scores, which excludes padding. Not with `idx_keep`.
 
         Returns:
             Tokens of shape (B, P + N, C), or (B, P + K, C) with `idx_keep`.
 
         Raises:
-            ValueError: The tokens have the wrong shape, or both `idx_mask` and `mask` are given.
+            ValueError: The tokens have the wrong shape, both `idx_mask` and `mask` are given, or coordinates are given
+                and the positions are learned for one grid.
         """
-        num_tokens = self.num_prefix_tokens + self.num_patches
+        num_patches = self.num_patches if coord is None else coord.shape[1]
+        num_tokens = self.num_prefix_tokens + num_patches
         if x.ndim != 3 or x.shape[1] != num_tokens:
+            patches = f'a grid of {self.grid_size[0]} x {self.grid_size[1]}' if coord is None else num_patches
             raise ValueError(
-                f'The decoder takes {num_tokens} tokens ({self.num_prefix_tokens} prefix tokens and a grid of '
-                f'{self.grid_size[0]} x {self.grid_size[1]} patches), got a tensor of shape {tuple(x.shape)}.')
+                f'The decoder takes {num_tokens} tokens ({self.num_prefix_tokens} prefix tokens and {patches} '
+                f'patches), got a tensor of shape {tuple(x.shape)}.')
         if idx_mask is not None:
             if mask is not None:
                 raise ValueError('Give the masked patches as idx_mask or as mask, not both.')
-            mask = torch.zeros(x.shape[0], self.num_patches, dtype=torch.bool, device=x.device)
+            mask = torch.zeros(x.shape[0], num_patches, dtype=torch.bool, device=x.device)
             mask = mask.scatter(1, idx_mask, True)
 
-        positions = self.pos_embed
+        positions = self.pos_embed if coord is None else self.embed_coordinates(coord)
         if idx_keep is not None:
             # select first: dropped patches need no mask token and no position
             x = gather_patches(x, idx_keep, self.num_prefix_tokens)
@@ -252,11 +280,28 @@ class MaskedDecoder(nn.Module):
             x = torch.where(masked, self.mask_token, x)
         x = x + positions
 
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if attn_mask is not None:
+            for block in self.blocks:
+                x = checkpoint(block, x, attn_mask) if self.grad_checkpointing else block(x, attn_mask)
+        elif self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq(self.blocks, x)
         else:
             x = self.blocks(x)
         return self.norm(x)
+
+    def embed_coordinates(self, coord: torch.Tensor) -> torch.Tensor:
+        """Return the position embedding (B, P + N, C) of patches at coordinates (B, N, 2), zero for prefix tokens.
+
+        The embedding of a patch depends on its row and column, counted in patches from the upper left corner.
+
+        Raises:
+            ValueError: The positions are learned for one grid.
+        """
+        if isinstance(self.pos_embed, nn.Parameter):
+            raise ValueError("The decoder learned positions for one grid, pos_embed='learn': use 'sincos'.")
+        # an image of N patches has fewer than N rows and columns
+        positions = sincos_of_coordinates(coord, self.pos_embed.shape[-1], coord.shape[1])
+        return F.pad(positions, (0, 0, self.num_prefix_tokens, 0)).to(self.pos_embed.dtype)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

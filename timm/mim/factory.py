@@ -63,10 +63,11 @@ def unknown_model(name: str, names: Optional[Sequence[str]] = None, listed_by: s
 
     Args:
         name: Name that does not exist.
-        names: Names to suggest from, those of all models if None.
+        names: Names to suggest from first; those of all models if None, or if none of them is similar.
         listed_by: Call that lists these names, for the message.
     """
-    near = nearest_names(name, list_models() if names is None else names)
+    # Names that the caller does not list still help: the next message then says why they do not serve
+    near = nearest_names(name, names or ()) or nearest_names(name, list_models())
     hint = f'did you mean {", ".join(near)}?' if near else f'{listed_by} lists the available names.'
     return f"timm has no model '{name}'; {hint}"
 

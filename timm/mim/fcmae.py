@@ -1,15 +1,14 @@
-"""FCMAE
+"""FCMAE: encode the visible cells of images with a convolutional model, and predict the masked pixels with one block.
 
-Encodes images as if masked cells did not exist, puts a mask token in the place of masked cells of the deepest feature
-map, and predicts the pixels of masked cells with one ConvNeXt block.
+A mask token takes the place of masked cells in the deepest feature map. The decoder is one ConvNeXt block.
 
 Paper: `ConvNeXt V2: Co-designing and Scaling ConvNets with Masked Autoencoders`
     - https://arxiv.org/abs/2301.00808
 
-The formulas are those of facebookresearch/ConvNeXt-V2, `models/fcmae.py`, with two corrections. GRN of the reference's
-sparse model takes its norm over all samples of a batch, which differs from fine-tuning: here it is that of one sample,
-as in the JAX code that the published weights come from. And the reference starts convolutions from a normal
-distribution of standard deviation 1, here it is 0.02.
+The formulas are those of facebookresearch/ConvNeXt-V2, `models/fcmae.py`, with two corrections. In the sparse model of
+the reference, GRN takes its norm over all samples of a batch, which differs from fine-tuning. Here it takes the norm
+over one sample, as the JAX code that made the published weights does. The reference draws the initial weights of
+convolutions from a normal distribution with standard deviation 1, here it is 0.02.
 """
 import math
 from fractions import Fraction
@@ -32,9 +31,24 @@ __all__ = ['FCMAE']
 
 @register_mim('fcmae')
 class FCMAE(SparK):
-    """FCMAE on any model whose operations `timm.mim.masked_convolution` has a rule for.
+    """FCMAE on any model whose operations all have a rule in `timm.mim.masked_convolution`.
 
     It shares encoder, masks, target and loss with `SparK`, and differs in the decoder.
+
+    Args:
+        backbone: Model to train.
+        img_size: Image size, one number or (height, width). The size of the model if None.
+        mask_ratio: Share of the mask units to mask, rounded up to whole units.
+        mask_unit: Size of a mask unit in pixels, one number or (height, width), a multiple of the stride of the feature
+            map. If None, the multiple nearest to 32.
+        norm_pix: Predict the pixels of each cell normalised by the cell's own mean and variance.
+        decoder_dim: Width of the decoder.
+        decoder_depth: Number of ConvNeXt blocks of the decoder.
+        sync_batch_norm: Batch norms of the model take their statistics over the visible cells of all processes.
+
+    Raises:
+        MIMUnsupportedError: The model has an operation that cannot be masked, or no feature map.
+        ValueError: A value is not allowed, or the model does not accept the image size.
     """
     works = "list_mim_models('fcmae') names the models that work, convnextv2_tiny for example"
     num_scales = 1
@@ -48,26 +62,12 @@ class FCMAE(SparK):
             norm_pix: bool = True,
             decoder_dim: int = 512,
             decoder_depth: int = 1,
+            sync_batch_norm: bool = False,
     ) -> None:
-        """
-        Args:
-            backbone: Model to train.
-            img_size: Image size, one number or (height, width), that of the model if None.
-            mask_ratio: Share of mask units that is masked, rounded up to whole units.
-            mask_unit: Size of a mask unit in pixels, one number or (height, width), a multiple of the stride of the
-                feature map. If None the multiple that is nearest to 32.
-            norm_pix: Predict the pixels of each cell normalised by its own mean and variance.
-            decoder_dim: Width of the decoder.
-            decoder_depth: Number of ConvNeXt blocks of the decoder.
-
-        Raises:
-            MIMUnsupportedError: The model has an operation that cannot be masked, or no feature map.
-            ValueError: A value that is not allowed, or an image size that the model does not take.
-        """
         if not isinstance(decoder_depth, int) or decoder_depth < 1:
             raise ValueError(f'decoder_depth must be a number of blocks, 1 or more, got {decoder_depth!r}.')
         self.decoder_depth = decoder_depth
-        super().__init__(backbone, img_size, mask_ratio, mask_unit, norm_pix, decoder_dim)
+        super().__init__(backbone, img_size, mask_ratio, mask_unit, norm_pix, decoder_dim, sync_batch_norm)
 
     @classmethod
     def _why_not_decodable(cls, model_cls: type) -> Optional[str]:
@@ -89,7 +89,7 @@ class FCMAE(SparK):
         trunc_normal_(self.mask_token, std=.02)
 
     def decode(self, maps: List[VisibleMap]) -> torch.Tensor:
-        """Predict pixels of the deepest feature map."""
+        """Fill the masked cells of the deepest feature map, and predict pixels of shape (B, C, H, W)."""
         features = self.proj(maps[0])
         x = torch.where(features.visible, features.data, self.mask_token.to(features.data.dtype))
         x = checkpoint_seq(self.decoder, x) if self.grad_checkpointing else self.decoder(x)
@@ -103,7 +103,7 @@ class FCMAE(SparK):
 
     @torch.jit.ignore
     def no_weight_decay(self):
-        """Set of parameters that should not use weight decay. The mask token decays, as in the reference."""
+        """Return the parameters without weight decay. The mask token has weight decay, as in the reference."""
         return super().no_weight_decay() - {'mask_token'}
 
     def _count_visible(self, num_units: int) -> int:

@@ -240,6 +240,12 @@ class IJEPA(EMATeacherMethod):
         mask = torch.zeros(*targets.shape[:2], self.num_patches, dtype=torch.bool, device=targets.device)
         return mask.scatter(2, targets, True).unflatten(2, self.grid_size)
 
+    def naflex_refusal(self) -> Optional[str]:
+        """Return why the method does not take NaFlex batches."""
+        return (
+            'the blocks of I-JEPA have one shape for the whole batch, drawn on one grid, and images of a NaFlex batch '
+            'have grids of their own; MAE and SimMIM take them')
+
     def noise_shape(self, batch_size: int) -> Tuple[int, int]:
         """Return the shape (B, values per sample) of the noise for the masks of a batch."""
         return batch_size, self.sampler.noise_size

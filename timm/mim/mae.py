@@ -34,8 +34,17 @@ from .masking import (
     visible_count,
 )
 from .meta_run import dry_run_maps, dry_run_visible
-from .method import MIMMethod
-from .output import MIMOutput, View
+from .native_aspect import (
+    NaFlexBatch,
+    NaFlexMask,
+    NaFlexMethod,
+    attention_mask,
+    encode_visible_naflex,
+    share_masked,
+    smallest_units,
+    split_naflex_mask,
+)
+from .output import WITH_TRUE_STATISTICS, MIMOutput, View
 from .targets import full_precision, normalize_patches, patch_statistics, patchify, unpatchify
 
 __all__ = ['MAE']
@@ -55,7 +64,7 @@ class MAEMask(NamedTuple):
 
 
 @register_mim('mae')
-class MAE(MIMMethod):
+class MAE(NaFlexMethod):
     """Masked autoencoder on any model that can drop tokens.
 
     A mask is bool of shape (B, h, w) or (B, h * w), True is masked, with the same number of masked patches in each
@@ -64,6 +73,10 @@ class MAE(MIMMethod):
     Prefix tokens (class, register, distillation) go through the decoder in front of the patches, with a position
     embedding of zeros, like the class token in the reference; no pixels are predicted for them. A mask covers patches,
     or, in Hiera, mask units of 8 x 8 patches.
+
+    A NaFlexVit also takes NaFlex batches, see `NaFlexMethod`: the share of each image's valid patches that is masked is
+    exact. Positions of the decoder are then those of the rows and columns of patches, counted from the upper left
+    corner.
 
     With `decoder='cross'` the decoder is that of CrossMAE: mask tokens attend to visible patches and prefix tokens, not
     to each other. Each of its blocks gets its own mixture of the outputs of the model's blocks, see `CrossDecoder`; of
@@ -124,6 +137,7 @@ class MAE(MIMMethod):
         super().__init__(backbone, img_size)
         self.mask_ratio = mask_ratio
         self.masking = self._check_masking(masking)
+        self.reference_count = reference_count
         self.norm_pix = norm_pix
         self.reconstructs_pixels = not norm_pix
         self.grid_size = self._patch_grid(self.img_size)
@@ -311,17 +325,64 @@ class MAE(MIMMethod):
         return {'loss_of_patch_mean' if self.norm_pix else 'loss_of_zeros': output.target.square().mean()}
 
     def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
-        """Return views of a step. With `norm_pix`, add the normalised prediction, and one with the true statistics."""
+        """Return views of a step. With `norm_pix`, each predicted patch gets its true mean and variance."""
         views = super().views(images, noise)
-        if self.norm_pix:
+        if self.norm_pix and not isinstance(images, dict):
             mask = self.make_mask(noise)
-            hole = self.pixel_mask(mask)
-            views += [
-                View('prediction, patches normalised', self.reconstruct(images, mask), ~hole),
-                View('visible + prediction with true mean and variance (leaks)', torch.where(
-                    hole, self.reconstruct_with_target_statistics(images, mask).to(images.dtype), images)),
-            ]
+            pixels = self.reconstruct_with_target_statistics(images, mask).to(images.dtype)
+            views.append(View(WITH_TRUE_STATISTICS, torch.where(self.pixel_mask(mask), pixels, images)))
         return views
+
+    def naflex_refusal(self) -> Optional[str]:
+        """Return why the model or an option does not work with NaFlex batches, None if all do."""
+        if self.recorder is not None:
+            return "decoder 'cross' works on one grid: use 'plain'"
+        if isinstance(self.decoder.pos_embed, nn.Parameter):
+            return "decoder_pos_embed 'learn' has positions of one grid: use 'sincos'"
+        if self.reference_count:
+            return 'reference_count is the count of one grid in floats: leave it out'
+        return super().naflex_refusal()
+
+    def make_naflex_mask(self, noise: torch.Tensor, batch: NaFlexBatch) -> torch.Tensor:
+        """Make the masks (B, N) bool of a NaFlex batch. The mask units with the smallest noise stay visible."""
+        batch = self.read_naflex(batch) if isinstance(batch, dict) else batch
+        unit = self.mask_unit[0] // self.patch_stride[0], self.mask_unit[1] // self.patch_stride[1]
+        return smallest_units(noise, batch, unit, self.mask_ratio, of_masked=False)
+
+    def drawn_naflex_mask(self, noise: torch.Tensor, batch: NaFlexBatch) -> NaFlexMask:
+        """Make the mask for `predict_naflex` from noise (B, N).
+
+        The host waits for the device if mask units are larger than a patch, since units at the border are smaller.
+        """
+        mask = self.make_naflex_mask(noise, batch)
+        if tuple(self.mask_unit) != tuple(self.patch_stride):
+            return split_naflex_mask(mask, batch.valid)
+        most_masked = share_masked(noise.shape[1], self.mask_ratio)  # of an image without padding
+        return split_naflex_mask(mask, batch.valid, noise.shape[1] - most_masked, most_masked)
+
+    def predict_naflex(self, batch: NaFlexBatch, mask: NaFlexMask) -> torch.Tensor:
+        """Predict the masked patches (B, M, D)."""
+        return full_precision(self.decoder_pred(gather_patches(self._decode_naflex(batch, mask), mask.masked)))
+
+    def naflex_target(self, batch: NaFlexBatch, mask: NaFlexMask) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Return the masked patches (B, M, D), normalised if `norm_pix` is set, and those (B, M) that count."""
+        target = full_precision(gather_patches(batch.patches, mask.masked))
+        return normalize_patches(target) if self.norm_pix else target, mask.masked_valid
+
+    def compare_patches(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the mean squared error of each patch (B, M)."""
+        return F.mse_loss(prediction, target, reduction='none').mean(dim=-1)
+
+    def reconstruct_naflex(self, batch: NaFlexBatch, mask: NaFlexMask) -> torch.Tensor:
+        """Predict all patches (B, N, D) from the visible ones, normalised if `norm_pix` is set."""
+        return full_precision(self.decoder_pred(self._decode_naflex(batch, mask)))
+
+    def _decode_naflex(self, batch: NaFlexBatch, mask: NaFlexMask) -> torch.Tensor:
+        """Encode the visible patches, then decode all patches to tokens (B, N, decoder width)."""
+        tokens = self.decoder_embed(encode_visible_naflex(self.backbone, batch, mask))
+        tokens = scatter_patches(tokens, mask.visible, batch.valid.shape[1], self.num_prefix_tokens)
+        keys = attention_mask(batch.valid, self.num_prefix_tokens, tokens.dtype)
+        return self.decoder(tokens, mask=mask.patches, coord=batch.coord, attn_mask=keys)[:, self.num_prefix_tokens:]
 
     def noise_shape(self, batch_size: int) -> Tuple[int, int]:
         """Return the shape of the noise for the masks of a batch: (B, mask units), or more values with 'block'.

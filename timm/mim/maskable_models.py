@@ -1,7 +1,7 @@
-"""Which of timm's Models `masked_convolution` Has Rules For, Without Building Any
+"""Tables of the models that `masked_convolution` cannot mask, so that listing models builds none.
 
-A run on the meta device decides, when a method is built on a model. These tables repeat what such runs found for the
-registered models, so that `list_mim_models` builds none. The test suite compares the two.
+When a method is built, a run on the meta device decides. The tables hold the result of such runs for all registered
+models. The test suite compares the two.
 """
 from fnmatch import fnmatch
 from typing import Optional
@@ -23,7 +23,7 @@ _CLASSES = {
     _TOKENS: 'CSATv2 MlpMixer Sequencer2d',
 }
 _REASONS = {name: reason for reason, names in _CLASSES.items() for name in names.split()}
-# models of classes that are served otherwise
+# models that are not supported although other models of their class are
 _PER_SAMPLE = 'has convolutions with weights of each sample, and folds samples into channels'
 _MODELS = {
     _ATTENTION: '''
@@ -34,7 +34,7 @@ _MODELS = {
 
 
 def why_not_maskable(model_cls: type) -> Optional[str]:
-    """Why cells of a model class cannot be masked, None if they can, or if the class is not one of timm's own."""
+    """Return why the cells of a model class cannot be masked, or None if they can or the class is not from timm."""
     if not model_cls.__module__.startswith('timm.'):
         return None
     reason = _REASONS.get(model_cls.__name__)
@@ -42,7 +42,7 @@ def why_not_maskable(model_cls: type) -> Optional[str]:
 
 
 def why_not_maskable_model(name: str) -> Optional[str]:
-    """Why cells of a registered model cannot be masked although those of others of its class can, None if they can."""
+    """Return why the cells of a registered model cannot be masked while its class is supported, or None if they can."""
     for reason, patterns in _MODELS.items():
         if any(fnmatch(name, pattern) for pattern in patterns.split()):
             return f'{name} {reason}'

@@ -284,6 +284,10 @@ class MIMMethod(nn.Module):
         """Return the pixels (B, 1, H, W) bool under a mask (B, h, w) of patches."""
         return upsample_mask(mask, self.patch_stride).unsqueeze(1)
 
+    def naflex_refusal(self) -> Optional[str]:
+        """Return why the method does not take NaFlex batches, None if it does, see `NaFlexMethod`."""
+        return 'it works on images of one size; MAE and SimMIM take them'
+
     @staticmethod
     def get_noise(
             shape: Tuple[int, int],
@@ -344,6 +348,8 @@ class MIMMethod(nn.Module):
 
     def _check_images(self, images: torch.Tensor) -> Tuple[int, int]:
         """Check dtype and shape of images, and return their size (height, width)."""
+        if isinstance(images, dict):
+            raise MIMUnsupportedError(f'{type(self).__name__} does not take NaFlex batches: {self.naflex_refusal()}.')
         if images.ndim != 4 or images.shape[1] != self.in_chans or not images.is_floating_point():
             raise ValueError(
                 f'images must be normalised floats of shape (B, {self.in_chans}, H, W), got {images.dtype} of shape '

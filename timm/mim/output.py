@@ -1,9 +1,12 @@
 """Return types of masked image modeling methods."""
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Union
 
 import torch
 
 __all__ = ['MIMOutput', 'View']
+
+# Column of methods that predict normalised patches: the picture knows mean and variance of what was masked
+WITH_TRUE_STATISTICS = 'visible + prediction (true mean, variance)'
 
 
 class MIMOutput(NamedTuple):
@@ -29,9 +32,10 @@ class View(NamedTuple):
 
     Attributes:
         label: Heading of the column.
-        images: Images (B, C, H, W), normalised like the input of the method.
-        hole: Pixels (B, 1, H, W) bool to hide, True is hidden.
+        images: Images (B, C, H, W), normalised like the input of the method. A list of B images (C, H, W) if they
+            differ in size.
+        hole: Pixels (B, 1, H, W) bool to hide, True is hidden; a list for a list of images.
     """
     label: str
-    images: torch.Tensor
-    hole: Optional[torch.Tensor] = None
+    images: Union[torch.Tensor, List[torch.Tensor]]
+    hole: Union[None, torch.Tensor, List[torch.Tensor]] = None

@@ -35,13 +35,21 @@ from .masking import (
     upsample_mask,
 )
 from .meta_run import dry_run
-from .method import MIMMethod
+from .native_aspect import (
+    NaFlexBatch,
+    NaFlexMask,
+    NaFlexMethod,
+    attention_mask,
+    smallest_units,
+    split_naflex_mask,
+)
 from .output import MIMOutput
-from .targets import full_precision, masked_loss, patchify
+from .targets import full_precision, masked_loss, normalize_patches, patchify
 from .teacher import Target, TeacherTarget, create_target, target_shape
 
 __all__ = ['SimMIM']
 
+_PAPER_UNIT = 32  # side of a mask unit in pixels
 _DISTANCES = dict(l1=F.l1_loss, l2=F.mse_loss, smooth_l1=F.smooth_l1_loss)
 
 
@@ -59,7 +67,7 @@ class SimMIMMask(NamedTuple):
 
 
 @register_mim('simmim')
-class SimMIM(MIMMethod):
+class SimMIM(NaFlexMethod):
     """SimMIM on any model with the embed / stages protocol and a feature map, plain or hierarchical.
 
     A mask is bool of shape (B, h, w) or (B, h * w), True is masked, with any number of masked patches per sample.
@@ -68,6 +76,10 @@ class SimMIM(MIMMethod):
 
     Masked pixels are set to 0 before the model gets an image. This makes no difference for models whose patches do not
     overlap (ViT, Swin), since the mask token replaces masked patches.
+
+    A NaFlexVit also takes NaFlex batches, see `NaFlexMethod`, for the targets 'pixels' and 'normalized_pixels'. Mask
+    units then form a grid from the upper left corner of each image; units at its right and lower border may have fewer
+    patches, and count like all others.
 
     Set `fast_path` if you need the loss only, as in pre-training: the method then does not predict visible pixels.
 
@@ -113,6 +125,8 @@ class SimMIM(MIMMethod):
         features = dry_run(backbone, self.in_chans, self.img_size)
         self.encoder_stride = features.stride
         self.mask_unit = self._find_mask_unit(mask_unit)
+        self.naflex_unit = _naflex_unit(mask_unit, self.patch_stride)
+        self.target_name = target if isinstance(target, str) else type(target).__name__
         self._known_sizes = {self.img_size}  # image sizes that the model is known to accept
         weight = next(backbone.parameters())
         dd = {'device': weight.device, 'dtype': weight.dtype}
@@ -213,6 +227,48 @@ class SimMIM(MIMMethod):
         """
         images, mask = self._mask_images(images, mask)
         return self.predict(images, mask)
+
+    def naflex_refusal(self) -> Optional[str]:
+        """Return why the model or an option does not work with NaFlex batches, None if all do."""
+        if self.target_name not in ('pixels', 'normalized_pixels'):
+            return f"target '{self.target_name}' needs images of one size: use 'pixels' or 'normalized_pixels'"
+        reason = super().naflex_refusal()
+        if reason is None and self.naflex_unit is None:
+            reason = f'mask_unit is not a multiple of the patch size {self.patch_stride[0]} x {self.patch_stride[1]}'
+        return reason
+
+    def make_naflex_mask(self, noise: torch.Tensor, batch: NaFlexBatch) -> torch.Tensor:
+        """Make the masks (B, N) bool of a NaFlex batch. The mask units with the smallest noise are masked."""
+        batch = self.read_naflex(batch) if isinstance(batch, dict) else batch
+        return smallest_units(noise, batch, self.naflex_unit, self.mask_ratio, of_masked=True)
+
+    def drawn_naflex_mask(self, noise: torch.Tensor, batch: NaFlexBatch) -> NaFlexMask:
+        """Make the mask for `predict_naflex` from noise (B, N)."""
+        # the indices are not used: all patches are encoded and predicted
+        return split_naflex_mask(self.make_naflex_mask(noise, batch), batch.valid, 0, 0)
+
+    def predict_naflex(self, batch: NaFlexBatch, mask: NaFlexMask) -> torch.Tensor:
+        """Predict all patches (B, N, D) from the visible ones."""
+        patches = self.backbone.embed_patches(batch.patches, patch_coord=batch.coord)
+        patches = self.backbone.map_tokens(patches, insert_mask_token(mask.patches, self.mask_token))
+        num_prefix_tokens = self.backbone.num_prefix_tokens
+        keys = attention_mask(batch.valid, num_prefix_tokens, patches.tokens.dtype)
+        embedded = self.backbone.embed_positions(patches._replace(attn_mask=keys))
+        features = self.backbone.forward_stages(embedded)['patches'][:, num_prefix_tokens:]
+        return full_precision(self.decoder.forward_tokens(features))
+
+    def naflex_target(self, batch: NaFlexBatch, mask: NaFlexMask) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Return all patches (B, N, D), and those (B, N) that are masked."""
+        target = full_precision(batch.patches)
+        return normalize_patches(target) if self.target_name == 'normalized_pixels' else target, mask.patches
+
+    def compare_patches(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the mean distance of each patch (B, N)."""
+        return self.distance(prediction, target, reduction='none').mean(dim=-1)
+
+    def reconstruct_naflex(self, batch: NaFlexBatch, mask: NaFlexMask) -> torch.Tensor:
+        """Predict all patches (B, N, D) from the visible ones."""
+        return self.predict_naflex(batch, mask)
 
     def forward_intermediates(self, images: torch.Tensor, mask: torch.Tensor, **options: Any) -> Any:
         """Return hidden states of the model for masked images, in the form of the model's `forward_intermediates`.
@@ -315,3 +371,15 @@ class SimMIM(MIMMethod):
                 f'The target has cells of another size for images of {img_size[0]} x {img_size[1]} pixels than for '
                 f'those of {self.img_size[0]} x {self.img_size[1]} that the decoder was built for.')
         self._known_sizes.add(img_size)
+
+
+def _naflex_unit(mask_unit: Optional[Any], patch_size: Tuple[int, int]) -> Optional[Tuple[int, int]]:
+    """Return the mask unit of NaFlex batches in patches (down, across), None if it does not consist of whole patches.
+
+    Without a unit, the side is the number of patches nearest to the 32 pixels of the paper, at least 1.
+    """
+    if mask_unit is None:
+        return tuple(max(1, round(_PAPER_UNIT / side)) for side in patch_size)
+    unit = to_pair(mask_unit, 'mask_unit')
+    return None if any(side % patch for side, patch in zip(unit, patch_size)) else tuple(
+        side // patch for side, patch in zip(unit, patch_size))

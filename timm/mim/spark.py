@@ -1,20 +1,21 @@
-"""SparK
+"""SparK: encode the visible cells of images with a convolutional model, and predict the masked pixels with a UNet.
 
-Encodes images as if masked cells did not exist, at all scales of a convolutional model, puts mask tokens in the place
-of masked cells at each scale, and predicts the pixels of masked cells with a UNet decoder.
+The features of visible cells do not depend on masked ones. At each scale of the model a mask token takes the place of
+the masked cells.
 
 Paper: `Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked Modeling`
     - https://arxiv.org/abs/2301.03580
 
-The formulas are those of keyu-tian/SparK, `pretrain/spark.py`, `encoder.py` and `decoder.py`. It runs on any model that
-`timm.mim.masked_convolution` can mask: no model is rewritten for it.
+The formulas are those of keyu-tian/SparK, `pretrain/spark.py`, `encoder.py` and `decoder.py`. `masked_convolution` runs
+the model, which need not be written for it.
 
-Shape letters: B batch, C channels, H x W pixels, h x w cells of the deepest feature map, the patches of this method.
+Shape letters: B batch, C channels, H x W pixels, h x w cells of the deepest feature map, which are the patches of this
+method.
 """
 import math
 from fractions import Fraction
 from numbers import Real
-from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple, Type, Union
+from typing import Any, Dict, List, Optional, Set, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
@@ -23,15 +24,15 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, trunc_normal_
 from timm.models._model_class import get_model_class
 
-from .backbone import check_divides, model_name, remove_unused, to_pair
-from .errors import MIMUnsupportedError, first_line
+from .backbone import model_name, remove_unused, to_pair
+from .errors import MIMUnsupportedError
 from .factory import register_mim
 from .maskable_models import why_not_maskable, why_not_maskable_model
-from .masked_convolution import VisibleMap, VisibleUnits, masked_images
+from .masked_convolution import VisibleMap, masked_images
 from .masking import default_mask_unit, random_mask, unit_grid, upsample_mask
-from .meta_run import run_on_meta
 from .method import MIMMethod
-from .output import MIMOutput, View
+from .output import WITH_TRUE_STATISTICS, MIMOutput, View
+from .scales import dry_run_scales, masked_scales
 from .targets import (
     full_precision,
     masked_loss,
@@ -47,16 +48,33 @@ __all__ = ['SparK', 'UNetDecoder']
 
 @register_mim('spark')
 class SparK(MIMMethod):
-    """SparK on any model whose operations `timm.mim.masked_convolution` has a rule for.
+    """SparK on any model whose operations all have a rule in `timm.mim.masked_convolution`.
 
     A mask is bool of shape (B, h, w) or (B, h * w), True is masked, with at least one visible cell in each sample.
-    Prediction and target are pixels of shape (B, C, H, W), each cell normalised by its own mean and variance.
+    Prediction and target are pixels of shape (B, C, H, W). With `norm_pix` each cell is normalised by its own mean and
+    variance.
 
     Running statistics of batch norms are those of visible cells, as in the reference. After training, the model is a
-    plain timm model, which runs on whole images.
+    plain timm model for whole images.
 
-    What differs from the reference: max pools skip masked cells instead of reading zeros there, and average pools
-    divide by the number of visible cells. For ResNet and ConvNeXt, which the reference covers, results are the same.
+    It differs from the reference in pools: max pools skip masked cells where the reference reads zeros, and average
+    pools divide by the number of visible cells. Results for the models of the reference, ResNet and ConvNeXt, are the
+    same.
+
+    Args:
+        backbone: Model to train.
+        img_size: Image size, one number or (height, width). The size of the model if None.
+        mask_ratio: Share of the mask units to mask, rounded to the nearest whole number of units.
+        mask_unit: Size of a mask unit in pixels, one number or (height, width), a multiple of the stride of the deepest
+            feature map. If None, the multiple nearest to 32.
+        norm_pix: Predict the pixels of each cell normalised by the cell's own mean and variance.
+        decoder_dim: Width of the decoder at the deepest scale. It halves with each scale.
+        sync_batch_norm: Batch norms of the model take their statistics over the visible cells of all processes, as
+            `torch.nn.SyncBatchNorm` does, which itself is not supported.
+
+    Raises:
+        MIMUnsupportedError: The model has an operation that cannot be masked, or no feature map.
+        ValueError: A value is not allowed, or the model does not accept the image size.
     """
     protocol = ('features_to_map', 'patch_grid')
     works = "list_mim_models('spark') names the models that work, resnet50 or convnext_tiny for example"
@@ -64,7 +82,7 @@ class SparK(MIMMethod):
 
     @classmethod
     def unsupported_reason(cls, model: Union[nn.Module, Type[nn.Module]]) -> Optional[str]:
-        """Why the method cannot serve a model, or model class, None if it can."""
+        """Return why the method does not support a model or model class, or None if it does."""
         model_cls = model if isinstance(model, type) else type(model)
         reason = super().unsupported_reason(model)
         if reason is None and not hasattr(model_cls, 'forward_intermediates'):
@@ -73,7 +91,7 @@ class SparK(MIMMethod):
 
     @classmethod
     def unsupported_model(cls, name: str) -> Optional[str]:
-        """Why the method cannot serve a registered model, None if it can. Nothing is built."""
+        """Return why the method does not support a registered model, or None if it does. No model is built."""
         return cls.unsupported_reason(get_model_class(name)) or why_not_maskable_model(name)
 
     @classmethod
@@ -90,24 +108,12 @@ class SparK(MIMMethod):
             mask_unit: Optional[Any] = None,
             norm_pix: bool = True,
             decoder_dim: int = 768,
+            sync_batch_norm: bool = False,
     ) -> None:
-        """
-        Args:
-            backbone: Model to train.
-            img_size: Image size, one number or (height, width), that of the model if None.
-            mask_ratio: Share of mask units that is masked, to the nearest number of whole units.
-            mask_unit: Size of a mask unit in pixels, one number or (height, width), a multiple of the stride of the
-                deepest feature map. If None the multiple that is nearest to 32.
-            norm_pix: Predict the pixels of each cell normalised by its own mean and variance.
-            decoder_dim: Width of the decoder at the deepest scale. It halves with each scale.
-
-        Raises:
-            MIMUnsupportedError: The model has an operation that cannot be masked, or no feature map.
-            ValueError: A value that is not allowed, or an image size that the model does not take.
-        """
         super().__init__(backbone, img_size)
         self.mask_ratio = mask_ratio
         self.norm_pix = norm_pix
+        self.sync_batch_norm = sync_batch_norm
         self.reconstructs_pixels = not norm_pix
         scales = dry_run_scales(backbone, self.in_chans, self.img_size, self.num_scales)
         self.patch_stride = self.encoder_stride = scales.stride
@@ -128,7 +134,7 @@ class SparK(MIMMethod):
             raise ValueError(
                 f'decoder_dim must be a multiple of {2 ** depth}, as the decoder halves its width {depth} times, got '
                 f'{decoder_dim!r}.')
-        # as in the reference: 0 is the deepest scale
+        # scale 0 is the deepest, as in the reference
         self.mask_tokens = nn.ParameterList(
             nn.Parameter(trunc_normal_(torch.empty(1, width, 1, 1, **dd), std=.02, a=-.02, b=.02))
             for width in channels)
@@ -142,20 +148,20 @@ class SparK(MIMMethod):
         self.decoder = UNetDecoder(decoder_dim, depth, self.in_chans, **dd)
 
     def predict(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Predict the pixels of images.
+        """Predict the pixels of images, with `norm_pix` those of normalised cells.
 
         Args:
             images: Images of shape (B, C, H, W) whose masked pixels are 0.
             mask: Masked cells of shape (B, h, w) bool.
 
         Returns:
-            Pixels of shape (B, C, H, W) float32, with `norm_pix` of normalised cells.
+            Pixels of shape (B, C, H, W) float32.
         """
-        maps = masked_scales(self.backbone, masked_images(images, mask), self.num_scales)
+        maps = masked_scales(self.backbone, masked_images(images, mask, self.sync_batch_norm), self.num_scales)
         return full_precision(self.decode(maps))
 
     def decode(self, maps: List[VisibleMap]) -> torch.Tensor:
-        """Predict pixels of feature maps, the deepest first."""
+        """Fill the masked cells of feature maps, the deepest first, and predict pixels of shape (B, C, H, W)."""
         dense = []
         for features, norm, token, proj in zip(maps, self.densify_norms, self.mask_tokens, self.densify_projs):
             features = norm(features)
@@ -163,50 +169,61 @@ class SparK(MIMMethod):
         return self.decoder(dense)
 
     def make_target(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Normalise the pixels of each cell with `norm_pix`."""
+        """Return the pixels in float32, with `norm_pix` those of normalised cells."""
         return normalized_pixel_target(images, self.encoder_stride) if self.norm_pix else pixel_target(images)
 
     def compare(self, prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> MIMOutput:
-        """Compute the mean squared error over what is masked in the batch."""
+        """Compute the mean squared error over the masked pixels of the batch."""
         loss = masked_loss(prediction, target, self.pixel_mask(mask), F.mse_loss)
         return MIMOutput(loss, prediction, target, mask)
 
     def make_mask(self, noise: torch.Tensor, img_size: Optional[Tuple[int, int]] = None) -> torch.Tensor:
-        """Make the masked cells (B, h, w) bool of noise: the units of smallest noise stay visible.
+        """Make a mask (B, h, w) bool from noise. The units with the smallest noise are visible.
 
         Args:
             noise: Noise of the shape that `noise_shape` returns.
-            img_size: Not used, the method takes images of one size.
+            img_size: Ignored, since the method accepts one image size only.
         """
         mask = ~random_mask(noise, self.num_visible).unflatten(1, self._unit_grid())
         return upsample_mask(mask, tuple(unit // cell for unit, cell in zip(self.mask_unit, self.encoder_stride)))
 
+    def given_mask(self, mask: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Check a caller's mask, bool of shape (B, h, w) or (B, h * w), and return it in the shape (B, h, w).
+
+        The host reads the result of the check from the device, which it has to wait for.
+
+        Raises:
+            ValueError: Shape, dtype or device are wrong, a sample has no visible cell, or no cell is masked.
+        """
+        mask = self._check_visible_cells(self._check_mask(mask, images))
+        _check(mask.any(), 'mask must mask at least one cell, got none.')
+        return mask
+
     def noise_shape(self, batch_size: int) -> Tuple[int, int]:
-        """Shape (B, number of mask units) of the noise that makes the masks of a batch."""
+        """Return the shape (B, number of mask units) of the noise for the masks of a batch."""
         return batch_size, math.prod(self._unit_grid())
 
     def reconstruct(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Predict all pixels of images from what is visible, with `norm_pix` normalised cell by cell.
+        """Predict all pixels of images from the visible cells, with `norm_pix` those of normalised cells.
 
         Args:
             images: Normalised images of shape (B, C, H, W).
-            mask: Masked cells, bool of shape (B, h, w) or (B, h * w), True is masked.
+            mask: Masked cells, bool of shape (B, h, w) or (B, h * w), True is masked, one visible in each sample.
 
         Returns:
             Prediction of shape (B, C, H, W) float32.
         """
         self._check_images(images)
-        mask = self._check_mask(mask, images)
+        mask = self._check_visible_cells(self._check_mask(mask, images))
         return self.predict(self.blank(images, mask), mask)
 
     def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
-        """The loss of predicting zeros: with `norm_pix` the mean of each cell."""
+        """Return the loss of predicting zeros. With `norm_pix`, zero is the mean of each cell."""
         loss = masked_loss(torch.zeros_like(output.target), output.target, self.pixel_mask(output.mask), F.mse_loss)
         return {'loss_of_patch_mean' if self.norm_pix else 'loss_of_zeros': loss}
 
     def views(self, images: torch.Tensor, noise: torch.Tensor) -> List[View]:
-        """What there is to see of a step. With `norm_pix`, predictions are no pictures, and labelled as what they are.
-        """
+        """Return views of a step. With `norm_pix`, each predicted cell gets its true mean and variance."""
         views = super().views(images, noise)
         if self.norm_pix:
             mask = self.make_mask(noise)
@@ -215,10 +232,7 @@ class SparK(MIMMethod):
             mean, std = patch_statistics(patchify(images, self.encoder_stride))
             pixels = unpatchify(patchify(prediction, self.encoder_stride) * std + mean, self.encoder_stride,
                                 self.grid_size).to(images.dtype)
-            views += [
-                View('prediction, patches normalised', prediction, ~hole),
-                View('visible + prediction with true mean and variance (leaks)', torch.where(hole, pixels, images)),
-            ]
+            views.append(View(WITH_TRUE_STATISTICS, torch.where(hole, pixels, images)))
         return views
 
     @torch.jit.ignore
@@ -226,6 +240,12 @@ class SparK(MIMMethod):
         """Set of parameters that should not use weight decay."""
         tokens = (name for name, _ in self.named_parameters() if name.startswith('mask_token'))
         return super().no_weight_decay() | set(tokens)
+
+    @staticmethod
+    def _check_visible_cells(mask: torch.Tensor) -> torch.Tensor:
+        visible = (~mask).flatten(1).any(dim=1).all()
+        _check(visible, 'mask must leave at least one cell visible in each sample, a sample has none.')
+        return mask
 
     def _count_visible(self, num_units: int) -> int:
         if not isinstance(self.mask_ratio, Real) or not 0 < self.mask_ratio < 1:
@@ -252,15 +272,15 @@ class SparK(MIMMethod):
 
 
 class UNetDecoder(nn.Module):
-    """The decoder of SparK: each block doubles the resolution and halves the width, and adds the features there."""
+    """Decoder of SparK. Each block doubles the resolution and halves the width.
+
+    Args:
+        width: Width of the deepest features.
+        depth: Number of blocks.
+        out_chans: Number of image channels.
+    """
 
     def __init__(self, width: int, depth: int, out_chans: int = 3, device=None, dtype=None) -> None:
-        """
-        Args:
-            width: Width of the deepest features.
-            depth: Number of blocks.
-            out_chans: Number of image channels.
-        """
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         widths = [width // 2 ** scale for scale in range(depth + 1)]
@@ -275,10 +295,10 @@ class UNetDecoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, features: List[torch.Tensor]) -> torch.Tensor:
-        """Decode features, the deepest first, each of the next twice the size and half the width of the one before.
+        """Decode features. Those of a scale are added to the input of its block.
 
         Args:
-            features: Features of shape (B, width / 2^i, h * 2^i, w * 2^i).
+            features: Features of shape (B, width / 2^i, h * 2^i, w * 2^i), i = 0, the deepest, first.
 
         Returns:
             Pixels of shape (B, out_chans, h * 2^depth, w * 2^depth).
@@ -292,7 +312,7 @@ class UNetDecoder(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """Doubles the resolution, then mixes with two convolutions."""
+    """Double the resolution with a transposed convolution, then apply two convolutions."""
 
     def __init__(self, in_chans: int, out_chans: int, device=None, dtype=None) -> None:
         super().__init__()
@@ -310,82 +330,16 @@ class UNetBlock(nn.Module):
         return self.conv(self.up_sample(x))
 
 
-class Scales(NamedTuple):
-    """The feature maps of a model, as a dry run found them.
-
-    Attributes:
-        channels: Widths of the feature maps, the deepest first.
-        stride: Stride (height, width) of the deepest feature map in pixels.
-        unused: Names of the trainable parameters that the feature maps do not depend on.
-    """
-    channels: List[int]
-    stride: Tuple[int, int]
-    unused: List[str]
-
-
-def masked_scales(backbone: nn.Module, images: VisibleMap, num_scales: int) -> List[VisibleMap]:
-    """Feature maps (B, C, h * 2^i, w * 2^i) of a model, the deepest first: the last one of each size.
-
-    Args:
-        backbone: Model.
-        images: Images with masked pixels.
-        num_scales: Largest number of feature maps.
-    """
-    features, maps = backbone.forward_intermediates(images)
-    by_size = {tuple(x.shape[-2:]): x for x in maps}
-    last = maps[-1]
-    if isinstance(features, VisibleMap) and features.ndim == 4:
-        features = features.permute(0, 3, 1, 2) if getattr(backbone, 'grid_format', '') == 'NHWC' else features
-        if features.shape[-2:] == last.shape[-2:]:
-            last = features  # behind the last norm, or the last convolution, of the model
-    height, width = last.shape[-2:]
-    scales = [last]
-    while len(scales) < num_scales and (height * 2, width * 2) in by_size:
-        height, width = height * 2, width * 2
-        scales.append(by_size[height, width])
-    return scales
-
-
-def dry_run_scales(backbone: nn.Module, in_chans: int, img_size: Tuple[int, int], num_scales: int) -> Scales:
-    """Find the feature maps of a model for masked images of a size, without running the model.
-
-    Args:
-        backbone: Model.
-        in_chans: Number of image channels.
-        img_size: Image (height, width) in pixels.
-        num_scales: Largest number of feature maps.
-
-    Raises:
-        MIMUnsupportedError: The model has an operation that cannot be masked.
-        ImageSizeError: The model does not take images of that size, or its cells do not tile them.
-    """
-    found = []
-    grid = 1, 1
-
-    def run(replica: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        units = VisibleUnits(torch.ones(len(images), *grid, dtype=torch.bool, device=images.device))
-        image_map = VisibleMap(images, units.cells(*img_size), units)
-        try:
-            found[:] = masked_scales(replica, image_map, num_scales)
-        except (AttributeError, IndexError, TypeError) as error:  # it wants a tensor, and nothing else
-            raise MIMUnsupportedError(f'there is no rule for one of its operations ({first_line(error)})') from error
-        return sum(x.data.sum() for x in found)
-
-    _, unused = run_on_meta(backbone, in_chans, img_size, run, 'cannot be masked')
-    grid = tuple(found[0].shape[-2:])
-    stride = tuple(_stride(size, cells) for size, cells in zip(img_size, grid))
-    check_divides(backbone, img_size, grid, stride)
-    if any(height % grid[0] or width % grid[1] for height, width in found[0].units.sizes):
-        run_on_meta(backbone, in_chans, img_size, run, 'cannot be masked')  # raises where it matters
-    return Scales([x.shape[1] for x in found], stride, unused)
-
-
-def _stride(size: int, cells: int) -> int:
-    return size // cells if size % cells == 0 else 2 ** math.ceil(math.log2(size / cells))
-
-
 def _norm_like(backbone: nn.Module, width: int, dd: Dict[str, Any]) -> nn.Module:
-    """Batch norm for a model that has one, layer norm for others, as in the reference."""
+    """Return a batch norm if the model has batch norms, else a layer norm, as in the reference."""
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in backbone.modules()):
         return nn.BatchNorm2d(width, **dd)
     return LayerNorm2d(width, eps=1e-6, **dd)
+
+
+def _check(condition: torch.Tensor, message: str) -> None:
+    """Raise a ValueError if a condition is false; in compiled code, which cannot wait for the device, an assertion."""
+    if torch.compiler.is_compiling():
+        torch._assert_async(condition, message)
+    elif not condition:
+        raise ValueError(message)

@@ -1,6 +1,6 @@
 """Write pictures of the inputs and predictions of a method."""
 from pathlib import Path
-from typing import List, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ __all__ = ['CAPTION_HEIGHT', 'paint_features', 'save_panel', 'save_views', 'to_p
 _GAP = 8
 CAPTION_HEIGHT = _LABEL_HEIGHT = 18
 _HIDDEN = (128, 128, 128)
+_MAX_SIDE = 768
+_PERCENTILES = (0.02, 0.98)
 
 
 def to_pil(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
@@ -34,6 +36,25 @@ def to_pil(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
+def _percentiles(image: torch.Tensor, bands: Sequence[int]) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Return the 2nd and the 98th percentile of some bands (1 or 3, 1, 1) of an image (C, H, W)."""
+    values = image[list(bands)].detach().float().cpu().flatten(1)
+    low, high = torch.quantile(values, torch.tensor(_PERCENTILES), dim=1)
+    return low.view(-1, 1, 1), torch.maximum(high, low + 1e-6).view(-1, 1, 1)
+
+
+def _stretched(
+        image: torch.Tensor,
+        bands: Sequence[int],
+        limits: Tuple[torch.Tensor, torch.Tensor],
+) -> Image.Image:
+    """Convert some bands of an image to an RGB picture, black at the first of two limits and white at the second."""
+    low, high = limits
+    image = (image[list(bands)].detach().float().cpu() - low) / (high - low)
+    pixels = image.expand(3, -1, -1).mul(255).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
 def save_panel(
         path: Union[str, Path],
         rows: Sequence[Sequence[Image.Image]],
@@ -43,20 +64,21 @@ def save_panel(
 ) -> None:
     """Write a table of pictures, one row per image, with a label above each column.
 
+    Pictures of different rows may differ in size. Those with a side of more than 768 pixels are reduced.
+
     Args:
         path: File to write.
-        rows: Pictures of equal size, one per label in each row.
+        rows: Pictures, one per label in each row, all of a row of the same size.
         labels: One label per column.
         caption: Line above the labels.
         min_width: Pictures narrower than this, in pixels, are enlarged by the smallest sufficient integer factor.
     """
-    width, height = rows[0][0].size
-    factor = max(1, -(-min_width // width))
-    width, height = width * factor, height * factor
+    sizes = [_shown_size(row[0].size, min_width) for row in rows]
+    width = max(min_width, *(size[0] for size in sizes))
     top = _LABEL_HEIGHT * (2 if caption else 1) + _GAP
     sheet = Image.new(
         'RGB',
-        (len(labels) * (width + _GAP) + _GAP, top + len(rows) * (height + _GAP)),
+        (len(labels) * (width + _GAP) + _GAP, top + sum(height + _GAP for _, height in sizes)),
         'white',
     )
     draw = ImageDraw.Draw(sheet)
@@ -64,11 +86,22 @@ def save_panel(
         draw.text((_GAP, 4), caption, fill='black')
     for column, label in enumerate(labels):
         draw.text((_GAP + column * (width + _GAP), top - _LABEL_HEIGHT), label, fill='black')
-    for row, pictures in enumerate(rows):
+    for pictures, size in zip(rows, sizes):
         for column, picture in enumerate(pictures):
-            corner = _GAP + column * (width + _GAP), top + row * (height + _GAP)
-            sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), corner)
+            smaller = size[0] < picture.width
+            how = Image.Resampling.BOX if smaller else Image.Resampling.NEAREST
+            sheet.paste(picture.resize(size, how), (_GAP + column * (width + _GAP), top))
+        top += size[1] + _GAP
     sheet.save(path)
+
+
+def _shown_size(size: Tuple[int, int], min_width: int) -> Tuple[int, int]:
+    """Return the (width, height) in which a picture is shown: enlarged by a whole factor, or reduced."""
+    longer = max(size)
+    if longer > _MAX_SIDE:
+        return tuple(max(1, round(side * _MAX_SIDE / longer)) for side in size)
+    factor = max(1, min(-(-min_width // size[0]), _MAX_SIDE // longer))
+    return size[0] * factor, size[1] * factor
 
 
 def save_views(
@@ -77,8 +110,12 @@ def save_views(
         mean: Sequence[float],
         std: Sequence[float],
         caption: str = '',
+        bands: Optional[Sequence[int]] = None,
 ) -> None:
     """Write the views of a method as a picture, with a column per view and a row per image.
+
+    Images of bands in their own units are stretched: in each band of the original, the 2nd percentile becomes black and
+    the 98th white. All views of an image have the stretch of its original, so that their values can be compared.
 
     Args:
         path: File to write.
@@ -86,13 +123,18 @@ def save_views(
         mean: Mean per channel that the images were normalised with.
         std: Standard deviation per channel that the images were normalised with.
         caption: Line above the labels.
+        bands: Bands to show as red, green and blue, or one band to show in grey, from 0 on; None for images whose
+            values lie between 0 and 1.
     """
     columns = []
+    limits = [None if bands is None else _percentiles(image, bands) for image in views[0].images]
     for view in views:
-        column = [to_pil(image, mean, std) for image in view.images]
+        column = [
+            to_pil(image, mean, std) if limit is None else _stretched(image, bands, limit)
+            for image, limit in zip(view.images, limits)]
         if view.hole is not None:
-            for picture, hole in zip(column, view.hole.cpu().numpy()):
-                picture.paste(_HIDDEN, mask=Image.fromarray(hole[0]))
+            for picture, hole in zip(column, view.hole):
+                picture.paste(_HIDDEN, mask=Image.fromarray(hole[0].cpu().numpy()))
         columns.append(column)
     save_panel(path, list(zip(*columns)), [view.label for view in views], caption)
 

@@ -7,6 +7,8 @@ The names of its tensors identify the format of SOURCE. The formats are:
     facebook-mae          facebookresearch/mae, with the decoder or only the encoder
     facebook-pixio        facebookresearch/pixio, with the decoder or only the encoder
     facebook-ijepa        facebookresearch/ijepa
+    facebook-fcmae        facebookresearch/ConvNeXt-V2, the whole method or only the encoder
+    keyutian-spark        keyu-tian/SparK, with the decoder (*_spark_style.pth) or only the encoder (*_timm_style.pth)
     microsoft-simmim      microsoft/SimMIM, vision transformer or Swin
     huggingface-vitmae    transformers, ViTMAEForPreTraining or ViTMAEModel (a folder)
     huggingface-pixio     transformers, PixioModel (a folder)
@@ -22,13 +24,15 @@ Without --to, a checkpoint of another project becomes `mim`. You can write any f
     python -m timm.mim.convert mae_visualize_vit_base.pth mae_base.safetensors
     python -m timm.mim.convert mae_pretrain_vit_base.pth vit_base.safetensors --to encoder
     python -m timm.mim.convert IN1K-vit.h.14-300e.pth.tar vit_huge.safetensors --to target-encoder
+    python -m timm.mim.convert resnet50_withdecoder_1kpretrained_spark_style.pth resnet50_spark.safetensors
+    python -m timm.mim.convert convnextv2_base_1k_224_fcmae.pt convnextv2_base.safetensors --to encoder
     python -m timm.mim.convert output/pretrain/my_run/last.pth.tar my_vit_mim --to huggingface-vit-mim
     python -m timm.mim.convert simmim_pretrain__swin_base__img192_window6__800ep.pth start.pth.tar --to task
 
 The shapes of the tensors determine the model and the decoder. Other values come from a `config.json` next to the
 tensors, from what train.py or this command wrote into the file, from the published model of that width, or from flags:
 
-    --model NAME              the timm model, if it is not a plain ViT, BEiT or Swin
+    --model NAME              the timm model, if it is not a plain ViT, BEiT, Swin, ResNet or ConvNeXt
     --model-kwargs K=V ...    arguments of the model, num_heads=12 for example
     --img-size HEIGHT WIDTH   image size, one number if it is square
     --mim-kwargs K=V ...      options of the method, decoder_heads=16 for example

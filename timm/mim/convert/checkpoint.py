@@ -3,6 +3,7 @@
 Our names are those of `timm.mim.create_mim(...).state_dict()`: `backbone.*` as in a plain timm checkpoint, and the
 tensors of the method. An encoder has `backbone.*` only.
 """
+import inspect
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
@@ -11,6 +12,7 @@ import torch
 import torch.nn as nn
 
 from timm.models import create_model, is_model, resolve_model_input_args
+from timm.models._model_class import get_model_class
 
 from ..errors import first_line
 from ..factory import create_mim, unknown_model
@@ -133,7 +135,8 @@ class Recipe:
 
     def encoder(self) -> 'Recipe':
         """Return the recipe of the backbone alone."""
-        return replace(self, method=None, options={})
+        takes_size = 'img_size' in inspect.signature(get_model_class(self.model)).parameters
+        return replace(self, method=None, img_size=self.img_size if takes_size else None, options={})
 
     def as_dict(self) -> Dict[str, Any]:
         """Return the recipe as dictionaries, lists, numbers and strings, for JSON."""

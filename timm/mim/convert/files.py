@@ -12,7 +12,7 @@ import struct
 from collections import OrderedDict
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Dict, List, Mapping, NamedTuple, Optional
+from typing import Any, Callable, ContextManager, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +30,7 @@ _FOLDER_FILES = ('model.safetensors', 'pytorch_model.bin')  # weights in a Huggi
 _DAMAGED = (
     ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError,
     RuntimeError, TypeError, ValueError, struct.error)
+_UNUSED_IN_SPARK = ('imn_m', 'imn_s', 'norm_black')
 _VALUES_ONLY = (argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode'))
 
 
@@ -39,9 +40,9 @@ class Source(NamedTuple):
     Attributes:
         tensors: Tensors by their names in the file, without the prefixes that DistributedDataParallel and torch.compile
             add.
-        layout: Structure of the file, 'flat', 'model', 'state_dict', 'task' or 'ijepa'.
-        metadata: Values next to the tensors: 'mim', written by this command, 'args' of a training script, and
-            'config', the content of `config.json`.
+        layout: Structure of the file, 'flat', 'model', 'state_dict', 'task', 'ijepa' or 'spark'.
+        metadata: Values next to the tensors: 'mim', written by this command, 'args' of a training script, 'config', the
+            content of `config.json`, and 'spark', the values in a file of SparK.
     """
     tensors: Tensors
     layout: str
@@ -204,6 +205,9 @@ def _sort_out(content: Any, path: Path, ema: bool) -> Source:
             layout, encoder = 'task', {f'backbone.{name}': tensor for name, tensor in tensors.items()}
             tensors = {**encoder, **method_tensors}
             _check_different(encoder, method_tensors, path)
+    elif isinstance(content.get('module'), dict):
+        layout, tensors = 'spark', _part(content, 'module', path)
+        tensors, metadata['spark'] = _spark_parts(tensors, content)
     elif isinstance(content.get('model'), dict):
         layout, tensors = 'model', _part(content, 'model', path)
     else:
@@ -217,6 +221,14 @@ def _part(content: Mapping[str, Any], name: str, path: Path) -> Dict[str, Any]:
         raise ConversionError(
             f"'{path}': {name} is of type {type(content.get(name)).__name__}, not a dictionary of tensors.")
     return _unwrapped(content[name], path)
+
+
+def _spark_parts(module: Mapping[str, Any], content: Mapping[str, Any]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """Return the tensors of a file of SparK, without the buffers that it does not use or define, and its settings."""
+    tensors = {name: tensor for name, tensor in module.items() if name not in _UNUSED_IN_SPARK}
+    config = tensors.pop('config', None)
+    values = {name: content[name] for name in ('arch', 'input_size') if name in content}
+    return tensors, {**(config if isinstance(config, dict) else {}), **values}
 
 
 def _method_tensors(content: Mapping[str, Any], name: str, path: Path) -> Optional[Dict[str, Any]]:

@@ -10,7 +10,7 @@ from .checkpoint import BACKBONE, Checkpoint, ConversionError, Hints, Recipe, Te
 from .files import Source, write_file, write_pickle
 from .geometry import FAMILY_CLASSES, TensorProblem, derive_recipe, family_of
 
-__all__ = ['ForeignFormat', 'Names', 'join_qkv', 'move_downsampling', 'split_qkv']
+__all__ = ['ForeignFormat', 'Names', 'check_same_layers', 'join_qkv', 'move_downsampling', 'split_qkv']
 
 PICKLE_SUFFIXES = ('.pth', '.pt', '.bin', '.tar', '.ckpt')
 _NOT_COMPARED = ('Identity', 'Dropout', 'DropPath')  # layers that do nothing in eval mode
@@ -176,8 +176,7 @@ class ForeignFormat:
         Raises:
             ConversionError: The format cannot hold the model.
         """
-        if checkpoint.method != self.method and not (self.encoder_alone and checkpoint.method is None):
-            raise ConversionError(f'{self.name} holds {self.method}, not {checkpoint.method or "only an encoder"}.')
+        self.check_method(checkpoint)
         subject = f'{self.name} cannot hold this model'
         if _family(checkpoint) not in self.families:
             raise ConversionError(f'{subject}: it is for {self.holds}.')
@@ -195,11 +194,20 @@ class ForeignFormat:
         if nameless:
             raise ConversionError(f'{subject}: it has no name for {min(nameless)}.')
         if claimed != recipe:
-            _check_same_layers(recipe.backbone, claimed.backbone, subject)
+            check_same_layers(recipe.backbone, claimed.backbone, subject)
         patch_size = checkpoint.tensors[BACKBONE + 'patch_embed.proj.weight'].shape[2:]
         if self.square and (recipe.img_size[0] != recipe.img_size[1] or patch_size[0] != patch_size[1]):
             raise ConversionError(f'{subject}: images and patches must be square.')
         return recipe
+
+    def check_method(self, checkpoint: Checkpoint) -> None:
+        """Check that the format can hold the method of a checkpoint.
+
+        Raises:
+            ConversionError: It cannot.
+        """
+        if checkpoint.method != self.method and not (self.encoder_alone and checkpoint.method is None):
+            raise ConversionError(f'{self.name} holds {self.method}, not {checkpoint.method or "only an encoder"}.')
 
     def save(self, tensors: Tensors, recipe: Recipe, path: Path, force: bool) -> None:
         """Write tensors, which have the names of this format."""
@@ -305,7 +313,7 @@ def _family(checkpoint: Checkpoint) -> Optional[str]:
     return FAMILY_CLASSES.get(type(checkpoint.recipe.backbone).__name__)
 
 
-def _check_same_layers(model: nn.Module, other: nn.Module, subject: str) -> None:
+def check_same_layers(model: nn.Module, other: nn.Module, subject: str) -> None:
     """Check that two models have the same layers, including those without tensors, such as activations."""
     here, there = _layers(model), _layers(other)
     differing = [f'{name} is {there.get(name)}' for name in here if here[name] != there.get(name)]

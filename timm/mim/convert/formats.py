@@ -5,16 +5,18 @@ from typing import Any, Dict, Iterator, Mapping, NamedTuple, Optional, Tuple, Un
 
 from .checkpoint import TARGETS_WITHOUT_A_MODEL, Checkpoint, ConversionError, Hints, Recipe
 from .facebook import FacebookIJEPA, FacebookMAE, FacebookPixio
+from .fcmae import FCMAE
 from .files import Source, read_source
 from .huggingface import HuggingFacePixio, HuggingFaceSwinMIM, HuggingFaceViTMAE, HuggingFaceViTMIM
 from .microsoft import MicrosoftSimMIM
 from .ours import Encoder, Method, TargetEncoder, TrainingCheckpoint
+from .spark import SparK
 
 __all__ = ['FORMATS', 'Conversion', 'convert']
 
 _FOREIGN = (
-    FacebookMAE(), FacebookPixio(), FacebookIJEPA(), MicrosoftSimMIM(), HuggingFaceViTMAE(), HuggingFacePixio(),
-    HuggingFaceViTMIM(), HuggingFaceSwinMIM())
+    FacebookMAE(), FacebookPixio(), FacebookIJEPA(), FCMAE(), SparK(), MicrosoftSimMIM(), HuggingFaceViTMAE(),
+    HuggingFacePixio(), HuggingFaceViTMIM(), HuggingFaceSwinMIM())
 _OURS = (Method(), TrainingCheckpoint(), Encoder(), TargetEncoder())
 FORMATS: Dict[str, Any] = {fmt.name: fmt for fmt in (*_FOREIGN, *_OURS)}
 
@@ -83,9 +85,9 @@ def _notes(checkpoint: Checkpoint, recipe: Recipe, is_foreign: bool) -> Iterator
                'timm.mim.create_mim downloads its pretrained weights.')
     # our files record options that differ from the default
     is_known = 'norm_pix' in source.options or not (is_foreign or checkpoint.recipe is None)
-    if recipe.method == 'mae' and not is_known:
-        yield ('The file does not record whether MAE was trained on normalised patches; norm_pix=True is assumed. '
-               'Give --mim-kwargs norm_pix=False if it was not.')
+    if recipe.method in ('mae', 'fcmae') and not is_known:
+        yield (f'The file does not record whether {recipe.method.upper()} was trained on normalised patches; '
+               'norm_pix=True is assumed. Give --mim-kwargs norm_pix=False if it was not.')
 
 
 def _detect(content: Source, path: Path) -> Any:

@@ -11,9 +11,10 @@ import torch
 
 from .checkpoint import BACKBONE, ConversionError, Hints, Recipe, shape_text
 
-__all__ = ['FAMILY_CLASSES', 'TensorProblem', 'derive_recipe', 'family_of']
+__all__ = ['FAMILY_CLASSES', 'TensorProblem', 'count_modules', 'derive_recipe', 'family_of', 'need']
 
-FAMILY_CLASSES = {'VisionTransformer': 'vit', 'Beit': 'beit', 'SwinTransformer': 'swin'}
+FAMILY_CLASSES = {
+    'VisionTransformer': 'vit', 'Beit': 'beit', 'SwinTransformer': 'swin', 'ResNet': 'resnet', 'ConvNeXt': 'convnext'}
 
 _INDEX = re.compile('0|[1-9][0-9]{0,5}')  # index of a module in a list of modules
 
@@ -116,22 +117,22 @@ def derive_recipe(
 def _options(tensors: Mapping[str, torch.Tensor], method: Optional[str], hints: Hints) -> Dict[str, Any]:
     options = {}
     if method == 'mae':
-        width = _need(tensors, 'decoder.mask_token', 3).shape[-1]
-        options.update(decoder_dim=width, decoder_depth=_count(tensors, 'decoder.blocks.'))
+        width = need(tensors, 'decoder.mask_token', 3).shape[-1]
+        options.update(decoder_dim=width, decoder_depth=count_modules(tensors, 'decoder.blocks.'))
         if 'decoder_heads' not in hints.options and width not in _DECODER_HEADS:
             raise _unknown_heads('decoder', width, '--mim-kwargs decoder_heads=NUMBER')
         options['decoder_heads'] = _DECODER_HEADS.get(width)
     if method == 'ijepa':
         options.update(
-            predictor_dim=_need(tensors, 'predictor.mask_token', 3).shape[-1],
-            predictor_depth=_count(tensors, 'predictor.blocks.'),
+            predictor_dim=need(tensors, 'predictor.mask_token', 3).shape[-1],
+            predictor_depth=count_modules(tensors, 'predictor.blocks.'),
         )
     return {**options, **hints.options}
 
 
 def _vit(tensors: Mapping[str, torch.Tensor], hints: Hints, class_token: bool, registers: bool = False) -> _Model:
-    width, in_chans, *patch_size = _need(tensors, BACKBONE + 'patch_embed.proj.weight', 4).shape
-    depth, hidden = _count(tensors, BACKBONE + 'blocks.'), _hidden(tensors)
+    width, in_chans, *patch_size = need(tensors, BACKBONE + 'patch_embed.proj.weight', 4).shape
+    depth, hidden = count_modules(tensors, BACKBONE + 'blocks.'), _hidden(tensors)
     heads = _num_heads(hints, width)
     kwargs = {} if in_chans == 3 else dict(in_chans=in_chans)
     if BACKBONE + 'blocks.0.attn.qkv.bias' not in tensors:
@@ -141,7 +142,7 @@ def _vit(tensors: Mapping[str, torch.Tensor], hints: Hints, class_token: bool, r
         name = 'vit_base_patch16_224'
         kwargs.update(_size_kwargs(width, depth, heads, hidden, patch_size))
         kwargs.update({} if class_token else _NO_CLASS_TOKEN)
-    num_registers = _need(tensors, BACKBONE + 'reg_token', 3).shape[1] if registers else 0
+    num_registers = need(tensors, BACKBONE + 'reg_token', 3).shape[1] if registers else 0
     if registers:
         kwargs['reg_tokens'] = num_registers
     num_patches = _num_positions(tensors, class_token + num_registers)
@@ -149,13 +150,13 @@ def _vit(tensors: Mapping[str, torch.Tensor], hints: Hints, class_token: bool, r
 
 
 def _beit(tensors: Mapping[str, torch.Tensor], hints: Hints) -> _Model:
-    width, in_chans, *patch_size = _need(tensors, BACKBONE + 'patch_embed.proj.weight', 4).shape
-    depth, hidden = _count(tensors, BACKBONE + 'blocks.'), _hidden(tensors)
+    width, in_chans, *patch_size = need(tensors, BACKBONE + 'patch_embed.proj.weight', 4).shape
+    depth, hidden = count_modules(tensors, BACKBONE + 'blocks.'), _hidden(tensors)
     shared, own = 'rel_pos_bias.relative_position_bias_table', 'blocks.0.attn.relative_position_bias_table'
     has_shared, has_own = BACKBONE + shared in tensors, BACKBONE + own in tensors
     if has_shared or has_own:
         name = BACKBONE + (shared if has_shared else own)
-        distances, heads = _need(tensors, name, 2).shape
+        distances, heads = need(tensors, name, 2).shape
         if distances < 4:
             raise TensorProblem(name, 'of too few distances', f' ({distances}, at least 4 are needed)')
         # (2 h - 1) (2 w - 1) offsets between patches, and three entries for pairs with the class token
@@ -178,12 +179,12 @@ def _beit(tensors: Mapping[str, torch.Tensor], hints: Hints) -> _Model:
 
 
 def _swin(tensors: Mapping[str, torch.Tensor], hints: Hints) -> _Model:
-    width, in_chans, *patch_size = _need(tensors, BACKBONE + 'patch_embed.proj.weight', 4).shape
-    num_stages = _count(tensors, BACKBONE + 'layers.', 'blocks.0.norm1.weight')
+    width, in_chans, *patch_size = need(tensors, BACKBONE + 'patch_embed.proj.weight', 4).shape
+    num_stages = count_modules(tensors, BACKBONE + 'layers.', 'blocks.0.norm1.weight')
     stages = [f'{BACKBONE}layers.{stage}.blocks.' for stage in range(num_stages)]
-    depths = tuple(_count(tensors, stage) for stage in stages)
-    tables = [_need(tensors, stage + '0.attn.relative_position_bias_table', 2).shape for stage in stages]
-    hidden = _need(tensors, stages[0] + '0.mlp.fc1.weight', 2).shape[0]
+    depths = tuple(count_modules(tensors, stage) for stage in stages)
+    tables = [need(tensors, stage + '0.attn.relative_position_bias_table', 2).shape for stage in stages]
+    hidden = need(tensors, stages[0] + '0.mlp.fc1.weight', 2).shape[0]
     # in stages whose map is smaller than the window, the window has the size of the map
     kwargs = dict(window_size=max((math.isqrt(size) + 1) // 2 for size, _ in tables))
     heads = tuple(heads for _, heads in tables)
@@ -207,7 +208,7 @@ def _size_kwargs(width: int, depth: int, heads: int, hidden: int, patch_size: Tu
 
 
 def _hidden(tensors: Mapping[str, torch.Tensor]) -> int:
-    return _need(tensors, BACKBONE + 'blocks.0.mlp.fc1.weight', 2).shape[0]
+    return need(tensors, BACKBONE + 'blocks.0.mlp.fc1.weight', 2).shape[0]
 
 
 def _ratio(hidden: int, width: int) -> float:
@@ -235,7 +236,7 @@ def _one_or_pair(size: Tuple[int, int]) -> Any:
     return size[0] if size[0] == size[1] else tuple(size)
 
 
-def _count(tensors: Mapping[str, Any], prefix: str, first: str = 'norm1.weight') -> int:
+def count_modules(tensors: Mapping[str, Any], prefix: str, first: str = 'norm1.weight') -> int:
     """Return the length of a list of modules, from the highest index."""
     indices = {name[len(prefix):].split('.')[0] for name in tensors if name.startswith(prefix)}
     count = 1 + max((int(index) for index in indices if _INDEX.fullmatch(index)), default=-1)
@@ -250,7 +251,7 @@ def _count(tensors: Mapping[str, Any], prefix: str, first: str = 'norm1.weight')
 def _num_positions(tensors: Mapping[str, torch.Tensor], num_prefix_tokens: int) -> int:
     """Return the number of patches that have a position embedding."""
     name = BACKBONE + 'pos_embed'
-    positions = _need(tensors, name, 3).shape[1]
+    positions = need(tensors, name, 3).shape[1]
     if positions <= num_prefix_tokens:
         raise TensorProblem(
             name, 'without patches', f' ({positions} positions, {num_prefix_tokens} of them for class tokens)')
@@ -266,7 +267,7 @@ def _num_heads(hints: Hints, width: int) -> int:
     return heads
 
 
-def _need(tensors: Mapping[str, torch.Tensor], name: str, ndim: int) -> torch.Tensor:
+def need(tensors: Mapping[str, torch.Tensor], name: str, ndim: int) -> torch.Tensor:
     """Return the tensor of a name, and check that it has `ndim` dimensions, none of them empty."""
     if name not in tensors:
         raise TensorProblem(name, 'missing')

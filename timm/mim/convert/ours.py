@@ -84,6 +84,8 @@ class Encoder:
     part = BACKBONE
 
     def recognises(self, source: Source) -> bool:
+        if 'model' in source.recipe():
+            return True
         beginnings = ('patch_embed.', 'blocks.', 'layers.', 'stages.', 'embeds.')
         return source.layout in ('flat', 'state_dict') and any(name.startswith(beginnings) for name in source.tensors)
 

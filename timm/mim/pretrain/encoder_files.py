@@ -11,7 +11,10 @@ import torch.nn as nn
 from safetensors.torch import save_file
 
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, save_config_for_hf
+from timm.models._model_class import get_model_class
 from ..files import write_complete
+from .data.datasets import image_mode
+from .data.formats import BANDS
 from .flags.run_options import RunOptions
 from .run_folder import ENCODER
 
@@ -45,7 +48,8 @@ def save_encoder(
     write_complete(folder / ENCODER, lambda path: save_file(state, str(path), metadata={'format': 'pt'}))
     hub_folder = folder / HUB_FOLDER
     hub_folder.mkdir(exist_ok=True)
-    preprocessing = {name: value for name, value in data_config.items() if name != 'mode'}
+    others = ('mode', 'bands', 'patch_size')  # which the configuration of the hub does not have
+    preprocessing = {name: value for name, value in data_config.items() if name not in others}
     config = dict(pretrained_cfg=dict(tag=tag))
     write_complete(
         hub_folder / _HUB_CONFIG,
@@ -99,14 +103,33 @@ def fine_tuning_command(path: Path, options: RunOptions, model_args: Dict[str, A
     """
     words = ['python', 'train.py', '--data-dir', 'LABELLED_FOLDER', '--model', options.model]
     words += ['--pretrained-path', str(path)]
+    if options.exif_rotation:
+        words.append('--exif-rotation')
+    if image_mode(options.in_chans, options.input_img_mode) == BANDS:  # otherwise these are the model's
+        words += ['--input-img-mode', BANDS]
+        words += [word for name in ('mean', 'std') for word in (f'--{name}', *map(str, getattr(options, name)))]
     if model_args.get('img_size'):
         words += ['--img-size', *map(str, model_args['img_size'])]
+    if options.naflex_loader:
+        words += ['--naflex-loader', '--naflex-train-seq-lens', *map(str, options.naflex_train_seq_lens)]
+        words += ['--naflex-max-seq-len', str(options.naflex_max_seq_len)]
     if 'in_chans' in model_args:
         words += ['--in-chans', str(model_args['in_chans'])]
     flags = ('img_size', 'in_chans', 'drop_path_rate')  # the command sets its own --drop-path
     arguments = [f'{name}={value}' for name, value in model_args.items() if name not in flags]
     if arguments:
         words += ['--model-kwargs', *arguments]
-    return shlex.join(words) + (
-        ' --num-classes N --opt adamw --lr-base 5e-4 --layer-decay 0.65 --weight-decay 0.05 --drop-path 0.1 '
-        '--epochs 100 --warmup-epochs 5 --mixup 0.8 --cutmix 1.0 --smoothing 0.1')
+    return f'{shlex.join(words)} --num-classes N {_fine_tuning_recipe(options)}'
+
+
+def _fine_tuning_recipe(options: RunOptions) -> str:
+    """Return flags for fine-tuning on ImageNet: those of SparK (ICLR 2023, appendix C) for its models, else MAE's."""
+    if options.mim == 'spark' and get_model_class(options.model).__name__ != 'ConvNeXt':
+        # the paper takes these from `ResNet strikes back` (https://arxiv.org/abs/2110.00476), A2
+        return ('--opt lamb --lr-base 1.8e-3 --weight-decay 0.02 --bce-loss --drop-path 0.05 --epochs 300 '
+                '--warmup-epochs 5 --mixup 0.1 --cutmix 1.0 --aa rand-m7-mstd0.5-inc1')
+    if options.mim == 'spark':
+        return ('--opt adamw --lr-base 5e-4 --layer-decay 0.8 --weight-decay 0.05 --drop-path 0.2 --epochs 400 '
+                '--warmup-epochs 20 --mixup 0.8 --cutmix 1.0 --smoothing 0.1')
+    return ('--opt adamw --lr-base 5e-4 --layer-decay 0.65 --weight-decay 0.05 --drop-path 0.1 --epochs 100 '
+            '--warmup-epochs 5 --mixup 0.8 --cutmix 1.0 --smoothing 0.1')

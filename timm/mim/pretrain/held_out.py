@@ -92,7 +92,7 @@ class HeldOutShare(NamedTuple):
     """The held-out images of one process.
 
     Attributes:
-        images: Normalised images (N, C, H, W).
+        images: Normalised images (N, C, H, W), or a NaFlex batch.
         numbers: Their positions (N,) among the held-out images of all processes.
         unreadable: Number of images of this process that cannot be read.
     """
@@ -121,7 +121,7 @@ def load_held_out(
         world_size: Number of processes.
         limit: Maximum number of images over all processes. A larger dataset is subsampled evenly.
     """
-    if isinstance(dataset, IterableDataset):
+    if isinstance(dataset, IterableDataset) and not options.naflex_loader:
         images = _read_stream(dataset, options, data_config, device, count=-(-limit // world_size))
         return HeldOutShare(images, torch.arange(len(images)) * world_size + rank)
 
@@ -129,6 +129,10 @@ def load_held_out(
     indices = range(0, len(dataset), spacing)
     numbers = range(rank, len(indices), world_size)
     loader = create_evaluation_loader(dataset, [indices[n] for n in numbers], options, data_config, device)
+    if options.naflex_loader:
+        from .naflex_held_out import read_naflex_images
+        images, readable = read_naflex_images(loader)
+        return HeldOutShare(images, torch.tensor(list(numbers))[readable], int((~readable).sum()))
     batches = [(images.cpu(), found.cpu() >= 0) for images, found in loader]
     if not batches:
         return HeldOutShare(torch.empty(0, *data_config['input_size']), torch.tensor([], dtype=torch.long))
@@ -265,14 +269,19 @@ class HeldOutImages:
         with evaluating(method), autocast():
             return method.views(self.images[:count].to(self.device), noise)
 
+    def _weight(self, method: nn.Module, images: torch.Tensor, noise: torch.Tensor) -> float:
+        """Return the weight of a batch in the means over all batches."""
+        return len(images)
+
     def _mean(self, method: nn.Module, values: Callable) -> Dict[str, float]:
         """Return the means of `values` over all images and masks of all processes."""
         sums, count = {}, 0
         with evaluating(method):
             for images, noise in self.batches(method):
+                weight = self._weight(method, images, noise)
                 for name, value in values(images, noise).items():
-                    sums[name] = sums.get(name, 0) + value.double() * len(images)
-                count += len(images)
+                    sums[name] = sums.get(name, 0) + value.double() * weight
+                count += weight
             for _ in range(self.idle_batches):
                 values(*self._idle_batch(method))
         shares = [({name: value.item() for name, value in sums.items()}, count)]
@@ -308,7 +317,7 @@ def hold_out(
     """
     device = torch.device(process.device)
     share = load_held_out(dataset, options, data_config, device, process.rank, process.world_size, limit)
-    counts = torch.tensor([float(len(share.images)), float(share.unreadable)], device=device)
+    counts = torch.tensor([float(len(share.numbers)), float(share.unreadable)], device=device)
     if process.distributed:
         counts = reduce_tensor(counts, 1)
     count, unreadable = map(int, counts.tolist())
@@ -318,7 +327,10 @@ def hold_out(
             f'raise --max-unreadable, which is {options.max_unreadable:g}.')
     if not count:
         raise UserError('--val-split: there is no image to hold out.')
-    return HeldOutImages(
+    held_out = HeldOutImages
+    if options.naflex_loader:
+        from .naflex_held_out import NaFlexHeldOutImages as held_out  # that module imports this one
+    return held_out(
         share.images,
         share.numbers,
         count,

@@ -12,7 +12,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 
 from timm.optim import list_optimizers
-from ..factory import list_mims, nearest_names
+from ..factory import get_mim, list_mims, nearest_names
+from ..native_aspect import NaFlexMethod
 from .data.datasets import check_folder
 from .errors import UserError, flag_name
 from .flags import Mistakes, only_given, parse
@@ -28,7 +29,8 @@ _ERASING = 'it erases pixels, which masking already does'
 _SPLITS = 'it compares the predicted classes of augmented copies of an image'
 _DISTILLATION = 'pre-training does not distill a classifier'
 _RESOLUTION = 'the image size of a pre-training run is fixed'
-_NAFLEX = 'pre-training uses a fixed patch grid'
+_PATCH_SIZES = 'the methods predict patches of the size that the model was built for'
+_LAYOUT = 'the methods need models that take patches with channels last'
 _SCHEDULE = 'schedules step at every update, as in the published recipes'
 
 # Flags that have no meaning in pre-training, and the reason.
@@ -50,9 +52,8 @@ MEANINGLESS = {
         _RESOLUTION:
             'train_img_sizes train_batch_sizes train_size_probs train_size_schedule train_size_schedule_spread '
             'train_size_random_mix train_batches_per_epoch variable_batch_loss_scale',
-        _NAFLEX:
-            'naflex_loader naflex_train_seq_lens naflex_max_seq_len naflex_patch_sizes naflex_patch_size_probs '
-            'naflex_loss_scale naflex_patchify_channels_first',
+        _PATCH_SIZES: 'naflex_patch_sizes naflex_patch_size_probs',
+        _LAYOUT: 'naflex_patchify_channels_first',
         _SCHEDULE: 'sched_on_updates',
     }.items()
     for name in names.split()
@@ -68,7 +69,7 @@ UNSUPPORTED = dict(
     aug_repeats='use --epoch-repeats',
     bn_momentum='set it in --model-kwargs',
     bn_eps='set it in --model-kwargs',
-    sync_bn='each process keeps its own batch statistics',
+    sync_bn='each process keeps its own batch statistics; SparK and FCMAE have --mim-kwargs sync_batch_norm=True',
     dist_bn='each process keeps its own batch statistics',
     model_ema_force_cpu='the average stays on the device of the model',
     patience_epochs='--sched plateau is not available',
@@ -126,6 +127,7 @@ def _check_others(options: RunOptions) -> None:
     if options.fsdp:
         _check_sharding(options)
     _check_probes(options)
+    _check_naflex(options)
     if options.device is not None:
         _check_device(options.device)
 
@@ -184,6 +186,40 @@ def _check_probes(options: RunOptions) -> None:
     for name in ('mim_probe', 'mim_probe_interval', 'mim_probe_layers', 'mim_probe_pool', 'mim_probe_best'):
         if not options.mim_probe_dir and getattr(options, name) != DEFAULTS[name]:
             raise UserError(f'{flag_name(name)} is for --mim-probe-dir, which is not given.')
+
+
+# Options that timm's NaFlex transforms do not use
+_NOT_WITH_NAFLEX = dict(
+    img_size='images keep their shape: --naflex-train-seq-lens and --naflex-max-seq-len give their size',
+    crop_pct='held-out images are not cropped',
+    train_crop_mode='training images are cropped by --scale and --ratio',
+    channels_last='patches have no memory layout of images',
+)
+
+
+def _check_naflex(options: RunOptions) -> None:
+    if not options.naflex_loader:
+        for name in ('naflex_max_seq_len', 'naflex_train_seq_lens', 'naflex_loss_scale'):
+            if getattr(options, name) != DEFAULTS[name]:
+                raise UserError(f'{flag_name(name)} is for --naflex-loader, which is not given.')
+        return
+    mistakes = Mistakes()
+    method = get_mim(options.mim)
+    if not issubclass(method, NaFlexMethod):
+        mistakes.add(f'--naflex-loader does not work with --mim {options.mim}: {method.naflex_refusal(None)}.')
+    for name, reason in _NOT_WITH_NAFLEX.items():
+        if getattr(options, name):
+            mistakes.add(f'{flag_name(name)} has no meaning with --naflex-loader: {reason}.')
+    if options.plan is not None:
+        mistakes.add('--plan computes what images of one size cost, and does not work with --naflex-loader.')
+    for length in options.naflex_train_seq_lens:
+        if not 1 <= length <= _LARGEST:
+            mistakes.add(f'--naflex-train-seq-lens {length} must be 1 or more, and at most {_LARGEST}.')
+    if options.mim_probe_dir and list(options.mim_probe_layers) != ['last']:
+        mistakes.add('--mim-probe-layers works with images of one size: with --naflex-loader only last is probed.')
+    if options.mim_probe_dir and 'attentive' in options.mim_probe:
+        mistakes.add('--mim-probe attentive needs tokens of one grid: with --naflex-loader use knn or linear.')
+    mistakes.raise_all()
 
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -17,6 +17,8 @@ from .checkpoints import (
     newest_checkpoint,
     readable_checkpoints,
 )
+from .data.datasets import image_mode
+from .data.formats import BANDS
 from .data.image_folder import describe_changes
 from .errors import UserError, flag_name
 from .flags.run_options import BEGINNING, DEFAULTS, SAME, SAME_OPTIMIZER, SAME_WITHIN_EPOCH, RunOptions, names_with
@@ -79,6 +81,21 @@ def _check_beginning(checkpoint: Checkpoint, options: RunOptions) -> None:
             raise UserError(f'{flag_name(name)} {getattr(options, name)} has no effect with --resume: {what}.')
 
 
+def take_measured(options: RunOptions, checkpoint: Checkpoint) -> None:
+    """Set the mean and standard deviation of bands that the run measured when it began, unless the user gives others.
+
+    Args:
+        options: Options of the run, which change.
+        checkpoint: Checkpoint to resume from.
+    """
+    saved = saved_options(checkpoint)
+    if saved is None or image_mode(options.in_chans, options.input_img_mode) != BANDS:
+        return
+    for name in ('mean', 'std'):
+        if getattr(options, name) is None:
+            setattr(options, name, getattr(saved, name, None))
+
+
 def changes(checkpoint: Checkpoint, options: RunOptions) -> List[str]:
     """Return the options that have changed since the checkpoint was written, each as `lr 0.001 -> 0.0001`."""
     saved = saved_options(checkpoint)
@@ -127,6 +144,7 @@ def find_checkpoint(options: RunOptions, folder: Path) -> Optional[Checkpoint]:
     else:
         checkpoint = load_checkpoint(Path(options.resume))
     checkpoint = checkpoint._replace(in_place=lies_in(checkpoint.path, folder))
+    take_measured(options, checkpoint)
     check_same_run(checkpoint, options)
     if options.resume != 'auto' and checkpoint.in_place:
         _check_newest(checkpoint, folder)
@@ -174,6 +192,12 @@ def check_same_data(checkpoint: Checkpoint, fingerprint: Dict[str, Any], tell: b
             'out different images of a folder without a validation split: the run may have been trained on images that '
             'are held out now.')
         return
+    before, now = (data['train'].get('readers') for data in (checkpoint.run['data'], fingerprint))
+    if checkpoint.within_epoch and before != now:
+        raise UserError(
+            f"--resume: '{checkpoint.path}' was written within an epoch of a stream that {before} processes read, and "
+            f'now {now} would, which changes the order of the images: resume with the same number of processes and '
+            '--workers, or from a checkpoint at the end of an epoch.')
     changed = describe_changes(checkpoint.run['data'], fingerprint)
     if not changed:
         return

@@ -10,7 +10,7 @@ import torch.nn as nn
 
 from timm.utils import is_primary, random_seed
 from .checkpoints import Checkpoint, RunSaver, load_checkpoint
-from .data.datasets import file_names, image_mode, open_data, resolve_image_config
+from .data.datasets import file_names, image_mode, measure_statistics, open_data, resolve_image_config
 from .data.image_folder import fingerprint, num_images
 from .data.loading import create_train_loader, ending_workers
 from .encoder_files import save_encoder
@@ -23,7 +23,7 @@ from .probes.probes import Probes
 from .reporting.console import LogFile, Progress, lines_above_bar, log_end, log_start, peak_memory, wants_bar
 from .reporting.records import Records, check_trackers, open_trackers
 from .reporting.report import Report, collect_environment, go_on_command, typed_command
-from .resume import check_same_data, find_checkpoint
+from .resume import check_same_data, find_checkpoint, take_measured
 from .run_folder import FolderLock, claim_run_folder, save_options
 from .sharding import whole
 from .task import create_method, import_device_modules, import_mim_module, init_process
@@ -96,7 +96,7 @@ class RunLoop:
         progress = Progress(
             trainer.update,
             trainer.last_epoch * trainer.updates_per_epoch,
-            trainer.images_per_update,
+            trainer.mean_images_per_update,
             bar=bar,
             quiet=self.saver is None,
             device=trainer.device,
@@ -195,7 +195,7 @@ class RunLoop:
         share = self.trainer.check_readable()
         if self.saver is not None:
             _logger.warning(
-                f'epoch {epoch}: {share:.2%} of the images so far cannot be read, others took their place')
+                f'epoch {epoch + 1}: {share:.2%} of the images so far cannot be read, others took their place')
 
     def _is_due(self, completed: int) -> bool:
         options = self.options
@@ -262,7 +262,7 @@ class RunLoop:
             epoch,
             trainer.update,
             views,
-            caption=f'epoch {epoch}, held-out images ({name} over all of them: {error:.3f})',
+            caption=f'epoch {epoch + 1}, held-out images ({name} over all of them: {error:.3f})',
         )
         if best_epoch in (epoch, None):
             save_encoder(
@@ -299,7 +299,11 @@ def _run(args: argparse.Namespace, log: LogFile, lock: FolderLock) -> None:
     data = open_data(options, mode)
     images = fingerprint(data.train, data.held_out)
     if checkpoint is not None:
+        take_measured(options, checkpoint)
         check_same_data(checkpoint, images, tell=is_primary(process))
+    measured = measure_statistics(options, data.train, mode)
+    if measured:
+        data = data._replace(description=f'{data.description}; {measured}')
     random_seed(options.seed)
     method, model_args = create_method(options)
     data_config = resolve_image_config(options, method, mode)

@@ -16,7 +16,8 @@ except ImportError:
     has_fsdp2 = False
 
 # Methods that use parameters and are called from outside `forward`
-_FORWARD_METHODS = ('apply_to_encoder', 'reconstruct', 'reconstruct_with_target_statistics', 'views')
+_FORWARD_METHODS = (
+    'apply_to_encoder', 'reconstruct', 'reconstruct_naflex', 'reconstruct_with_target_statistics', 'views')
 
 
 def shard(method: nn.Module, device: torch.device) -> None:

@@ -164,6 +164,11 @@ def create_method(options: RunOptions) -> Tuple[nn.Module, Dict[str, Any]]:
         about = '' if isinstance(e, (AssertionError, OSError, RuntimeError, ValueError)) else '--mim-kwargs: '
         raise UserError(about + one_line(e)) from e
     _check_loaded(options, backbone, keys)
+    if options.naflex_loader:
+        try:
+            method.check_naflex()
+        except MIMUnsupportedError as e:
+            raise UserError(f'--naflex-loader: {one_line(e)}') from e
     method.fast_path = True  # training does not use predictions for visible patches
     if options.grad_checkpointing:
         method.set_grad_checkpointing(True)

@@ -6,11 +6,10 @@ run therefore needs the weights, the optimizer state and the number of updates, 
 
 import argparse
 from contextlib import nullcontext
-from typing import Any, ContextManager, Dict, Iterator, Optional, Tuple
+from typing import Any, ContextManager, Dict, Iterable, Iterator, Optional, Tuple
 
 import torch
 import torch.nn as nn
-from torch.utils.data import IterableDataset
 
 from timm.utils import is_primary
 from ..masking import keyed_noise
@@ -20,6 +19,7 @@ from .data.loading import batches_of_epoch
 from .data.reading import sample_seed
 from .errors import StopSignal, UnreadableImages, UserError
 from .flags.run_options import RunOptions
+from .naflex_update import Part, naflex_parts
 from .options import resolve_learning_rate
 from .resume import restore_optimizer, updates_done
 from .sharding import gradients_unreduced, whole
@@ -77,13 +77,15 @@ class Trainer:
         self.data = data
         self.train_loader = train_loader
         self.device = torch.device(process.device)
-        self.counts_unreadable = not isinstance(train_loader.dataset, IterableDataset)  # a stream does not report them
+        # timm's own readers of streams do not report them
+        self.counts_unreadable = hasattr(train_loader.dataset, 'num_unreadable')
         self.noise_size = method.noise_shape(1)[1]
 
         self.updates_per_epoch = len(train_loader) // options.grad_accum_steps
         if self.updates_per_epoch == 0:
             raise UserError(
                 f'--grad-accum-steps {options.grad_accum_steps}: the dataset has {len(train_loader)} batches an epoch.')
+        # with --naflex-loader, the number of images of the longest sequence; batches of shorter ones have more
         self.images_per_update = options.batch_size * process.world_size * options.grad_accum_steps
         self.learning_rate = resolve_learning_rate(options, self.images_per_update)
         self.autocast, self.scaler = autocast_of(options, self.device), scaler_of(options, self.device)
@@ -163,6 +165,13 @@ class Trainer:
         return num_images(self.train_loader.dataset)
 
     @property
+    def mean_images_per_update(self) -> float:
+        """Number of images per update, on average over an epoch."""
+        if not self.options.naflex_loader:
+            return self.images_per_update
+        return self.train_loader.sampler.images_per_epoch / len(self.train_loader) * self.options.grad_accum_steps
+
+    @property
     def last_epoch(self) -> int:
         """Number of epochs after which the run ends."""
         return min(self.options.stop_epoch or self.num_epochs, self.num_epochs)
@@ -214,23 +223,26 @@ class Trainer:
             FloatingPointError: The loss of a process is not finite.
         """
         parts = self.options.grad_accum_steps
-        total, unreadable = None, 0.
-        for part in range(parts):
-            images, index = next(batches)
-            unreadable = unreadable + (index < 0).float().mean() / parts
-            last = part + 1 == parts
+        total, unreadable, padding = None, 0., 0.
+        for number, part in enumerate(self._parts(batches)):
+            unreadable = unreadable + (part.index < 0).float().mean() / parts
+            if self.options.naflex_loader:
+                padding = padding + (~part.images['patch_valid']).float().mean() / parts
+            last = number + 1 == parts
             with nullcontext() if last else self._gradients_unreduced():
-                output = self._forward(images, part)
-                loss = output['loss'] / parts
+                output = self._forward(part)
+                loss = output['loss'] / parts if part.weight is None else output['loss'] * part.weight
                 total = loss.detach() if total is None else total + loss.detach()
                 if last:
                     verdict = self.guard.check(total, bool(self.stop))
                     self._check_finite(verdict, self.update - self.guard.deferred)
                     self.stopping = verdict.stop
-                self._backward(loss, last)
+                self._backward(loss if part.scale == 1 else loss * part.scale, last)
         logs = dict(output.get('logs') or {})
         if self.counts_unreadable:
             logs['unreadable'] = unreadable
+        if self.options.naflex_loader:
+            logs['padding'] = padding  # as a share of all tokens
         self.means.add(loss=total, **logs)
         self._after_step()
 
@@ -238,19 +250,31 @@ class Trainer:
         """Return a context in which processes do not average gradients, for all batches of an update but the last."""
         return gradients_unreduced(self.task.get_method()) if self.options.fsdp else self.task.no_sync()
 
-    def _forward(self, images: torch.Tensor, part: int) -> Dict[str, torch.Tensor]:
-        """Run the task on one batch of the update, with the masks and random numbers of that batch."""
-        options = self.options
-        if options.channels_last:
+    def _parts(self, batches: Iterator[Tuple[torch.Tensor, torch.Tensor]]) -> Iterable[Part]:
+        """Return the batches of the update, each with the noise for its masks.
+
+        Masks depend on the position of an image in the global batch, not on the process.
+        """
+        options, rank, world_size = self.options, self.process.rank, self.process.world_size
+        if options.naflex_loader:
+            return naflex_parts(
+                batches, options.grad_accum_steps, self.task.get_method(), options.seed, self.update, rank, world_size,
+                options.batch_size, options.naflex_loss_scale)
+        return (self._part(*next(batches), first=(number * world_size + rank) * options.batch_size)
+                for number in range(options.grad_accum_steps))
+
+    def _part(self, images: torch.Tensor, index: torch.Tensor, first: int) -> Part:
+        if self.options.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        # Masks depend on the position of an image in the global batch, not on the process. Dropout is seeded per
-        # process: its seed only has to be the same when the run is resumed.
-        first = (part * self.process.world_size + self.process.rank) * options.batch_size
         positions = torch.arange(first, first + len(images), device=self.device)
-        noise = keyed_noise(options.seed, self.update, positions, self.noise_size)
-        torch.manual_seed(sample_seed(options.seed, self.update, first))
+        return Part(images, index, keyed_noise(self.options.seed, self.update, positions, self.noise_size), first)
+
+    def _forward(self, part: Part) -> Dict[str, torch.Tensor]:
+        """Run the task on one batch of the update, with the masks and random numbers of that batch."""
+        # Dropout is seeded per process: its seed only has to be the same when the run is resumed.
+        torch.manual_seed(sample_seed(self.options.seed, self.update, part.first))
         with self.autocast():
-            return self.task(images, noise=noise)
+            return self.task(part.images, noise=part.noise)
 
     def _backward(self, loss: torch.Tensor, need_update: bool) -> None:
         clip = self.options.clip_grad or None

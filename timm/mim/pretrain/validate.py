@@ -40,7 +40,7 @@ _OPTIONS = dict(
     **{name: name for name in (
         'dataset_download', 'dataset_trust_remote_code', 'input_key', 'target_key', 'input_img_mode', 'workers',
         'pin_mem', 'device', 'amp', 'amp_dtype', 'mean', 'std', 'interpolation', 'crop_pct', 'mim_probe_dir',
-        'mim_probe', 'mim_probe_layers', 'mim_probe_pool', 'max_unreadable', 'max_pixels',
+        'mim_probe', 'mim_probe_layers', 'mim_probe_pool', 'max_unreadable', 'max_pixels', 'mim_bands', 'exif_rotation',
     )},
 )
 _OWN = ('mim', 'mim_module', 'checkpoint', 'use_ema', 'mask_seed', 'mim_pictures', 'results_file', 'results_format')
@@ -105,7 +105,8 @@ def evaluate(given: Dict[str, Any]) -> Dict[str, Any]:
     if views:
         name, error = next(iter(measured.items()))
         caption = f'{path.name}, {held_out.num_images} images ({name} over all of them: {error:.3f})'
-        save_views(given['mim_pictures'], views, data_config['mean'], data_config['std'], caption)
+        save_views(
+            given['mim_pictures'], views, data_config['mean'], data_config['std'], caption, data_config.get('bands'))
     if given.get('results_file'):
         _save_results(Path(given['results_file']), results, given.get('results_format', 'json'))
     return results

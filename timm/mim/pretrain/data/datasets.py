@@ -13,17 +13,22 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 
 from timm.data import ImageDataset, create_dataset, resolve_data_config
 from timm.data.loader import adapt_to_chs
-from timm.data.readers.img_extensions import get_img_extensions
 from ..errors import UserError, flag_name, one_line
 from ..flags.run_options import DEFAULTS, RunOptions
+from .bands import check_shown_bands, measure_bands
+from .formats import BANDS, readable_suffixes, use_readable_suffixes
 from .image_folder import ImageFolder, check_archive, draw_held_out, image_names, shared_files
 from .samples import PHOTOGRAPHS, Samples, is_sample, open_samples
+from .shards import open_hub_shards, open_tar_shards
+from .streams import EncodedImages, Stream, count_samples, describe_readers, first_held_out
 
 _MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 
 _logger = logging.getLogger(__name__)
 HELD_OUT_SHARE = 0.05  # of a folder without a validation split
 HELD_OUT_LIMIT = 256  # maximum number of images for the held-out error
+_STREAM_SHARE = 0.01  # least share of a long stream that is held out: fewer keys would take long to find
+_STREAMS = ('wds', 'hfids')
 _SOURCES = ('hfds', 'hfids', 'tfds', 'wds', 'torch')
 _ONLY_WITH_DATASET = ('train_num_samples', 'val_num_samples', 'target_key', 'dataset_download')
 _TRAINING_FOLDERS = ('train', 'training')
@@ -31,31 +36,56 @@ _VALIDATION_FOLDERS = ('validation', 'val', 'valid', 'eval', 'evaluation')
 
 
 def image_mode(in_chans: int, mode: Optional[str] = None) -> str:
-    """Return the PIL mode to convert images to.
+    """Return the PIL mode to convert images to, or `bands` to read arrays of any number of bands in their own units.
 
     Args:
         in_chans: Number of input channels of the model.
-        mode: PIL mode that the user chose; None for the usual mode with this number of channels.
+        mode: Mode that the user chose; None for the usual one: L, LA, RGB or RGBA for one to four channels, otherwise
+            `bands`.
 
     Raises:
         UserError: PIL has no such mode, or the mode has another number of channels.
     """
-    if mode is None:
-        if in_chans not in _MODES:
-            raise UserError(
-                f'--in-chans {in_chans}: images can be read with 1 (L), 2 (LA), 3 (RGB) or 4 (RGBA) channels.')
-        return _MODES[in_chans]
+    if mode is None or mode == BANDS:
+        return mode or _MODES.get(in_chans, BANDS)
     try:
         bands = len(Image.new(mode, (1, 1)).getbands())
     except ValueError:
-        raise UserError(f"--input-img-mode: PIL has no mode '{mode}'; give L, RGB or RGBA, for example.") from None
+        raise UserError(f"--input-img-mode: no mode '{mode}'; give L, RGB, RGBA or bands, for example.") from None
     if bands != in_chans:
         raise UserError(f'--input-img-mode {mode} has {bands} channel(s), the model takes {in_chans}.')
     return mode
 
 
+def measure_statistics(options: RunOptions, train: Dataset, mode: str) -> str:
+    """Measure mean and standard deviation of bands, and set both in the options, unless the user gave them.
+
+    They then hold for the whole run: checkpoints and args.yaml store them, and so does the encoder's configuration.
+
+    Args:
+        options: Options of the run, which change.
+        train: Training images.
+        mode: Mode of the images. Statistics of photographs come from the model.
+
+    Returns:
+        One line that says what was measured; empty if nothing was.
+
+    Raises:
+        UserError: Only one of --mean and --std is given, or they cannot be measured.
+    """
+    if mode != BANDS or None not in (options.mean, options.std):
+        return ''
+    if (options.mean, options.std) != (None, None):
+        raise UserError('--mean and --std belong together: give both, or neither to measure them.')
+    options.mean, options.std, count = measure_bands(train, options.in_chans, max_pixels=options.max_pixels)
+    options.mean, options.std = list(options.mean), list(options.std)
+    return f'mean and standard deviation of {options.in_chans} bands measured on {count} images'
+
+
 def resolve_image_config(options: RunOptions, method: nn.Module, mode: str) -> Dict[str, Any]:
     """Return input size, mean, standard deviation, interpolation, crop and mode of the images.
+
+    For images of bands it also has `bands`, those that pictures show, and with --naflex-loader `patch_size`.
 
     Args:
         options: Options of the run.
@@ -72,7 +102,14 @@ def resolve_image_config(options: RunOptions, method: nn.Module, mode: str) -> D
         ),
         model=method.backbone,
     )
-    return {**with_statistics_per_channel(config), 'mode': mode}
+    if mode != BANDS:
+        if options.mim_bands:
+            raise UserError('--mim-bands chooses what pictures show of images of --input-img-mode bands.')
+        config = {**with_statistics_per_channel(config), 'mode': mode}
+        return {**config, 'patch_size': tuple(method.patch_stride)} if options.naflex_loader else config
+    if options.naflex_loader:
+        raise UserError('--naflex-loader does not read images of --input-img-mode bands: leave one of them out.')
+    return {**config, 'mode': mode, 'bands': check_shown_bands(options.mim_bands, options.in_chans)}
 
 
 def with_statistics_per_channel(config: Dict[str, Any]) -> Dict[str, Any]:
@@ -131,9 +168,14 @@ def open_data(options: RunOptions, mode: str) -> PretrainData:
         check_folder(options.data_dir)
         _check_split(options)
     _check_name(options.dataset)
+    use_readable_suffixes()
+    if is_stream(options.dataset):
+        return _open_stream(options, mode)
     train = _create_dataset(options, options.train_split, mode, is_training=True)
     if folder:
         return _open_folder(options, train, mode)
+    if options.val_split == '':
+        return _without_held_out(options, train)
     held_out = _create_dataset(options, options.val_split or 'validation', mode, is_training=False)
     if getattr(train, 'samples', None) and train.samples == getattr(held_out, 'samples', None):  # torch/image_folder
         raise UserError(
@@ -163,10 +205,16 @@ def open_to_measure(options: RunOptions, mode: str) -> Tuple[Dataset, str]:
     _check_name(options.dataset)
     if options.dataset:
         split = options.val_split or 'validation'
+        if is_stream(options.dataset):
+            shards = _open_shards(options, split, mode)
+            if shards is None:
+                raise UserError(f"--split: {options.dataset} has no split '{split}'.")
+            return first_held_out(shards, 1., options.val_num_samples or HELD_OUT_LIMIT), f'{options.dataset}: {split}'
         return _create_dataset(options, split, mode, is_training=False), f'{options.dataset}: {split}'
     if not options.data_dir:
         raise UserError('--split needs --data-dir or --dataset, and neither is given.')
     check_folder(options.data_dir)
+    use_readable_suffixes()
     folder = _validation_folder(options) or options.data_dir
     options = replace(options, data_dir=str(folder))
     dataset = _create_dataset(options, '', mode, is_training=False)
@@ -182,6 +230,65 @@ def _open_samples(options: RunOptions, mode: str) -> PretrainData:
         DecodedImages(train, mode),
         DecodedImages(held_out, mode),
         f'{named}: {len(train.images)} images to train on, {len(held_out.images)} more held out{shown}')
+
+
+def is_stream(dataset: str) -> bool:
+    """Return whether the name of a dataset stands for a stream that is read shard by shard."""
+    return dataset.partition('/')[0].lower() in _STREAMS and '/' in dataset
+
+
+def _open_shards(options: RunOptions, split: str, mode: str):
+    """Open the shards of a split of a stream; None if there is no such split."""
+    source, _, name = options.dataset.partition('/')
+    if source.lower() == 'wds':
+        return open_tar_shards(options.data_dir, name, split, options.input_key, mode)
+    return open_hub_shards(options.data_dir, name, split, options.input_key, options.dataset_trust_remote_code)
+
+
+def _open_stream(options: RunOptions, mode: str) -> PretrainData:
+    """Open a stream, and hold out its validation split, a share of its keys, or nothing."""
+    shards = _open_shards(options, options.train_split, mode)
+    if shards is None:
+        raise UserError(f"--train-split: {options.dataset} has no split '{options.train_split}'.")
+    number = count_samples(shards, options.train_num_samples)
+    name = f'{options.dataset}: {number} images in {len(shards)} shard{"" if len(shards) == 1 else "s"}'
+    others = _open_shards(options, options.val_split or 'validation', mode) if options.val_split != '' else None
+    if options.val_split and others is None:
+        raise UserError(f"--val-split: {options.dataset} has no split '{options.val_split}'.")
+    share = 0. if options.val_split == '' or others is not None else min(
+        HELD_OUT_SHARE, max(_STREAM_SHARE, HELD_OUT_LIMIT / number))
+    if others is not None:
+        held_out = first_held_out(others, 1., HELD_OUT_LIMIT)
+        said = f'the first {len(held_out)} of {options.val_split or "validation"} held out'
+    elif share:
+        held_out = first_held_out(shards, share, HELD_OUT_LIMIT)
+        while not len(held_out) and share < 0.5:  # a few images may have no key in a small share
+            share *= 2
+            held_out = first_held_out(shards, share, HELD_OUT_LIMIT)
+        said = f'no validation split, so {share:.1%} of the keys are held out, and {len(held_out)} of them measured'
+    else:
+        held_out = first_held_out(shards, 1., HELD_OUT_LIMIT)
+        said = _nothing_held_out(len(held_out))
+    if not len(held_out):
+        raise UserError(f'--dataset {options.dataset}: there is no image to hold out.')
+    train = Stream(shards, number - round(share * number), share, options.workers)
+    return PretrainData(train, held_out, '; '.join(filter(None, (name, said, describe_readers(train)))))
+
+
+def _nothing_held_out(count: int) -> str:
+    return f'no image is held out: what is called held out below is measured on {count} images of the training split'
+
+
+def _without_held_out(options: RunOptions, train: Dataset) -> PretrainData:
+    """Measure on a few training images."""
+    if isinstance(train, IterableDataset):
+        raise UserError(f"--val-split '': {options.dataset} cannot be measured without a validation split.")
+    spacing = -(-len(train) // HELD_OUT_LIMIT)
+    measured = select(train, range(0, len(train), spacing))
+    name = options.dataset or options.data_dir
+    return PretrainData(
+        copy.copy(train), measured,
+        '; '.join([f'{name}: {len(train)} images', _nothing_held_out(len(measured)), *_left_out(train)]))
 
 
 def check_folder(path: str) -> None:
@@ -251,9 +358,10 @@ def _open_images(options: RunOptions, split: str, mode: str) -> Dataset:
     splits = _TRAINING_FOLDERS if split in _TRAINING_FOLDERS else (split,)
     root = next((root / name for name in (split, *splits) if name and (root / name).is_dir()), root)
     try:
-        return ImageDataset(str(root), reader=ImageFolder(str(root), input_key=options.input_key), input_img_mode=mode)
+        reader = ImageFolder(str(root), input_key=options.input_key, mode=mode)
+        return ImageDataset(str(root), reader=reader, input_img_mode=mode)
     except RuntimeError:
-        types = options.input_key.split(';') if options.input_key else get_img_extensions()
+        types = options.input_key.split(';') if options.input_key else sorted(readable_suffixes(mode))
         raise UserError(
             f"--data-dir: no image in '{options.data_dir}', which was searched for {', '.join(types)}.") from None
 
@@ -266,6 +374,8 @@ def _left_out(*datasets: Dataset) -> List[str]:
 
 def _open_folder(options: RunOptions, train: Dataset, mode: str) -> PretrainData:
     """Hold out the validation split of a folder, or a share of its images if it has no such split."""
+    if options.val_split == '':
+        return _without_held_out(options, train)
     folder = _validation_folder(options)
     if folder is None:
         count = min(max(1, round(len(train) * HELD_OUT_SHARE)), HELD_OUT_LIMIT, len(train) - 1)
@@ -324,8 +434,8 @@ def select(dataset: Dataset, indices: Sequence[int]) -> Dataset:
 
 def file_names(dataset: Dataset, limit: int = HELD_OUT_LIMIT) -> List[str]:
     """Return the names of at most `limit` images of a dataset; empty if the dataset has no names."""
-    if isinstance(dataset, DecodedImages):
-        return dataset.names
+    if isinstance(dataset, (DecodedImages, EncodedImages)):
+        return dataset.names[:limit]
     reader = getattr(dataset, 'reader', None)
     if isinstance(dataset, IterableDataset) or not hasattr(reader, 'filename'):
         return []

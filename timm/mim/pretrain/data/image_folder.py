@@ -9,11 +9,11 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Se
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, Subset
 
-from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
 from ..errors import UserError, one_line
+from .formats import describe_unread, readable_suffixes
 
 _BLOCK = tarfile.BLOCKSIZE
 
@@ -91,8 +91,8 @@ def draw_held_out(names: Sequence[str], count: int) -> Tuple[List[int], List[int
 
 
 def num_images(dataset: Dataset) -> Optional[int]:
-    """Return the number of images of a dataset, None for a stream."""
-    return None if isinstance(dataset, IterableDataset) else len(dataset)
+    """Return the number of images of a dataset, None for a stream that does not know it."""
+    return getattr(dataset, 'num_samples', None) if isinstance(dataset, IterableDataset) else len(dataset)
 
 
 def fingerprint(train: Dataset, held_out: Dataset) -> Dict[str, Dict[str, Any]]:
@@ -103,7 +103,8 @@ def fingerprint(train: Dataset, held_out: Dataset) -> Dict[str, Dict[str, Any]]:
 def _fingerprint(dataset: Dataset) -> Dict[str, Any]:
     names = image_names(dataset)
     if names is None:
-        return dict(count=num_images(dataset), names=None)
+        found = dict(count=num_images(dataset), names=None)
+        return {**found, 'readers': dataset.readers} if hasattr(dataset, 'readers') else found
     text = '\n'.join(names).encode('utf-8', 'surrogateescape')
     return dict(count=len(names), names=hashlib.blake2b(text, digest_size=16).hexdigest())
 
@@ -128,7 +129,7 @@ class _File(NamedTuple):
 
 
 class ImageFolder(ReaderImageFolder):
-    """timm's folder reader, changed to list every file once and to skip entries that are not regular files.
+    """timm's folder reader, changed to list every image once, of all formats, and to skip what is no regular file.
 
     timm's reader follows every link. A link to a parent folder would list images repeatedly, some both in training and
     held out, and opening a FIFO named `x.jpg` would block forever. Order and classes are timm's.
@@ -139,20 +140,28 @@ class ImageFolder(ReaderImageFolder):
         samples: Path and class number of each image, sorted by path.
         inodes: Inode number (N,) of each image, 0 for one that does not exist.
         left_out: Phrase that says which files are not in the list and why; empty if none were left out.
+        unread: Suffix of each file that is not read, in lower case.
 
     Args:
         root: The folder.
         class_map: Class numbers by name. Images of other classes are left out.
-        input_key: File endings separated by semicolons; None for timm's list.
+        input_key: File endings separated by semicolons; None for all that can be read.
+        mode: Mode in which images will be read, which decides what can be read.
 
     Raises:
         RuntimeError: The folder has no image.
     """
 
-    def __init__(self, root: str, class_map: Optional[Dict[str, int]] = None, input_key: Optional[str] = None):
+    def __init__(
+            self,
+            root: str,
+            class_map: Optional[Dict[str, int]] = None,
+            input_key: Optional[str] = None,
+            mode: Optional[str] = None,
+    ):
         Reader.__init__(self)  # the constructor of the base class walks the folder
         self.root = root
-        walk = _Walk(root, set(input_key.split(';')) if input_key else get_img_extensions(as_set=True))
+        walk = _Walk(root, set(input_key.split(';')) if input_key else readable_suffixes(mode))
         files = walk.files()
         if class_map is None:
             names = sorted({file.label for file in files}, key=natural_key)
@@ -161,7 +170,8 @@ class ImageFolder(ReaderImageFolder):
         self.class_to_idx = class_map
         self.samples = [(file.path, class_map[file.label]) for file in files]
         self.inodes = _inode_array(files)
-        self.left_out = walk.left_out()
+        self.unread = walk.unread
+        self.left_out = '; '.join(filter(None, (walk.left_out(), describe_unread(walk.unread, mode))))
         if not self.samples:
             raise RuntimeError(f'Found 0 images in subfolders of {root}')
 
@@ -191,6 +201,7 @@ class _Walk:
         self.root = root
         self.types = types
         self.special: List[str] = []
+        self.unread: List[str] = []
         self.unreadable: List[str] = []
         self.known_folders: List[str] = []
         self.repeated: List[str] = []
@@ -255,11 +266,13 @@ class _Walk:
                     links.append((entry.path, label))
                 elif entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
-                elif self._is_image(entry.path):
-                    if entry.is_file(follow_symlinks=False):
-                        yield _File(entry.path, label, entry.inode())
-                    else:
-                        self.special.append(entry.path)
+                elif not self._is_image(entry.path):
+                    if not entry.name.startswith('.'):
+                        self.unread.append(os.path.splitext(entry.name)[1].lower())
+                elif entry.is_file(follow_symlinks=False):
+                    yield _File(entry.path, label, entry.inode())
+                else:
+                    self.special.append(entry.path)
 
     def _is_image(self, path: str) -> bool:
         return os.path.splitext(path)[1].lower() in self.types

@@ -41,6 +41,7 @@ def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
         '--mask-seed', type=int, metavar='N', help='seed of the masks (default: the seed of evaluation in training)')
     add_option(group, 'max_unreadable', help='end if more than this fraction cannot be read (default: 0.1)')
     add_option(group, 'max_pixels', help='count images with more pixels as unreadable (default: 89478485)')
+    add_option(group, 'mim_bands')
     group.add_argument(
         '--mim-pictures', metavar='FILE', help='write a picture of what the method sees and predicts to this file')
     for name in _PROBES:

@@ -3,6 +3,19 @@ import argparse
 from difflib import get_close_matches
 from typing import NoReturn, Optional, Sequence
 
+# What other programs call our flags: transformers, and the code of MAE
+_ELSEWHERE = {
+    '--learning-rate': '--lr',
+    '--blr': '--lr-base',
+    '--num-train-epochs': '--epochs',
+    '--per-device-train-batch-size': '--batch-size',
+    '--gradient-accumulation-steps': '--grad-accum-steps',
+    '--accum-iter': '--grad-accum-steps',
+    '--output-dir': '--output',
+    '--data-path': '--data-dir',
+    '--resume-from-checkpoint': '--resume',
+}
+
 
 class OneLineParser(argparse.ArgumentParser):
     """Ends the program with one line and exit code 2 for a mistake, without the list of all flags.
@@ -29,8 +42,11 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, ''.join(f'{self.prog}: error: {mistake}\n' for mistake in mistakes))
 
     def _unknown_flag(self, flag: str) -> str:
-        near = get_close_matches(flag.replace('_', '-'), self._option_string_actions, n=1, cutoff=0.7)
-        return f'there is no flag {flag}' + (f'; did you mean {near[0]}?' if near else '; --help lists all flags.')
+        ours = self._option_string_actions
+        elsewhere = {name: flag for name, flag in _ELSEWHERE.items() if flag in ours}
+        near = get_close_matches(flag.replace('_', '-'), [*elsewhere, *ours], n=1, cutoff=0.7)
+        meant = [elsewhere.get(name, name) for name in near]
+        return f'there is no flag {flag}' + (f'; did you mean {meant[0]}?' if meant else '; --help lists all flags.')
 
 
 class KeyValues(argparse.Action):

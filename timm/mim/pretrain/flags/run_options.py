@@ -78,7 +78,11 @@ class DatasetOptions:
     dataset_trust_remote_code: bool = switch('allow a dataset of the Hugging Face hub to run its own code')
     input_key: Optional[str] = option(None, 'KEY', 'key of the images in the dataset')
     input_img_mode: Optional[str] = option(
-        None, 'MODE', 'PIL mode to read images in (default: from the number of channels)', resume=SAME)
+        None, 'MODE',
+        "PIL mode to read images in, or 'bands' for any number of bands in their own units (default: from the "
+        'number of channels; bands for more than 4)',
+        resume=SAME)
+    exif_rotation: bool = switch('turn images as their EXIF orientation says', resume=SAME)
     target_key: Optional[str] = option(
         None, 'KEY', 'key of the labels, or a comma-separated list with one binary field per class')
     train_split: str = option('train', 'NAME', 'split to train on')
@@ -112,8 +116,11 @@ class ModelOptions:
     input_size: Optional[List[int]] = option(None, 'N', 'channels, height and width', nargs=3, resume=SAME)
     crop_pct: Optional[float] = option(
         None, 'X', 'fraction of an image that the center crop for validation keeps', allowed=SHARE, resume=SAME)
-    mean: Optional[List[float]] = option(None, 'X', 'mean to normalise images with', resume=SAME)
-    std: Optional[List[float]] = option(None, 'X', 'standard deviation to normalise images with', resume=SAME)
+    mean: Optional[List[float]] = option(
+        None, 'X', 'mean to normalise images with (default: of the model; measured for bands)', resume=SAME)
+    std: Optional[List[float]] = option(
+        None, 'X', 'standard deviation to normalise images with (default: of the model; measured for bands)',
+        resume=SAME)
     interpolation: str = option('', 'NAME', 'how validation images are resized', choices=_INTERPOLATIONS, resume=SAME)
     channels_last: bool = switch('use the channels_last memory layout')
     fast_norm: bool = switch('run norm layers in low precision with --amp')
@@ -239,6 +246,22 @@ class MiscellaneousOptions:
 
 
 @dataclass
+class NaFlexOptions:
+    """NaFlex"""
+    naflex_loader: bool = switch(
+        'keep the aspect ratio of each image, as a sequence of patches, for NaFlex models', resume=SAME)
+    naflex_max_seq_len: int = option(
+        576, 'N', 'maximum number of patches per image in validation', allowed=ONE_OR_MORE, resume=SAME)
+    naflex_train_seq_lens: List[int] = option(
+        [128, 256, 576, 784, 1024], 'N',
+        'sequence lengths in patches; each batch has one of them, and as many images as fit into --batch-size times '
+        'the longest', resume=SAME)
+    naflex_loss_scale: str = option(
+        'none', 'HOW', 'how the loss is scaled with the number of images in its batch: none, sqrt or linear',
+        choices=('none', 'sqrt', 'linear'))
+
+
+@dataclass
 class MaskedImageModelingOptions:
     """Masked image modeling"""
     mim: Optional[str] = option(
@@ -263,7 +286,7 @@ class MaskedImageModelingOptions:
     max_unreadable: float = option(
         0.1, 'SHARE',
         'end the run if more than this fraction of the images of an epoch cannot be read (default: 0.1); up to there, '
-        'other images take their place. A stream of images skips what it cannot read and does not report it',
+        'other images take their place',
         allowed=SHARE)
     max_pixels: int = option(
         89_478_485, 'N',
@@ -287,6 +310,9 @@ class MaskedImageModelingOptions:
     mim_probe_best: bool = switch(
         'choose the best epoch by the first probe, not by the held-out error; the encoder before training takes part',
         resume=SAME)
+    mim_bands: Optional[List[int]] = option(
+        None, 'BAND',
+        'bands that pictures show as red, green and blue, or one for grey, counted from 1 (default: the first three)')
     log_tensorboard: bool = switch('write event files for TensorBoard to the run folder')
     plan: Optional[int] = option(
         None, 'PROCESSES',
@@ -298,7 +324,7 @@ class MaskedImageModelingOptions:
 # In the order of `--help`
 GROUPS = (
     DatasetOptions, ModelOptions, DeviceOptions, OptimizerOptions, ScheduleOptions, AugmentationOptions,
-    MovingAverageOptions, MiscellaneousOptions, MaskedImageModelingOptions,
+    MovingAverageOptions, MiscellaneousOptions, NaFlexOptions, MaskedImageModelingOptions,
 )
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from timm.data import ImageDataset
 from ...backbone import feature_map
+from ...native_aspect import NaFlexBatch, naflex_images
 from ..data.datasets import DecodedImages, select
 from ..data.image_folder import ImageFolder, shared_files
 from ..data.loading import create_evaluation_loader
@@ -90,7 +91,7 @@ def read_features(
 
     Args:
         encoder: Model without a classifier.
-        images: Normalised images (B, C, H, W).
+        images: Normalised images (B, C, H, W), or a NaFlex batch, of which only the last layer can be read.
         layers: Numbers of layers from 1, or `last`.
         average: Average over patches in every layer, however the model pools.
         tokens: Also return the patch tokens of the last layer.
@@ -101,6 +102,10 @@ def read_features(
     features: Dict[Layer, torch.Tensor] = {}
     if LAST in layers and not average:
         features[LAST] = _flat(encoder(images))
+    if isinstance(images, dict):
+        if average:
+            features[LAST] = _mean_of_valid(encoder, images)
+        return {name: value.float() for name, value in features.items()}
     if tokens or (LAST in layers and average):
         last_map = feature_map(encoder, images)
         if average and LAST in layers:
@@ -129,6 +134,13 @@ def _read_intermediates(
     if class_token:
         return {number: prefix[:, 0] for number, (_, prefix) in zip(numbers, outputs)}
     return {number: output.mean((2, 3)) for number, output in zip(numbers, outputs)}
+
+
+def _mean_of_valid(encoder: nn.Module, images: Dict[str, torch.Tensor]) -> torch.Tensor:
+    """Average the features of the patches of each image of a NaFlex batch, without prefix tokens and padding."""
+    patches = encoder.forward_features(images)['patches'][:, encoder.num_prefix_tokens:]
+    valid = images['patch_valid'].unsqueeze(-1)
+    return torch.where(valid, patches, 0.).sum(1) / valid.sum(1)
 
 
 def _flat(features: torch.Tensor) -> torch.Tensor:
@@ -177,8 +189,8 @@ def open_probe_data(folder: str, mode: str, split: str = 'validation') -> ProbeD
             'val/, or class folders alone.')
     if train is None:
         return _split(folder, mode)
-    classes = _class_numbers(train)
-    unknown = _class_numbers(test).keys() - classes.keys()
+    classes = _class_numbers(train, mode)
+    unknown = _class_numbers(test, mode).keys() - classes.keys()
     if unknown:
         raise UserError(f"--mim-probe-dir: '{test}' has the class {min(unknown)}, which '{train}' lacks.")
     fit, held_out = _open(train, mode, classes), _open(test, mode, classes)
@@ -205,9 +217,9 @@ def _first_folder(root: Path, names: Tuple[str, ...]) -> Optional[Path]:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def _class_numbers(folder: Path) -> Dict[str, int]:
+def _class_numbers(folder: Path, mode: str) -> Dict[str, int]:
     try:
-        classes = ImageFolder(str(folder)).class_to_idx
+        classes = ImageFolder(str(folder), mode=mode).class_to_idx
     except RuntimeError:
         raise UserError(f"--mim-probe-dir: no image in '{folder}'.") from None
     if len(classes) < 2:
@@ -216,12 +228,13 @@ def _class_numbers(folder: Path) -> Dict[str, int]:
 
 
 def _open(folder: Path, mode: str, classes: Dict[str, int]) -> LabelledImages:
-    dataset = ImageDataset(str(folder), reader=ImageFolder(str(folder), class_map=classes), input_img_mode=mode)
+    reader = ImageFolder(str(folder), class_map=classes, mode=mode)
+    dataset = ImageDataset(str(folder), reader=reader, input_img_mode=mode)
     return LabelledImages(dataset, torch.tensor([label for _, label in dataset.reader.samples]))
 
 
 def _split(folder: str, mode: str) -> ProbeData:
-    classes = _class_numbers(Path(folder))
+    classes = _class_numbers(Path(folder), mode)
     whole = _open(Path(folder), mode, classes)
     rng = np.random.default_rng(_SPLIT_SEED)
     chosen = []
@@ -345,9 +358,17 @@ class Probes:
         asked = {f'{kind}_top1': (kind, LAST) for kind in self.options.mim_probe if kind != 'attentive'}
 
         def read(images: torch.Tensor) -> Dict[Layer, torch.Tensor]:
+            if isinstance(images, dict):
+                return {LAST: self._squares(images).flatten(1)}
             size = [min(side, _PIXELS) for side in images.shape[2:]]
             return {LAST: F.adaptive_avg_pool2d(images, size).flatten(1)}
         return self._accuracies(asked, read) if asked else {}
+
+    def _squares(self, images: Dict[str, torch.Tensor]) -> torch.Tensor:
+        """Average the pixels of each image of a NaFlex batch to a square (B, C, 16, 16), whatever its shape."""
+        batch = NaFlexBatch(*(images[name] for name in ('patches', 'patch_coord', 'patch_valid')))
+        pictures = naflex_images(batch.patches, batch, self.data_config['patch_size'])
+        return torch.stack([F.adaptive_avg_pool2d(picture, _PIXELS) for picture in pictures])
 
     def _reader(self, method: nn.Module, autocast: Callable) -> Callable[[torch.Tensor], Dict[Layer, torch.Tensor]]:
         """Return a function that computes the features of images by layer."""

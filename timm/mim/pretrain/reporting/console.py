@@ -22,19 +22,11 @@ from ..probes.probes import Probes
 from ..run_folder import BEST, ENCODER, LAST, PICTURES, save_results
 from ..task import describe_device
 from ..trainer import Trainer
-from .report import CURVES, REPORT, collect_environment
+from .report import CURVES, REPORT, collect_environment, title_of
 
 LOG = 'train.log'
 
 _logger = logging.getLogger(__name__)
-
-_NAMES = dict(
-    mean_of_visible='mean of the visible pixels',
-    diffusion_fill='diffusion of the visible pixels',
-    loss_of_patch_mean='predicting the mean of each patch',
-    loss_of_zeros='predicting zeros',
-    loss_of_constant='predicting the mean of the targets',
-)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -149,7 +141,7 @@ class Progress:
         """Show the loss, the speed and the remaining time.
 
         Args:
-            epoch: Number of the epoch.
+            epoch: Number of the epoch, from 0.
             update: Number of updates done in the whole run.
             loss: Mean loss since the last report.
             learning_rate: Current learning rate.
@@ -166,11 +158,11 @@ class Progress:
         rate = self.images_per_second
         memory = f'{peak_memory(self.device) / 1e9:.1f} GB'
         if self.bar is not None:
-            self.bar.set_postfix_str(f'epoch {epoch}, loss {loss:.4f}, {rate:.1f} images/s, {memory}')
+            self.bar.set_postfix_str(f'epoch {epoch + 1}, loss {loss:.4f}, {rate:.1f} images/s, {memory}')
             return
         left = tqdm.format_interval((self.num_updates - update) * self.seconds_per_update)
         _logger.info(
-            f'epoch {epoch}  step {update}/{self.num_updates}  loss {loss:.4f}  lr {learning_rate:.2e}  '
+            f'epoch {epoch + 1}  step {update}/{self.num_updates}  loss {loss:.4f}  lr {learning_rate:.2e}  '
             f'{rate:.1f} images/s  {left} left  {memory}')
 
     def pause(self) -> None:
@@ -212,9 +204,13 @@ def log_start(
     parameters = sum(p.numel() for p in trainer.task.get_method().parameters() if p.requires_grad)
     recipe = ', '.join(f'{name} {_short(getattr(options, name))}' for name in from_recipe)
     others = f' and {trainer.process.world_size - 1} more' if trainer.process.distributed else ''
+    images = f'images of {channels} x {height} x {width}'
+    if options.naflex_loader:
+        lengths = ', '.join(map(str, sorted(set(options.naflex_train_seq_lens))))
+        images = f'images of any shape with {channels} channel(s), in up to {lengths} patches'
     _logger.info(
-        f'{options.mim} with {options.model}: {parameters / 1e6:.1f}M parameters, images of {channels} x {height} x '
-        f'{width}, on {trainer.device}{others}')
+        f'{options.mim} with {options.model}: {parameters / 1e6:.1f}M parameters, {images}, on {trainer.device}'
+        f'{others}')
     _logger.info(describe_device(trainer.device, chosen=options.device is not None))
     environment = collect_environment(trainer.device, trainer.process.world_size)
     _logger.info(', '.join(f'{name} {environment[name]}' for name in ('timm', 'torch', 'python')))
@@ -293,17 +289,17 @@ def log_end(
 def _which_encoder(best: Optional[int]) -> str:
     if best == BEFORE_TRAINING:
         return 'encoder before training: no epoch was better'
-    return 'encoder of the last epoch' if best is None else f'encoder of epoch {best}, the best'
+    return 'encoder of the last epoch' if best is None else f'encoder of epoch {best + 1}, the best'
 
 
 def _log_results(results: Dict[str, Any]) -> None:
     measured = dict(results['last'])
     name = results['metric']
-    rows = [(f'this run, last (epoch {results["last_epoch"]})', measured.pop(name))]
+    rows = [(f'this run, last (epoch {results["last_epoch"] + 1})', measured.pop(name))]
     by_probe = results.get('best_by', name) != name
     if results['best_epoch'] is not None and not by_probe:
-        rows.insert(0, (f'this run, best (epoch {results["best_epoch"]})', results['best']))
-    rows += [(_NAMES.get(key, key), value) for key, value in {**measured, **results['baselines']}.items()]
+        rows.insert(0, (f'this run, best (epoch {results["best_epoch"] + 1})', results['best']))
+    rows += [(title_of(key), value) for key, value in {**measured, **results['baselines']}.items()]
     what = 'masked L1, normalised pixels' if name == 'masked_l1' else name
     _logger.info(f'\nheld-out {what}, same masks for all (lower is better)')
     for label, value in rows:
@@ -311,7 +307,7 @@ def _log_results(results: Dict[str, Any]) -> None:
     if 'probes' in results:
         _logger.info('\naccuracy of probes of the last encoder, and without training, %')
         if by_probe:
-            best = 'before training' if results['best_epoch'] == BEFORE_TRAINING else f'epoch {results["best_epoch"]}'
+            best = 'before training' if results['best_epoch'] == BEFORE_TRAINING else f'epoch {results["best_epoch"] + 1}'
             _logger.info(f'  {results["best_by"] + ", best (" + best + ")":<38}{results["best"]:.1f}')
         for label, value in results['probes'].items():
             _logger.info(f'  {label:<38}{value:.1f}')

@@ -254,7 +254,7 @@ class Records:
             learning_rate: Learning rate at the end of the epoch.
         """
         name, error = next(iter(held_out.items()))
-        _logger.info(f'epoch {epoch}: training loss {train["loss"]:.4f}, held-out {name} {error:.4f}')
+        _logger.info(f'epoch {epoch + 1}: training loss {train["loss"]:.4f}, held-out {name} {error:.4f}')
         one_colour = held_out.get('mean_of_visible', math.inf)
         if epoch >= self.warmup_epochs and error > one_colour:
             _logger.warning(
@@ -283,7 +283,8 @@ class Records:
         """
         path = self.folder / PICTURES / f'epoch-{epoch:04d}.png'
         with naming(path):
-            save_views(path, views, self.data_config['mean'], self.data_config['std'], caption)
+            save_views(
+                path, views, self.data_config['mean'], self.data_config['std'], caption, self.data_config.get('bands'))
         for tracker in self.trackers:
             tracker.add_picture('views', path, update)
         if self.report is not None:

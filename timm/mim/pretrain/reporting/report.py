@@ -43,6 +43,20 @@ _MAX_PICTURES = 8  # evenly spread over the run
 _MAX_ROWS = 40
 _MAX_WIDTH = 1200  # of a picture, in pixels
 
+_TITLES = dict(
+    masked_l1='masked L1',
+    mean_of_visible='mean of the visible pixels',
+    diffusion_fill='diffusion of the visible pixels',
+    loss_of_patch_mean='predicting the mean of each patch',
+    loss_of_zeros='predicting zeros',
+    loss_of_constant='predicting the mean of the targets',
+    target_std='standard deviation of the targets',
+    target_rank='rank of the targets',
+    knn_top1='nearest neighbours, top-1 %',
+    linear_top1='linear probe, top-1 %',
+    attentive_top1='attentive probe, top-1 %',
+)
+
 _PAGE = Template('''<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -60,6 +74,7 @@ pre { background: #f5f5f5; padding: .8em; white-space: pre-wrap; overflow-wrap: 
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; }
 th, td { padding: .15em .8em; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee; }
+th { white-space: normal; vertical-align: bottom; min-width: 4em; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 table.words td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 </style>
@@ -67,21 +82,28 @@ table.words td { text-align: left; white-space: normal; overflow-wrap: anywhere;
 <body>
 <h1>$title</h1>
 <p class="note">$subtitle</p>
-<h2>Curves</h2>
+<h2>Training and held-out error</h2>
 $curves
-<h2>Evaluations</h2>
+<h2>Held-out results</h2>
+<p class="note">Epochs count from 1; file names such as checkpoint-0.pth.tar count from 0, as timm's do.</p>
 <div class="scroll">$evaluations</div>
-<h2>Held-out images over time</h2>
+<h2>Held-out images during training</h2>
 $pictures
 <h2>Commands</h2>
 $commands
-<h2>Environment</h2>
+<h2>Software and machine</h2>
 $environment
-<h2>Configuration</h2>
+<h2>All options</h2>
 <pre>$configuration</pre>
 </body>
 </html>
 ''')
+
+
+def title_of(metric: str) -> str:
+    """Return the name of a metric for people, given its name in `metrics.jsonl`, with or without `eval_`."""
+    name = metric.removeprefix('eval_')
+    return _TITLES.get(name, name.replace('_', ' '))
 
 
 def can_draw_curves() -> bool:
@@ -148,7 +170,7 @@ def _group(evaluations: List[Dict[str, Any]]) -> List[Tuple[str, List[str]]]:
 def _draw_loss(axis, steps: List[Dict[str, Any]]) -> None:
     updates = [line['update'] for line in steps]
     losses = [math.nan if line['loss'] is None else line['loss'] for line in steps]
-    axis.plot(updates, losses, color='C0', label='training loss')
+    axis.plot(updates, losses, color='C0', marker='.' if len(steps) == 1 else None, label='training loss')
     axis.set(title='training', xlabel='update', ylabel='loss')
     rate = axis.twinx()
     rate.plot(updates, [line.get('lr') for line in steps], color='C7', linewidth=1, linestyle=':')
@@ -166,7 +188,7 @@ def _draw_measures(axis, title: str, names: List[str], evaluations: List[Dict[st
         if not points:
             continue
         baseline = title == 'held-out error' and name != first
-        label = name.removeprefix('eval_').replace('_', ' ')
+        label = title_of(name)
         place.plot(
             *zip(*points),
             color=f'C{number}',
@@ -175,11 +197,12 @@ def _draw_measures(axis, title: str, names: List[str], evaluations: List[Dict[st
             label=label,
         )
         if title == 'variety of the targets':
-            place.set_ylim(bottom=0)  # values near 0 show a collapse
+            # values near 0 show a collapse; unequal room above keeps constant values off the frame and apart
+            place.set_ylim(0, (1.2 + 0.3 * number) * max(value for _, value in points) or 1)
         if place is not axis:
             place.set_ylabel(label, color=f'C{number}')
     if title == 'variety of the targets':
-        axis.set_ylabel(first.removeprefix('eval_').replace('_', ' '), color='C0')
+        axis.set_ylabel(title_of(first), color='C0')
     else:
         axis.legend(fontsize='small')
 
@@ -310,11 +333,11 @@ class Report:
             steps_file: `metrics.jsonl` of the run.
         """
         evaluations = [
-            {name.removeprefix('eval_'): value for name, value in line.items()}
+            {**{name.removeprefix('eval_'): value for name, value in line.items()}, 'epoch': line['epoch'] + 1}
             for line in read_lines(steps_file) if any(name.startswith('eval_') for name in line)
         ]
         options = self.options
-        reached = f'epoch {evaluations[-1]["epoch"] + 1} of {options.epochs}' if evaluations else 'no epoch completed'
+        reached = f'epoch {evaluations[-1]["epoch"]} of {options.epochs}' if evaluations else 'no epoch completed'
         pictures = _spread(sorted((self.folder / PICTURES).glob('*.png')), _MAX_PICTURES)
         page = _PAGE.substitute(
             title=html.escape(f'{options.mim}, {options.model}: {self.folder.name}'),
@@ -366,7 +389,7 @@ def _embed_picture(picture: Image.Image, name: str) -> str:
 
 def _table(rows: List[Dict[str, float]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [_row('th', [name.replace('_', ' ') for name in names])]
+    lines = [_row('th', [title_of(name) for name in names])]
     for row in rows:
         lines.append(_row('td', [_number(row.get(name)) for name in names]))
     return '<table>\n' + '\n'.join(lines) + '\n</table>'
