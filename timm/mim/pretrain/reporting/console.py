@@ -307,7 +307,8 @@ def _log_results(results: Dict[str, Any]) -> None:
     if 'probes' in results:
         _logger.info('\naccuracy of probes of the last encoder, and without training, %')
         if by_probe:
-            best = 'before training' if results['best_epoch'] == BEFORE_TRAINING else f'epoch {results["best_epoch"] + 1}'
+            epoch = results['best_epoch']
+            best = 'before training' if epoch == BEFORE_TRAINING else f'epoch {epoch + 1}'
             _logger.info(f'  {results["best_by"] + ", best (" + best + ")":<38}{results["best"]:.1f}')
         for label, value in results['probes'].items():
             _logger.info(f'  {label:<38}{value:.1f}')
