@@ -74,7 +74,7 @@ def _smaller_model(args: Dict[str, Any]) -> List[str]:
     depth = DECODER_DEPTH.get(args.get('mim'))
     smaller = {depth: 2} if depth else dict(decoder_dim=32) if args.get('mim') in ('spark', 'fcmae') else {}
     if args.get('mim') == 'data2vec':
-        smaller = dict(clone_batch=2, decoder_layers=1)
+        smaller = dict(clone_batch=2, decoder_layers=1, average_top_k_layers=2)
     if args.get('mim') == 'capi':
         smaller['num_clusters'] = 16
     return flags + (_key_values('--mim-kwargs', {**args.get('mim_kwargs', {}), **smaller}) if smaller else [])

@@ -39,8 +39,6 @@ ELSEWHERE = {
     'python examples/digits_resnet.py': 'takes minutes: tests/benchmarks/test_masked.py',
     'python -m benchmarks.native_aspect padding': 'tests/benchmarks/test_native_aspect_benchmark.py',
     'python -m benchmarks.native_aspect speed': 'tests/benchmarks/test_native_aspect_benchmark.py',
-    'python -m benchmarks.native_aspect error output/own output/squares':
-        'needs two trained runs: tests/benchmarks/test_native_aspect_benchmark.py',
     'make upstream-tests': 'takes hours; a sample: tests/upstream/test_upstream_sample.py::test_sample',
     'python tests/upstream/run_scripts.py': 'tests/train/test_supervised_upstream.py::test_scripts',
     'pip install git+URL-of-this-repository':
@@ -111,6 +109,9 @@ def test_command(command, reader):
 
 
 def check_train(folder, outcome):
+    if '--plan' in outcome.words:
+        assert outcome.output.startswith('Plan of ') and 'images per process fit' in outcome.output
+        return
     if '--mim' not in outcome.words and '-c' not in outcome.words:
         return check_supervised(folder / 'output' / 'train' / outcome.experiment)
     run = folder / 'output' / 'pretrain' / outcome.experiment

@@ -9,7 +9,7 @@ def test_lines(caplog):
         progress = Progress(10, 20, images_per_update=32)
         progress.advance()
         progress.report(3, 11, loss=0.5, learning_rate=1e-3)
-    assert caplog.messages[0].startswith('epoch 3  step 11/20  loss 0.5000  lr 1.00e-03  ')
+    assert caplog.messages[0].startswith('epoch 4  step 11/20  loss 0.5000  lr 1.00e-03  ')
     assert 'images/s' in caplog.text and 'left' in caplog.text
 
 

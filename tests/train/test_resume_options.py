@@ -21,7 +21,8 @@ from timm.mim.pretrain.task import Schedules, create_optimizer
 # They decide what is learned, and what is measured: a change is refused.
 SAME = (
     'mim', 'mim_kwargs', 'mask_ratio', 'mask_unit', 'model', 'model_kwargs', 'img_size', 'in_chans', 'input_size',
-    'input_img_mode', 'exif_rotation', 'mean', 'std', 'interpolation', 'crop_pct',
+    'input_img_mode', 'exif_rotation', 'mean', 'std', 'interpolation', 'crop_pct', 'naflex_loader',
+    'naflex_max_seq_len', 'naflex_train_seq_lens', 'mim_probe_best',
 )
 
 # The state of the optimizer was made with them: a change is refused, unless --no-resume-opt drops that state.
@@ -64,6 +65,8 @@ TAKES_EFFECT = (
     'log_interval', 'val_interval', 'recovery_interval', 'checkpoint_hist', 'log_tensorboard', 'log_wandb',
     'wandb_project', 'wandb_tags', 'wandb_resume_id', 'mim_probe_dir', 'mim_probe', 'mim_probe_interval',
     'mim_probe_layers', 'mim_probe_pool', 'mim_module',
+    # loss
+    'naflex_loss_scale',
     # where it goes on
     'output', 'experiment', 'resume', 'no_resume_opt',
 )

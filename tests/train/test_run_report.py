@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from timm.mim.pretrain.flags.run_options import DEFAULTS
 from timm.mim.pretrain.reporting import report
 from timm.mim.pretrain.reporting.report import Report
 
@@ -81,7 +82,7 @@ def test_page_of_a_run(finished_run):
 
 
 def make_report(folder, **options):
-    values = dict(mim='ijepa', model='test_vit', resume='', experiment='', epochs=300, **options)
+    values = {**DEFAULTS, **dict(mim='ijepa', model='test_vit', epochs=300), **options}
     report = Report(folder, SimpleNamespace(**values), {}, dict(command='python train.py <b>', timm='1 & 2'))
     (folder / 'reconstructions').mkdir(exist_ok=True)
     return report

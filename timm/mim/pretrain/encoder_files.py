@@ -123,9 +123,10 @@ def fine_tuning_command(path: Path, options: RunOptions, model_args: Dict[str, A
 
 
 def _fine_tuning_recipe(options: RunOptions) -> str:
-    """Return flags for fine-tuning on ImageNet: those of SparK (ICLR 2023, appendix C) for its models, else MAE's."""
+    """Return flags for fine-tuning on ImageNet: SparK's optimizer and number of epochs for its models, else MAE's."""
     if options.mim == 'spark' and get_model_class(options.model).__name__ != 'ConvNeXt':
-        # the paper takes these from `ResNet strikes back` (https://arxiv.org/abs/2110.00476), A2
+        # LAMB, binary cross-entropy and 300 epochs are SparK's; the other values are A2 of `ResNet strikes back`
+        # (https://arxiv.org/abs/2110.00476)
         return ('--opt lamb --lr-base 1.8e-3 --weight-decay 0.02 --bce-loss --drop-path 0.05 --epochs 300 '
                 '--warmup-epochs 5 --mixup 0.1 --cutmix 1.0 --aa rand-m7-mstd0.5-inc1')
     if options.mim == 'spark':

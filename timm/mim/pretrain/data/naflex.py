@@ -152,6 +152,11 @@ class NaFlexBatches(Dataset):
     def __init__(self, images: Dict[int, KeyedImages]):
         self.images = images
 
+    @property
+    def num_unreadable(self) -> int:
+        """Number of unreadable images that this process has met."""
+        return sum(images.num_unreadable for images in self.images.values())
+
     def __getitem__(self, key: NaFlexKey) -> Tuple[Dict[str, torch.Tensor], torch.Tensor]:
         images = self.images[key.seq_len]
         return collate_sequences([images[image] for image in key.images], key.seq_len)
