@@ -18,7 +18,7 @@ from timm.mim import create_mim
 from timm.mim.pretrain.checkpoints import evaluation_weights, load_checkpoint
 from timm.mim.pretrain.data.datasets import image_mode, open_data, resolve_image_config
 from timm.mim.pretrain.flags.run_options import RunOptions
-from timm.mim.pretrain.held_out import hold_out
+from timm.mim.pretrain.hold_out import hold_out
 from timm.mim.pretrain.task import create_method
 from timm.task import MaskedImageModelingTask
 

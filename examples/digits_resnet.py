@@ -3,9 +3,9 @@
 
     python examples/digits_resnet.py
 
-The digits are enlarged to 32 x 32 pixels. SparK pre-trains a ResNet of 0.13 million parameters on two thirds of them
-without labels. The ResNet is then fine-tuned on a few labelled digits, and also trained from scratch with the same
-recipe. The script reports the accuracy on the last third for several seeds.
+The digits are enlarged to 32 x 32 pixels. SparK pre-trains a ResNet of 0.13 million parameters on 1,000 of them without
+labels. The ResNet is then fine-tuned on a few labelled digits, and also trained from scratch with the same recipe. The
+script reports the accuracy on 500 test digits for several seeds. No option was searched.
 """
 import time
 from typing import List, Optional
@@ -16,9 +16,9 @@ from digits import (
     SCRATCH,
     accuracy,
     batches,
-    first_of_each_class,
     optimise,
     read_digits,
+    some_of_each_class,
     table,
 )
 from torch import nn
@@ -80,12 +80,12 @@ def fine_tune(
 def run(seed: int, start: str) -> List[float]:
     """Pre-train unless `start` is `SCRATCH`, fine-tune and test. Return the accuracy for each number of labels."""
     began = time.process_time()
-    (images, labels), (test_images, test_labels) = read_digits(seed)
+    (images, labels), (test_images, test_labels) = read_digits('train'), read_digits('test')
     torch.manual_seed(seed)
     encoder = None if start == SCRATCH else pretrain(start, images, **PRETRAINING)
     result = []
     for count in LABELS_PER_CLASS:
-        few = first_of_each_class(labels, count)
+        few = some_of_each_class(labels, count, seed)
         torch.manual_seed(seed)
         model = fine_tune(encoder, images[few], labels[few], **FINE_TUNING)
         result.append(accuracy(model, enlarged(test_images), test_labels))

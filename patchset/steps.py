@@ -238,7 +238,8 @@ def imported_names(path: str, data: bytes) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = base_of(path, node).replace('/', '.')
-            yield base
+            if node.module is not None:  # `from . import name` needs that name alone
+                yield base
             yield from (f'{base}.{alias.name}' for alias in node.names)
 
 

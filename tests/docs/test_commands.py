@@ -37,6 +37,8 @@ ELSEWHERE = {
     'python -m benchmarks.masked resnet50 --decoder-dims 768 192 128':
         'takes minutes: tests/benchmarks/test_masked.py',
     'python examples/digits_resnet.py': 'takes minutes: tests/benchmarks/test_masked.py',
+    'python -m benchmarks.native_aspect error OWN SQUARES':
+        'needs two trained runs: tests/benchmarks/test_native_aspect_benchmark.py',
     'python -m benchmarks.native_aspect padding': 'tests/benchmarks/test_native_aspect_benchmark.py',
     'python -m benchmarks.native_aspect speed': 'tests/benchmarks/test_native_aspect_benchmark.py',
     'make upstream-tests': 'takes hours; a sample: tests/upstream/test_upstream_sample.py::test_sample',

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_runs import write_images
 
 from timm.mim.pretrain.data.datasets import HELD_OUT_LIMIT, file_names, image_mode, open_data
-from timm.mim.pretrain.held_out import load_held_out
+from timm.mim.pretrain.hold_out import load_held_out
 from timm.mim.pretrain.data.loading import EpochSampler, create_train_loader
 from timm.mim.pretrain.flags.run_options import RunOptions
 from timm.mim.pretrain.recipes import RECIPES

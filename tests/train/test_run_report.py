@@ -82,7 +82,7 @@ def test_page_of_a_run(finished_run):
 
 
 def make_report(folder, **options):
-    values = {**DEFAULTS, **dict(mim='ijepa', model='test_vit', epochs=300), **options}
+    values = {**DEFAULTS, **dict(mim='ijepa', model='test_vit', epochs=300, in_chans=3), **options}
     report = Report(folder, SimpleNamespace(**values), {}, dict(command='python train.py <b>', timm='1 & 2'))
     (folder / 'reconstructions').mkdir(exist_ok=True)
     return report

@@ -16,7 +16,8 @@ from .data.loading import create_train_loader, ending_workers
 from .encoder_files import save_encoder
 from .errors import RunStopped, StopSignal, UserError, exit_codes
 from .flags.run_options import RunOptions
-from .held_out import HeldOutImages, hold_out
+from .held_out import HeldOutImages
+from .hold_out import hold_out
 from .options import resolve_options
 from .plan import plan
 from .probes.probes import Probes

@@ -26,7 +26,8 @@ from .flags.run_options import DEFAULTS, RunOptions
 from .errors import UserError, exit_codes, flag_name
 from ..files import to_json, write_complete
 from .flags import add_validation_arguments as add_arguments  # noqa: F401, scripts take it from here
-from .held_out import MASK_SEED, hold_out
+from .held_out import MASK_SEED
+from .hold_out import hold_out
 from .options import resolve_options
 from .probes.probes import Probes
 

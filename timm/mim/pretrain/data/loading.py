@@ -6,40 +6,26 @@ any number of processes and workers, and in a new and a resumed run.
 
 import math
 import os
-import signal
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 
 from timm.data import create_loader, create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
-from ..errors import SIGNALS, UserError, flag_name
+from ..errors import UserError, flag_name
 from ..flags.run_options import DEFAULTS, RunOptions
 from .augmenting import ResizeAndCenterCrop
 from .formats import BANDS
 from .naflex import create_naflex_evaluation_loader, create_naflex_train_loader
-from .reading import ImageKey, ImageReader, KeyedImages, sample_seed
+from .reading import ImageKey, KeyedImages, image_reader, leave_signals_alone, sample_seed
 from .streams import Stream, StreamBatches
 
 # Entries of the image configuration that timm's transforms and loaders take.
 _NORMALISATION = ('input_size', 'mean', 'std')
 EVALUATION = (*_NORMALISATION, 'interpolation', 'crop_pct')
-
-
-def leave_signals_alone(loader: DataLoader) -> None:
-    """Make the workers of a loader ignore the signals that stop a run."""
-    loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
-
-
-def _init_worker(others: Optional[Callable], worker: int) -> None:
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    if others is not None:
-        others(worker)
 
 
 @contextmanager
@@ -188,12 +174,6 @@ def _create_batches_loader(
     )
     leave_signals_alone(loader)
     return normalising(loader, data_config, device)
-
-
-def image_reader(transform: Callable, options: RunOptions, data_config: Dict[str, Any]) -> ImageReader:
-    """Create the reader of images for the options of a run."""
-    return ImageReader(
-        transform, data_config['mode'], data_config['input_size'][0], options.max_pixels, options.exif_rotation)
 
 
 def _collate_of(data_config: Dict[str, Any]) -> Callable:

@@ -19,7 +19,7 @@ from timm.data.naflex_dataset import NaFlexCollator, calculate_naflex_batch_size
 from timm.data.naflex_loader import NaFlexPrefetchLoader
 from ..errors import UserError
 from ..flags.run_options import RunOptions
-from .reading import ImageKey, KeyedImages, sample_seed
+from .reading import ImageKey, KeyedImages, image_reader, leave_signals_alone, sample_seed
 
 _DIVISOR = 8  # batch sizes are multiples of it, as in timm's loader, if the budget allows that many images
 _MIN_SIDE = 256  # timm's resize refuses images of a few pixels, which it would have to enlarge more than 100 times
@@ -264,7 +264,6 @@ def _create_loader(
         device: torch.device,
         persistent_workers: bool,
 ) -> NaFlexPrefetchLoader:
-    from .loading import image_reader, leave_signals_alone  # `loading` imports this module
     images = {
         seq_len: KeyedImages(dataset, image_reader(Steps(EnlargeTiny(), transform), options, data_config), options.seed)
         for seq_len, transform in transforms.items()}

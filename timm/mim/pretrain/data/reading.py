@@ -5,15 +5,18 @@ The steps run on tensors where that is possible, see `timm.mim.pretrain.data.aug
 
 import logging
 import random
-from typing import Any, BinaryIO, Callable, NamedTuple, Optional, Tuple, Union
+import signal
+from functools import partial
+from typing import Any, BinaryIO, Callable, Dict, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from timm.data import ImageDataset
-from ..errors import one_line
+from ..errors import SIGNALS, one_line
+from ..flags.run_options import RunOptions
 from .augmenting import on_tensors
 from .bands import read_bands
 from .decoding import ToMode, as_file, decode, open_image, pixel_limit
@@ -95,6 +98,12 @@ class ImageReader:
         return self.transform(image) if choices is None else self.transform.apply(image, choices)
 
 
+def image_reader(transform: Callable, options: RunOptions, data_config: Dict[str, Any]) -> ImageReader:
+    """Create the reader of images for the options of a run."""
+    return ImageReader(
+        transform, data_config['mode'], data_config['input_size'][0], options.max_pixels, options.exif_rotation)
+
+
 class KeyedImages(Dataset):
     """Converts the images of a dataset to one mode, and augments each with a seed that its `ImageKey` determines.
 
@@ -163,3 +172,15 @@ class KeyedImages(Dataset):
     def _place(self, index: int) -> Tuple[Dataset, int]:
         subset = isinstance(self.dataset, Subset)
         return (self.dataset.dataset, self.dataset.indices[index]) if subset else (self.dataset, index)
+
+
+def leave_signals_alone(loader: DataLoader) -> None:
+    """Make the workers of a loader ignore the signals that stop a run."""
+    loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
+
+
+def _init_worker(others: Optional[Callable], worker: int) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if others is not None:
+        others(worker)
