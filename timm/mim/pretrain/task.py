@@ -1,7 +1,6 @@
-"""Set up training: device and rank, model, method, precision, optimizer, schedules and the training task."""
+"""Set up training: model, method, precision, optimizer, schedules and the training task."""
 
 import argparse
-import importlib
 import logging
 import math
 import os
@@ -18,7 +17,7 @@ from timm.models import create_model, resolve_model_input_args
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import MaskedImageModelingTask
-from timm.utils import NativeScaler, init_distributed_device, is_primary
+from timm.utils import NativeScaler, is_primary
 from ..errors import MIMUnsupportedError
 from ..factory import create_mim, import_user_module, is_known_model, list_mim_models, unknown_model
 from ..files import verify_checksums
@@ -26,6 +25,7 @@ from .checkpoints import Checkpoint
 from .errors import UserError, flag_name, one_line
 from .flags.run_options import RunOptions
 from .optimizers import JoinedOptimizer, only_training, own_parts
+from .processes import settle_buckets
 from .resume import restore_weights
 from .sharding import shard
 
@@ -33,70 +33,6 @@ _WEIGHT_FILES = ('initial_checkpoint', 'pretrained_path')
 
 # Arguments of `create_mim` that have flags of their own.
 _FLAGS_INSTEAD = dict(method='--mim', backbone='--model', img_size='--img-size', model_kwargs='--model-kwargs')
-
-
-def default_device() -> str:
-    """Return the type of the accelerator that PyTorch finds on this machine (cuda, xpu, mps, ...), or 'cpu'."""
-    if hasattr(torch, 'accelerator'):  # PyTorch 2.6 and newer
-        return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else 'cpu'
-    if torch.cuda.is_available():
-        return 'cuda'
-    return 'mps' if torch.backends.mps.is_available() else 'cpu'
-
-
-def describe_device(device: torch.device, chosen: bool) -> str:
-    """Return one line that names the device of a run.
-
-    Args:
-        device: Device of this process.
-        chosen: The user named the device.
-    """
-    text = f'device: {device}'
-    if device.type == 'cuda':
-        text += f' ({torch.cuda.get_device_name(device)})'
-    if chosen:
-        return text
-    return text + (', because there is no accelerator' if device.type == 'cpu' else ', the accelerator of this machine')
-
-
-def init_process(options: RunOptions) -> argparse.Namespace:
-    """Set up the device and the rank of this process.
-
-    Args:
-        options: Options of the run. They do not change: args.yaml stores what the user gave.
-
-    Returns:
-        What `timm.utils.init_distributed_device` sets: `device`, `distributed`, `rank`, `local_rank` and `world_size`.
-
-    Raises:
-        UserError: `--fsdp` is given, and there is only one process.
-    """
-    process = argparse.Namespace(device=options.device or default_device())
-    if options.fsdp and int(os.environ.get('WORLD_SIZE', 1)) < 2:
-        raise UserError('--fsdp needs several processes, and there is one: start the script with torchrun.')
-    init_distributed_device(process)
-    speed_up_cuda()
-    return process
-
-
-def speed_up_cuda() -> None:
-    """Enable TF32 matrix products on CUDA devices, and cuDNN's search for the fastest convolution algorithm."""
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-
-
-def import_device_modules(modules: Optional[List[str]]) -> None:
-    """Import the modules of `--device-modules`, which register a device with PyTorch.
-
-    Raises:
-        UserError: A module cannot be imported.
-    """
-    for module in modules or []:
-        try:
-            importlib.import_module(module)
-        except ImportError as e:
-            raise UserError(f'--device-modules {module}: {one_line(e)}') from e
 
 
 def autocast_of(options: RunOptions, device: torch.device) -> Callable:
@@ -476,3 +412,4 @@ def compile_and_distribute(
             device_ids=None if device.type == 'cpu' else [device],
             **(dict(broadcast_buffers=False) if options.no_ddp_bb else {}),
         )
+        settle_buckets(task.trainable_module)
