@@ -27,6 +27,9 @@ TINY = '--device cpu --model test_vit --img-size 64 --workers 0 --batch-size 4'
 SIMMIM = '--mim simmim --mask-unit 16'  # unless the flags name a method
 TIMEOUT = 120  # seconds after which a test fails instead of waiting on; a run takes one or two
 
+# Modules that are imported before the forks; those that are absent do not count.
+_IMPORTED = ['child_runs', 'torch.distributed.run', 'matplotlib.figure', 'matplotlib.backends.backend_agg']
+
 _context = multiprocessing.get_context('forkserver')
 
 
@@ -54,7 +57,7 @@ class ChildRun:
         self.log = log
         if not complete:
             flags = ' '.join([TINY, '' if '--mim ' in flags else SIMMIM, flags])
-        _context.set_forkserver_preload(['child_runs', 'torch.distributed.run'])
+        _context.set_forkserver_preload(_IMPORTED)
         target = target or partial(run_script, fault=fault)
         with mock.patch.dict(os.environ, environment()):  # that of the first run is the fork server's
             self.process = _context.Process(

@@ -164,7 +164,8 @@ class RunLoop:
             last = trainer.last_epoch * trainer.updates_per_epoch
             saved = f'saved after step {trainer.update} of {last}' if trainer.update else 'before the first step'
             command = go_on_command(typed_command(), self.options, self.folder)
-            raise RunStopped(f'stopped, {saved}; this command continues the run:', command)
+            where = ' on each machine' if command.startswith('torchrun --nnodes') else ''
+            raise RunStopped(f'stopped, {saved}; this command{where} continues the run:', command)
 
     def _train_epoch(self, epoch: int, progress: Progress) -> None:
         """Train until the epoch ends or the trainer stops, and report and save in between."""
