@@ -28,7 +28,8 @@ SIMMIM = '--mim simmim --mask-unit 16'  # unless the flags name a method
 TIMEOUT = 120  # seconds after which a test fails instead of waiting on; a run takes one or two
 
 # Modules that are imported before the forks; those that are absent do not count.
-_IMPORTED = ['child_runs', 'torch.distributed.run', 'matplotlib.figure', 'matplotlib.backends.backend_agg']
+_IMPORTED = [
+    'child_runs', 'torch.distributed.run', 'torch._dynamo', 'matplotlib.figure', 'matplotlib.backends.backend_agg']
 
 _context = multiprocessing.get_context('forkserver')
 
@@ -91,6 +92,7 @@ def start_ranks(
         folder: Path,
         faults: Optional[Dict[int, Callable]] = None,
         complete: bool = False,
+        target: Optional[Callable] = None,
 ) -> List[ChildRun]:
     """Start processes that find each other through the environment, as under torchrun.
 
@@ -100,12 +102,13 @@ def start_ranks(
         folder: Folder for what they print.
         faults: What is called in a process before the script, by rank.
         complete: The flags are all there are.
+        target: What runs in a process with the arguments, instead of the script.
     """
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     return [
         ChildRun(
-            flags, folder / f'rank{rank}.log', (faults or {}).get(rank), complete=complete, RANK=str(rank),
+            flags, folder / f'rank{rank}.log', (faults or {}).get(rank), target, complete, RANK=str(rank),
             LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR='localhost', MASTER_PORT=str(port))
         for rank in range(world_size)
     ]

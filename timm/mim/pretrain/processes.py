@@ -46,14 +46,25 @@ def init_process(options: RunOptions) -> argparse.Namespace:
         What `timm.utils.init_distributed_device` sets: `device`, `distributed`, `rank`, `local_rank` and `world_size`.
 
     Raises:
-        UserError: `--fsdp` is given, and there is only one process.
+        UserError: The processes cannot be sharded over as `--fsdp` and `--fsdp-replicas` say.
     """
     process = argparse.Namespace(device=options.device or default_device())
-    if options.fsdp and world_info_from_env()[2] < 2:
-        raise UserError('--fsdp needs several processes, and there is one: start the script with torchrun.')
+    if options.fsdp:
+        _check_groups(world_info_from_env()[2], options.fsdp_replicas)
     init_distributed_device(process)
     speed_up_cuda()
     return process
+
+
+def _check_groups(num_processes: int, replicas: int) -> None:
+    if num_processes < 2:
+        raise UserError('--fsdp needs several processes, and there is one: start the script with torchrun.')
+    if num_processes % replicas:
+        raise UserError(f'--fsdp-replicas {replicas} does not divide the number of processes, {num_processes}.')
+    if num_processes == replicas:
+        raise UserError(
+            f'--fsdp-replicas {replicas} leaves one process in each group, and nothing to shard: give less, or leave '
+            'out --fsdp.')
 
 
 def speed_up_cuda() -> None:

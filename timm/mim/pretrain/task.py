@@ -21,6 +21,7 @@ from timm.utils import NativeScaler, is_primary
 from ..errors import MIMUnsupportedError
 from ..factory import create_mim, import_user_module, is_known_model, list_mim_models, unknown_model
 from ..files import verify_checksums
+from .blocks import checkpoint_blocks, compile_blocks
 from .checkpoints import Checkpoint
 from .errors import UserError, flag_name, one_line
 from .flags.run_options import RunOptions
@@ -108,6 +109,8 @@ def create_method(options: RunOptions) -> Tuple[nn.Module, Dict[str, Any]]:
     method.fast_path = True  # training does not use predictions for visible patches
     if options.grad_checkpointing:
         method.set_grad_checkpointing(True)
+    elif options.grad_checkpointing_every:
+        checkpoint_blocks(method, options.grad_checkpointing_every)
     rebuild_args = {k: v for k, v in model_args.items() if k not in ('model_name', 'pretrained_cfg')}
     return method, rebuild_args
 
@@ -357,7 +360,7 @@ def create_task(
         process: argparse.Namespace,
         checkpoint: Optional[Checkpoint] = None,
 ) -> MaskedImageModelingTask:
-    """Create the training task, set up its moving average, load the checkpoint, and shard the method with --fsdp.
+    """Create the training task, set up its moving average, load the checkpoint, and compile and shard with --fsdp.
 
     Args:
         options: Options of the run.
@@ -366,7 +369,7 @@ def create_task(
         checkpoint: Checkpoint to resume from.
 
     Raises:
-        UserError: The checkpoint does not fit the method.
+        UserError: The checkpoint does not fit the method, or there is no such backend.
     """
     device = torch.device(process.device)
     if options.channels_last:
@@ -381,8 +384,18 @@ def create_task(
     if checkpoint is not None:
         restore_weights(task, checkpoint)
     if options.fsdp:
+        if options.torchcompile:
+            with _named_backend(options):
+                compile_blocks(task.get_method(), options.torchcompile, options.torchcompile_mode)
         for ema in (False, True) if task.has_ema() else (False,):
-            shard(task.get_method(ema=ema), device)
+            shard(
+                task.get_method(ema=ema),
+                device,
+                replicas=options.fsdp_replicas,
+                reshard=options.fsdp_reshard == 'always',
+                param_dtype=options.fsdp_param_dtype and getattr(torch, options.fsdp_param_dtype),
+                reduce_dtype=getattr(torch, options.fsdp_reduce_dtype),
+            )
     return task
 
 
@@ -391,7 +404,7 @@ def compile_and_distribute(
         options: RunOptions,
         process: argparse.Namespace,
 ) -> None:
-    """Compile the method, and wrap it in DistributedDataParallel unless it is sharded.
+    """Compile the method and wrap it in DistributedDataParallel, unless it is sharded and has compiled blocks.
 
     Args:
         task: Training task. Create the optimizer first: it reads parameter names, which the wrappers change.
@@ -401,15 +414,24 @@ def compile_and_distribute(
     Raises:
         UserError: There is no such backend.
     """
+    if options.fsdp:
+        return
     if options.torchcompile:
-        try:
+        with _named_backend(options):
             task.compile(backend=options.torchcompile, mode=options.torchcompile_mode)
-        except RuntimeError as e:
-            raise UserError(f'--torchcompile {options.torchcompile}: {one_line(e)}') from e
-    if process.distributed and not options.fsdp:
+    if process.distributed:
         device = torch.device(process.device)
         task.prepare_distributed(
             device_ids=None if device.type == 'cpu' else [device],
             **(dict(broadcast_buffers=False) if options.no_ddp_bb else {}),
         )
         settle_buckets(task.trainable_module)
+
+
+@contextmanager
+def _named_backend(options: RunOptions) -> Iterator[None]:
+    """Name the option if `torch.compile` does not know its backend or mode."""
+    try:
+        yield
+    except RuntimeError as e:
+        raise UserError(f'--torchcompile {options.torchcompile}: {one_line(e)}') from e

@@ -253,8 +253,9 @@ def _launcher_words() -> List[str]:
     machines = int(os.environ.get('GROUP_WORLD_SIZE', 1))
     if machines * int(per_machine) != int(world_size):
         return []
-    several = ['--nnodes', str(machines), '--rdzv-backend', 'c10d', '--rdzv-endpoint', os.environ.get('MASTER_ADDR', '')]
-    return ['torchrun', *(several if machines > 1 else []), '--nproc-per-node', per_machine]
+    meeting = [] if machines == 1 else [
+        '--nnodes', str(machines), '--rdzv-backend', 'c10d', '--rdzv-endpoint', os.environ['MASTER_ADDR']]
+    return ['torchrun', *meeting, '--nproc-per-node', per_machine]
 
 
 def collect_environment(device: torch.device, world_size: int = 1) -> Dict[str, str]:
