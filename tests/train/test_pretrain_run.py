@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny_runs import write_images
 
 import timm
+from timm.mim import IJEPA
 from timm.mim.pretrain.task import create_method
 from timm.mim.pretrain.options import resolve_options
 from timm.mim.pretrain.trainer import Trainer
@@ -165,6 +166,14 @@ def test_moving_average_is_what_counts(train, images, tmp_path, monkeypatch):
     assert torch.equal(checkpoint['state_dict'][name], weights[-1])
     encoder = load_file(tmp_path / 'run' / 'encoder.safetensors')
     assert torch.equal(encoder[name], checkpoint['state_dict_ema'][name])
+
+
+def test_the_target_encoder_gets_the_share_of_the_run_that_is_done(train, images, tmp_path, monkeypatch):
+    shares = []
+    monkeypatch.setattr(IJEPA, 'update_target', lambda method, progress: shares.append(progress))
+    train(f'--mim ijepa --mim-kwargs num_targets=2 --data-dir {images} --output {tmp_path} --experiment run --epochs 2')
+    assert len(shares) == 6  # two epochs of three full batches of 4
+    assert shares == [number / len(shares) for number in range(len(shares))]
 
 
 def test_sample_photographs(train, tmp_path, capsys):
