@@ -45,14 +45,5 @@ def compile_blocks(method: nn.Module, backend: str = 'inductor', mode: Optional[
     Raises:
         RuntimeError: There is no such backend or mode.
     """
-    blocks = repeated_blocks(method)
-    _allow_recompiling(2 * len(blocks))  # all of them may differ, and each has a version for training and evaluation
-    for block in blocks:
+    for block in repeated_blocks(method):
         block.forward = torch.compile(block.forward, backend=backend, mode=mode)
-
-
-def _allow_recompiling(times: int) -> None:
-    """Let `torch.compile` compile one function this many times. Beyond 8 times it would run the function uncompiled."""
-    config = torch._dynamo.config
-    name = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'  # before PyTorch 2.6
-    setattr(config, name, max(times, getattr(config, name)))
