@@ -1,18 +1,18 @@
-"""Choose the learning rate of the recipe `mae_sample_digits` on one split of the digits, and report on another.
+"""Choose learning rate and warm-up of the recipe `mae_sample_digits` on one split of the digits, and report on another.
 
     python -m benchmarks.digits        (about 25 minutes of processor time)
 
-Each learning rate trains for half of the recipe's epochs and is judged by the masked L1 on the validation split. The
-best one then trains for all epochs with several seeds, and each run is measured on the test split. The results are
-written to `benchmarks/results/digits.json`, from which `docs/figures.py` fills the pages. Runs that are complete in
-`--folder` are not repeated.
+Each setting trains for half of the recipe's epochs and is judged by the masked L1 on the validation split: first the
+learning rates, then the lengths of warm-up at the best rate. The best setting then trains for all epochs with several
+seeds, and each run is measured on the test split. The results are written to `benchmarks/results/digits.json`, from
+which `docs/figures.py` fills the pages. Runs that are complete in `--folder` are not repeated.
 """
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, List
@@ -22,33 +22,56 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / 'recipes' / 'mae_sample_digits.yaml'
 RESULTS = Path(__file__).resolve().parent / 'results' / 'digits.json'
-LEARNING_RATES = (7.5e-4, 1.5e-3, 3e-3)
+LEARNING_RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
+WARMUP_EPOCHS = (1, 2)
+
+Setting = Dict[str, float]
 
 
 def train(folder: Path, name: str, *flags: Any) -> Dict[str, Any]:
-    """Run the recipe with further flags in a process of its own. Returns the content of its `summary.json`."""
+    """Run the recipe with further flags in a process of its own.
+
+    Returns:
+        The content of its `summary.json`, with its processor time on all cores as `processor_seconds`.
+    """
     summary = folder / name / 'summary.json'
     if summary.exists():
         return json.loads(summary.read_text())
     command = [
         sys.executable, 'train.py', '-c', str(RECIPE), '--output', str(folder), '--experiment', name, *map(str, flags)]
-    subprocess.run([*command, '--resume', 'auto'], cwd=ROOT, check=True, capture_output=True)
-    return json.loads(summary.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f'{name}.log', 'w') as log:
+        process = subprocess.Popen([*command, '--resume', 'auto'], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f'{" ".join(command)} failed: see {folder / name}.log')
+    found = json.loads(summary.read_text())
+    found['processor_seconds'] = usage.ru_utime + usage.ru_stime
+    summary.write_text(json.dumps(found, indent=1) + '\n')
+    return found
 
 
-def search(folder: Path, epochs: int, pool: ThreadPoolExecutor) -> List[Dict[str, float]]:
-    """Return the masked L1 on the validation split for each learning rate."""
-    def run(rate: float) -> Dict[str, float]:
-        found = train(folder, f'lr-{rate}', '--lr', rate, '--epochs', epochs, '--val-split', 'validation', '--seed', 9)
-        print(f'learning rate {rate}: {found["best"]:.4f}', flush=True)
-        return dict(learning_rate=rate, epochs=epochs, masked_l1=found['best'])
-    return list(pool.map(run, LEARNING_RATES))
+def search(folder: Path, epochs: int, settings: List[Setting], pool: ThreadPoolExecutor) -> List[Dict[str, float]]:
+    """Return the masked L1 on the validation split for each setting."""
+    def run(setting: Setting) -> Dict[str, float]:
+        rate, warmup = setting['learning_rate'], setting['warmup_epochs']
+        flags = ['--lr', rate, '--warmup-epochs', warmup, '--epochs', epochs, '--val-split', 'validation', '--seed', 9]
+        found = train(folder, f'lr-{rate}-warmup-{warmup}', *flags)
+        print(f'{setting}: {found["best"]:.4f}', flush=True)
+        return dict(setting, epochs=epochs, masked_l1=found['best'])
+    return list(pool.map(run, settings))
 
 
-def report(folder: Path, rate: float, seeds: int, pool: ThreadPoolExecutor) -> List[Dict[str, float]]:
+def best(tried: List[Dict[str, float]]) -> Setting:
+    row = min(tried, key=lambda row: row['masked_l1'])
+    return dict(learning_rate=row['learning_rate'], warmup_epochs=row['warmup_epochs'])
+
+
+def report(folder: Path, setting: Setting, seeds: int, pool: ThreadPoolExecutor) -> List[Dict[str, float]]:
     """Return what runs of several seeds reach on the test split, in the words of `summary.json`."""
     def run(seed: int) -> Dict[str, float]:
-        found = train(folder, f'seed-{seed}', '--lr', rate, '--seed', seed)
+        rate, warmup = setting['learning_rate'], setting['warmup_epochs']
+        found = train(folder, f'seed-{seed}-lr-{rate}', '--lr', rate, '--warmup-epochs', warmup, '--seed', seed)
         before = found['probe_baselines']
         result = dict(
             seed=seed,
@@ -57,6 +80,7 @@ def report(folder: Path, rate: float, seeds: int, pool: ThreadPoolExecutor) -> L
             linear_top1=found['probes']['linear_top1'],
             linear_top1_pixels=before['pixels']['linear_top1'],
             linear_top1_before=before['encoder before training']['linear_top1'],
+            processor_seconds=found['processor_seconds'],
         )
         print(result, flush=True)
         return result
@@ -71,15 +95,17 @@ def main() -> None:
         '--folder', type=Path, default=Path('output/digits'), metavar='DIR',
         help='folder of the runs (default: %(default)s)')
     args = parser.parse_args()
-    began = time.time()
-    epochs = yaml.safe_load(RECIPE.read_text())['epochs']
+    epochs = yaml.safe_load(RECIPE.read_text())['epochs'] // 2
+    folder = args.folder.resolve()
     with ThreadPoolExecutor(args.processes) as pool:
-        tried = search(args.folder.resolve(), epochs // 2, pool)
-        rate = min(tried, key=lambda row: row['masked_l1'])['learning_rate']
-        runs = report(args.folder.resolve(), rate, args.seeds, pool)
-    RESULTS.write_text(json.dumps(dict(search=tried, learning_rate=rate, runs=runs), indent=1) + '\n')
+        rates = [dict(learning_rate=rate, warmup_epochs=WARMUP_EPOCHS[0]) for rate in LEARNING_RATES]
+        tried = search(folder, epochs, rates, pool)
+        tried += search(folder, epochs, [dict(best(tried), warmup_epochs=count) for count in WARMUP_EPOCHS[1:]], pool)
+        setting = best(tried)
+        runs = report(folder, setting, args.seeds, pool)
+    RESULTS.write_text(json.dumps(dict(search=tried, **setting, runs=runs), indent=1) + '\n')
     mean = statistics.mean(run['masked_l1'] for run in runs)
-    print(f'{RESULTS}: learning rate {rate}, masked L1 {mean:.3f}, after {time.time() - began:.0f} s')
+    print(f'{RESULTS}: {setting}, masked L1 {mean:.3f}')
 
 
 if __name__ == '__main__':
