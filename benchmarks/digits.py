@@ -9,17 +9,15 @@ which `docs/figures.py` fills the pages. Runs that are complete in `--folder` ar
 """
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Dict, List
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+from .runs import ROOT, train
+
 RECIPE = ROOT / 'recipes' / 'mae_sample_digits.yaml'
 RESULTS = Path(__file__).resolve().parent / 'results' / 'digits.json'
 LEARNING_RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
@@ -28,35 +26,13 @@ WARMUP_EPOCHS = (1, 2)
 Setting = Dict[str, float]
 
 
-def train(folder: Path, name: str, *flags: Any) -> Dict[str, Any]:
-    """Run the recipe with further flags in a process of its own.
-
-    Returns:
-        The content of its `summary.json`, with its processor time on all cores as `processor_seconds`.
-    """
-    summary = folder / name / 'summary.json'
-    if summary.exists():
-        return json.loads(summary.read_text())
-    command = [
-        sys.executable, 'train.py', '-c', str(RECIPE), '--output', str(folder), '--experiment', name, *map(str, flags)]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f'{name}.log', 'w') as log:
-        process = subprocess.Popen([*command, '--resume', 'auto'], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f'{" ".join(command)} failed: see {folder / name}.log')
-    found = json.loads(summary.read_text())
-    found['processor_seconds'] = usage.ru_utime + usage.ru_stime
-    summary.write_text(json.dumps(found, indent=1) + '\n')
-    return found
-
-
 def search(folder: Path, epochs: int, settings: List[Setting], pool: ThreadPoolExecutor) -> List[Dict[str, float]]:
     """Return the masked L1 on the validation split for each setting."""
     def run(setting: Setting) -> Dict[str, float]:
         rate, warmup = setting['learning_rate'], setting['warmup_epochs']
-        flags = ['--lr', rate, '--warmup-epochs', warmup, '--epochs', epochs, '--val-split', 'validation', '--seed', 9]
-        found = train(folder, f'lr-{rate}-warmup-{warmup}', *flags)
+        found = train(
+            folder, f'lr-{rate}-warmup-{warmup}', '-c', RECIPE, '--lr', rate, '--warmup-epochs', warmup,
+            '--epochs', epochs, '--val-split', 'validation', '--seed', 9)
         print(f'{setting}: {found["best"]:.4f}', flush=True)
         return dict(setting, epochs=epochs, masked_l1=found['best'])
     return list(pool.map(run, settings))
@@ -71,7 +47,9 @@ def report(folder: Path, setting: Setting, seeds: int, pool: ThreadPoolExecutor)
     """Return what runs of several seeds reach on the test split, in the words of `summary.json`."""
     def run(seed: int) -> Dict[str, float]:
         rate, warmup = setting['learning_rate'], setting['warmup_epochs']
-        found = train(folder, f'seed-{seed}-lr-{rate}', '--lr', rate, '--warmup-epochs', warmup, '--seed', seed)
+        found = train(
+            folder, f'lr-{rate}-warmup-{warmup}-seed-{seed}', '-c', RECIPE, '--lr', rate, '--warmup-epochs', warmup,
+            '--seed', seed)
         before = found['probe_baselines']
         result = dict(
             seed=seed,

@@ -90,9 +90,18 @@ def digits(name: str) -> str:
 
 @figure()
 def digits_search() -> str:
-    """The learning rates that were tried for `make pretrain`, as a sentence's part."""
-    tried = _results('digits.json')['search']
-    return ', '.join(f'{row["learning_rate"]:g}: {row["masked_l1"]:.3f}' for row in tried)
+    """The settings that were tried for `make pretrain`, as a table."""
+    rows = ['| learning rate | epochs of warm-up | masked L1 |', '|---|---|---|']
+    for row in _results('digits.json')['search']:
+        rows.append(f'| {row["learning_rate"]:g} | {row["warmup_epochs"]} | {row["masked_l1"]:.3f} |')
+    return '\n\n' + '\n'.join(rows) + '\n\n'
+
+
+@figure()
+def digits_minutes() -> str:
+    """Processor time of `make pretrain` on all cores."""
+    seconds = [run['processor_seconds'] for run in _results('digits.json')['runs']]
+    return f'{min(seconds) / 60:.1f} to {max(seconds) / 60:.1f} minutes'
 
 
 @figure()
@@ -120,6 +129,57 @@ def few_labels_search() -> str:
     for start, row in best.items():
         setting = ', '.join(f'{name.replace("_", " ")} {value}' for name, value in row['setting'].items())
         rows.append(f'| {start} | {setting} | {row["accuracy"]:.1f} |')
+    return '\n\n' + '\n'.join(rows) + '\n\n'
+
+
+@figure()
+def continued() -> str:
+    """The table of `python -m benchmarks.continued`: linear accuracy before and after, in percent."""
+    rows = [
+        '| method | learning rate | layer decay | before | last epoch | best epoch, or the start | it helped |',
+        '|---' * 7 + '|']
+    by_setting: Dict[tuple, List[dict]] = {}
+    for run in _results('continued.json')['runs']:
+        by_setting.setdefault((run['method'], run['learning_rate'], run['layer_decay']), []).append(run)
+    for (method, rate, decay), runs in by_setting.items():
+        before, last, best = (_spread([run[name] for run in runs], 1) for name in ('before', 'last', 'best'))
+        helped = sum(run['last'] > run['before'] for run in runs)
+        rows.append(f'| {method} | {rate:g} | {decay:g} | {before} | {last} | {best} | {helped} of {len(runs)} seeds |')
+    return '\n\n' + '\n'.join(rows) + '\n\n'
+
+
+@figure()
+def decoders() -> str:
+    """The table of MAE's decoders of `python -m benchmarks.sample_methods`."""
+    names = dict(
+        plain='plain', cross_equal_epochs='cross, the same epochs', cross_equal_time='cross, about the same time')
+    rows = ['| decoder | updates | processor time | held-out masked L1 |', '|---|---|---|---|']
+    found = _results('sample_methods.json')['decoders']
+    for decoder, name in names.items():
+        runs = [run for run in found if run['decoder'] == decoder]
+        seconds = statistics.mean(run['processor_seconds'] for run in runs)
+        error = _spread([run['masked_l1'] for run in runs], 3)
+        rows.append(f'| {name} | {runs[0]["updates"]} | {seconds:.0f} s | {error} |')
+    return '\n\n' + '\n'.join(rows) + '\n\n'
+
+
+@figure()
+def fills() -> str:
+    """The held-out masked L1 on the photographs of fills that know nothing."""
+    run = _results('sample_methods.json')['decoders'][0]
+    return f'{run["mean_of_visible"]:.3f}, a smooth fill {run["diffusion_fill"]:.3f}'
+
+
+@figure()
+def methods_on_digits() -> str:
+    """The table of methods on the digits of `python -m benchmarks.sample_methods`."""
+    found = _results('sample_methods.json')['digits']
+    rows = ['| | updates | processor time | linear accuracy, % |', '|---|---|---|---|']
+    rows += [
+        f'| {run["method"]} | {run["updates"]} | {run["processor_seconds"]:.0f} s | {run["linear_top1"]:.1f} |'
+        for run in found]
+    rows.append(f'| the encoder before training | 0 | | {found[0]["before"]:.1f} |')
+    rows.append(f'| pixels | | | {found[0]["pixels"]:.1f} |')
     return '\n\n' + '\n'.join(rows) + '\n\n'
 
 

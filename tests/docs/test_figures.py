@@ -48,6 +48,13 @@ def test_numbers_of_models():
         assert re.search(rf'\b{figures.models(method)}\b', page)
 
 
+@pytest.mark.parametrize('name', ['continued', 'decoders'])
+def test_tables_of_hfdocs(name):
+    """These pages cannot mark a figure with comments, so that the tables are pasted."""
+    page = (ROOT / 'hfdocs' / 'source' / 'masked_image_modeling.mdx').read_text()
+    assert getattr(figures, name)().strip() in page
+
+
 def test_layout_of_the_gallery(tmp_path):
     """Each image keeps its views, in order, from left to right."""
     colours = np.random.default_rng(0).integers(0, 255, (3, 3, 3))
