@@ -4,7 +4,6 @@ import re
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
