@@ -91,17 +91,11 @@ def digits(name: str) -> str:
 @figure()
 def digits_search() -> str:
     """The settings that were tried for `make pretrain`, as a table."""
-    rows = ['| learning rate | epochs of warm-up | masked L1 |', '|---|---|---|']
+    rows = ['| learning rate | epochs | of them warm-up | masked L1 |', '|---|---|---|---|']
     for row in _results('digits.json')['search']:
-        rows.append(f'| {row["learning_rate"]:g} | {row["warmup_epochs"]} | {row["masked_l1"]:.3f} |')
+        rows.append(
+            f'| {row["learning_rate"]:g} | {row["epochs"]} | {row["warmup_epochs"]} | {row["masked_l1"]:.3f} |')
     return '\n\n' + '\n'.join(rows) + '\n\n'
-
-
-@figure()
-def digits_minutes() -> str:
-    """Processor time of `make pretrain` on all cores."""
-    seconds = [run['processor_seconds'] for run in _results('digits.json')['runs']]
-    return f'{min(seconds) / 60:.1f} to {max(seconds) / 60:.1f} minutes'
 
 
 @figure()
