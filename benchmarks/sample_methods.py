@@ -1,18 +1,15 @@
-"""Train methods on the sample images with `train.py`, for equal epochs and for equal processor time.
+"""Train methods on the sample photographs with `train.py`: CrossMAE beside MAE, and methods that predict features.
 
-    python -m benchmarks.sample_methods        (about 15 minutes of processor time)
+    python -m benchmarks.sample_methods        (about 10 minutes of processor time)
 
-- `decoders`: MAE with the plain and with the cross decoder on the photographs, three seeds. The cross decoder trains
-  once for the epochs of the plain one, and once for as many as take the same time. What counts is the held-out masked
-  L1.
-- `digits`: a small vision transformer on the digits, for about the same time with each method. What counts is the
-  accuracy of a linear classifier on the held-out digits.
-- `features`: data2vec and CAPI on the photographs. They predict features, so that their held-out loss is compared with
-  that of a prediction that knows nothing.
+- `decoders`: MAE with the plain and with the cross decoder. The cross decoder trains once for the epochs of the plain
+  one, and once for as many as take the same time. What counts is the held-out masked L1.
+- `features`: data2vec and CAPI. They predict features, so that their held-out loss is compared with that of a
+  prediction that knows nothing.
 
-Epochs were chosen by hand such that times are equal; the times that were measured are written beside the results, to
-`benchmarks/results/sample_methods.json`. Learning rates were not searched. Runs that are complete in `--folder` are not
-repeated.
+Epochs were chosen by hand such that times are about equal; the times that were measured are written beside the results,
+to `benchmarks/results/sample_methods.json`. Learning rates were not searched. Runs that are complete in `--folder` are
+not repeated.
 """
 import argparse
 import json
@@ -24,9 +21,6 @@ from .runs import ROOT, train
 RESULTS = Path(__file__).resolve().parent / 'results' / 'sample_methods.json'
 PHOTOGRAPHS = (
     '-c', ROOT / 'recipes' / 'mae_sample_photographs.yaml', '--epoch-repeats', 25, '--warmup-epochs', 1, '--workers', 0)
-DIGITS = (
-    '-c', ROOT / 'recipes' / 'mae_sample_digits.yaml', '--val-split', 'test', '--epochs', 4, '--warmup-epochs', 1,
-    '--workers', 0, '--model-kwargs', 'patch_size=4', 'depth=4', 'embed_dim=96')
 SMALL = ('decoder_dim=128', 'decoder_depth=2', 'decoder_heads=4', 'norm_pix=False')
 CROSS = ('--mim-kwargs', *SMALL, 'decoder=cross', 'predict_ratio=0.25')
 MOMENTUM = ('ema_decay=0.99', 'ema_end_decay=0.999', 'ema_anneal_end=1.0')
@@ -38,14 +32,6 @@ DECODERS = dict(
     cross_equal_epochs=('--epochs', 8, *CROSS),
     cross_equal_time=('--epochs', 11, *CROSS),
 )
-ON_DIGITS = {
-    'MAE': ('--epoch-repeats', 2, '--mim-kwargs', *SMALL),
-    'CrossMAE': ('--epoch-repeats', 4.5, *CROSS),
-    'SimMIM': ('--epoch-repeats', 2, '--mim', 'simmim', '--mask-unit', 8),
-    'I-JEPA': ('--epoch-repeats', 1.25, '--mim', 'ijepa', '--mim-kwargs', 'predictor_dim=128', 'predictor_depth=2'),
-    'data2vec': ('--epoch-repeats', 1.25, *DATA2VEC),
-    'CAPI': ('--epoch-repeats', 2.25, *CAPI, 'num_clusters=32'),
-}
 FEATURES = {
     'data2vec': ('--epochs', 4, '--lr', 1e-3, *DATA2VEC),
     'CAPI': ('--epochs', 6, '--lr', 1e-3, '--batch-size', 24, *CAPI, 'num_clusters=16'),
@@ -72,19 +58,6 @@ def decoders(folder: Path, seeds: int) -> List[Dict[str, Any]]:
     return rows
 
 
-def digits(folder: Path) -> List[Dict[str, Any]]:
-    rows = []
-    for method, flags in ON_DIGITS.items():
-        found = train(folder, f'digits-{method}', *DIGITS, *flags)
-        before = found['probe_baselines']
-        rows.append(dict(
-            method=method, updates=last_line(folder / f'digits-{method}')['update'],
-            processor_seconds=found['processor_seconds'], linear_top1=found['probes']['linear_top1'],
-            pixels=before['pixels']['linear_top1'], before=before['encoder before training']['linear_top1']))
-        print(rows[-1], flush=True)
-    return rows
-
-
 def features(folder: Path) -> List[Dict[str, Any]]:
     rows = []
     for method, flags in FEATURES.items():
@@ -99,13 +72,13 @@ def features(folder: Path) -> List[Dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks.sample_methods', description=__doc__.splitlines()[0])
-    parser.add_argument('--seeds', type=int, default=3, metavar='N', help='number of seeds of decoders (default: 3)')
+    parser.add_argument('--seeds', type=int, default=3, metavar='N', help='number of seeds (default: 3)')
     parser.add_argument(
         '--folder', type=Path, default=Path('output/sample_methods'), metavar='DIR',
         help='folder of the runs (default: %(default)s)')
     args = parser.parse_args()
     folder = args.folder.resolve()
-    found = dict(decoders=decoders(folder, args.seeds), features=features(folder), digits=digits(folder))
+    found = dict(decoders=decoders(folder, args.seeds), features=features(folder))
     RESULTS.write_text(json.dumps(found, indent=1) + '\n')
     print(RESULTS)
 

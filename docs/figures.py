@@ -116,11 +116,12 @@ def few_labels_search() -> str:
     """The best setting of each start in the search of `make demo`, with its accuracy on the validation split."""
     if not (RESULTS / 'demo' / 'results.json').exists():
         return ''
-    best: Dict[str, dict] = {}
-    for row in _results('demo/results.json')['search']:
-        best[row['start']] = max(best.get(row['start'], row), row, key=lambda found: found['accuracy'])
+    found = _results('demo/results.json')
     rows = ['| | best of four settings | accuracy, % |', '|---|---|---|']
-    for start, row in best.items():
+    for row in found['search']:
+        start = row['start']
+        if row['setting'] != found['settings'][start]:
+            continue
         setting = ', '.join(f'{name.replace("_", " ")} {value}' for name, value in row['setting'].items())
         rows.append(f'| {start} | {setting} | {row["accuracy"]:.1f} |')
     return '\n\n' + '\n'.join(rows) + '\n\n'
@@ -154,26 +155,6 @@ def decoders() -> str:
         seconds = statistics.mean(run['processor_seconds'] for run in runs)
         error = _spread([run['masked_l1'] for run in runs], 3)
         rows.append(f'| {name} | {runs[0]["updates"]} | {seconds:.0f} s | {error} |')
-    return '\n\n' + '\n'.join(rows) + '\n\n'
-
-
-@figure()
-def fills() -> str:
-    """The held-out masked L1 on the photographs of fills that know nothing."""
-    run = _results('sample_methods.json')['decoders'][0]
-    return f'{run["mean_of_visible"]:.3f}, a smooth fill {run["diffusion_fill"]:.3f}'
-
-
-@figure()
-def methods_on_digits() -> str:
-    """The table of methods on the digits of `python -m benchmarks.sample_methods`."""
-    found = _results('sample_methods.json')['digits']
-    rows = ['| | updates | processor time | linear accuracy, % |', '|---|---|---|---|']
-    rows += [
-        f'| {run["method"]} | {run["updates"]} | {run["processor_seconds"]:.0f} s | {run["linear_top1"]:.1f} |'
-        for run in found]
-    rows.append(f'| the encoder before training | 0 | | {found[0]["before"]:.1f} |')
-    rows.append(f'| pixels | | | {found[0]["pixels"]:.1f} |')
     return '\n\n' + '\n'.join(rows) + '\n\n'
 
 
