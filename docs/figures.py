@@ -159,6 +159,20 @@ def decoders() -> str:
 
 
 @figure()
+def features() -> str:
+    """The table of methods that predict features of `python -m benchmarks.sample_methods`."""
+    rows = [
+        '| | updates | processor time | held-out loss | of a prediction that knows nothing | rank of the targets |',
+        '|---' * 6 + '|']
+    for run in _results('sample_methods.json')['features']:
+        nothing = run.get('eval_loss_of_constant', run.get('eval_loss_of_equal_shares'))
+        rows.append(
+            f'| {run["method"]} | {run["update"]} | {run["processor_seconds"]:.0f} s | {run["eval_loss"]:.1f} | '
+            f'{nothing:.1f} | {run["eval_target_rank"]:.1f} |')
+    return '\n\n' + '\n'.join(rows) + '\n\n'
+
+
+@figure()
 def speed(section: str, model: str, variant: str) -> str:
     """Cells of the table of speed: a peer's time divided by ours in three cases, and the peak memory of both."""
     rows = [row for row in _results('cpu.json')['rows'] if row['section'] == section and row['case'].startswith(model)]
