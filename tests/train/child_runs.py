@@ -37,16 +37,17 @@ class ChildRun:
         flags: Flags besides those of a tiny run.
         log: File for what it prints.
         fault: Called in the process before the script.
+        tiny: Flags of a tiny run.
         environ: Environment variables to set in it.
     """
 
-    def __init__(self, flags: str, log: Path, fault: Optional[Callable] = None, **environ: str):
+    def __init__(self, flags: str, log: Path, fault: Optional[Callable] = None, tiny: str = TINY, **environ: str):
         self.log = log
         method = '' if '--mim ' in flags else SIMMIM
         _context.set_forkserver_preload(['child_runs'])
         with mock.patch.dict(os.environ, environment()):  # that of the first run is the fork server's
             self.process = _context.Process(
-                target=_run_script, args=(shlex.split(f'{TINY} {method} {flags}'), str(log), fault, environ))
+                target=_run_script, args=(shlex.split(f'{tiny} {method} {flags}'), str(log), fault, environ))
             self.process.start()
 
     def send(self, number: int) -> None:
@@ -70,7 +71,7 @@ def run_child(flags: str, log: Path, fault: Optional[Callable] = None) -> int:
     return ChildRun(flags, log, fault).wait()
 
 
-def start_ranks(world_size: int, flags: str, folder: Path, faults=None):
+def start_ranks(world_size: int, flags: str, folder: Path, faults=None, tiny: str = TINY):
     """Start processes that find each other through the environment, as under torchrun.
 
     Args:
@@ -78,6 +79,7 @@ def start_ranks(world_size: int, flags: str, folder: Path, faults=None):
         flags: Flags besides those of a tiny run.
         folder: Folder for what they print.
         faults: What is called in a process before the script, by rank.
+        tiny: Flags of a tiny run.
     """
     with socket.socket() as s:
         s.bind(('localhost', 0))
@@ -85,7 +87,7 @@ def start_ranks(world_size: int, flags: str, folder: Path, faults=None):
     folder.mkdir(parents=True, exist_ok=True)
     return [
         ChildRun(
-            flags, folder / f'rank{rank}.log', (faults or {}).get(rank), RANK=str(rank), LOCAL_RANK=str(rank),
+            flags, folder / f'rank{rank}.log', (faults or {}).get(rank), tiny, RANK=str(rank), LOCAL_RANK=str(rank),
             WORLD_SIZE=str(world_size), MASTER_ADDR='localhost', MASTER_PORT=str(port))
         for rank in range(world_size)
     ]

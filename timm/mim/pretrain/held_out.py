@@ -216,5 +216,7 @@ def evaluating(method: nn.Module) -> Iterator[None]:
     """Put a method into evaluation mode for the block, and restore its mode afterwards."""
     training = method.training
     method.eval()
-    yield
-    method.train(training)
+    try:
+        yield
+    finally:
+        method.train(training)
