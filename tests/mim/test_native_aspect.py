@@ -42,7 +42,7 @@ def create(model, method, depth=2, **options):
         for parameter in backbone.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     cls, defaults = METHODS[method]
-    return cls(backbone, img_size=(64, 96), **{**defaults, **options})
+    return cls(backbone, **{'img_size': (64, 96), **defaults, **options})
 
 
 def batch_of(images, length, filling=0., side=16):
@@ -122,8 +122,11 @@ def test_the_length_of_the_padding_changes_no_bit(model, name):
         assert output.prediction.shape[1] == (count if isinstance(method, MAE) else output.mask.shape[1])
         others = gradients(method, output)
         assert all(torch.equal(grad, others[key]) for key, grad in grads.items())
-    given = [method(batch_of(some_images(), output.mask.shape[1]), mask=output.mask).loss for output in outputs]
-    assert all(torch.equal(loss, given[0]) for loss in given)
+    for length in (20, 37):
+        batch = batch_of(some_images(), length)
+        mask = F.pad(short.mask, (0, length - 20)) | ~batch['patch_valid']  # padding is never masked
+        given = method(batch, mask=mask)
+        assert torch.equal(given.loss, short.loss) and torch.equal(given.mask, outputs[length > 20].mask)
 
 
 @pytest.mark.parametrize('model, name', PAIRS)
@@ -189,6 +192,16 @@ def test_units_at_the_border():
                 F.max_pool2d(sign * grid, 2, ceil_mode=True) * sign for sign in (-1, 1))
             assert torch.equal(smallest, largest) and largest.sum() == units  # whole units, in an exact number
             assert not mask[i, height * width:].any()
+
+
+def test_units_that_are_not_square():
+    """Units of 3 x 2 patches in a grid of 4 x 5: two rows of three units, those at the border smaller."""
+    method = create('class_token', 'simmim', mask_unit=(48, 32), mask_ratio=0.5, img_size=(96, 96))
+    batch = method.read_naflex(batch_of(some_images([(4, 5)]), 21))
+    for seed in range(10):
+        mask = method.make_naflex_mask(noise_of(21, 1, seed), batch)[0, :20].view(4, 5)
+        units = [part.flatten() for rows in mask.split(3) for part in rows.split(2, dim=1)]
+        assert len(units) == 6 and sum(unit.all() for unit in units) == 3 == sum(unit.any() for unit in units)
 
 
 def test_units_of_mae():

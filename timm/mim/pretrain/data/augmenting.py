@@ -70,8 +70,8 @@ class TensorAugmentation:
     def apply(self, image: torch.Tensor, choices: CropChoices) -> torch.Tensor:
         """Crop, resize and flip an image."""
         top, left, height, width, interpolation = choices
-        # the crop as a batch of one, in the order of the pixels in memory: indexing would lose that order, and the resize
-        # would take a quarter longer
+        # the crop as a batch of one, in the order of the pixels in memory: `image[None]` would lose that order, and the
+        # resize would take a quarter longer
         region = image.as_strided(
             (1, image.shape[0], height, width), (image.numel(), *image.stride()),
             image.storage_offset() + top * image.stride(1) + left * image.stride(2))
