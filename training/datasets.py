@@ -123,7 +123,8 @@ def open_dataset(args: argparse.Namespace, folder: Optional[str], split: str, mo
 def _shards_of_split(args: argparse.Namespace, folder: Optional[str], split: str) -> str:
     """Return the shards of a split of `wds/` and their number of images, as timm's reader takes them.
 
-    timm finds the shards of a split in an info file. Without one, they are those that pre-training finds by their names.
+    timm finds the shards of a split in an info file. Without one, they are those that pre-training finds by their
+    names.
 
     Raises:
         UserError: There is no such split.

@@ -29,7 +29,7 @@ def image_of(number, size=(40, 36)):
 
 
 def write_shards(folder, shards=4, each=10, suffix='jpg', name='data', label=None):
-    """Write shards, without labels unless a function gives that of a number. Some samples have another file next to the image."""
+    """Write shards, without labels unless a function gives that of a number. Some samples have a further file."""
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
         with tarfile.open(folder / f'{name}-{shard:02d}.tar', 'w') as archive:
