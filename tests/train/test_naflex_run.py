@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from child_runs import start_ranks
 from PIL import Image
+from processes import run_processes
 from safetensors.torch import load_file
 
 import timm
@@ -123,9 +123,7 @@ def test_two_processes_train_as_one(train, strips, tmp_path):
              f'--opt momentum --momentum 0 --clip-grad 1 --experiment run --data-dir {strips} --warmup-epochs 0')
     train(f'{MODEL} {flags} --output {tmp_path}/one --batch-size 8', tiny=False)
     for name, more in (('two', ''), ('sharded', '--fsdp')):
-        ranks = start_ranks(2, f'{flags} --output {tmp_path}/{name} {more}', tmp_path / f'{name}_logs', tiny=MODEL)
-        for rank in ranks:
-            assert rank.wait() == 0, rank.output
+        run_processes(2, f'{MODEL} {flags} --output {tmp_path}/{name} {more}', complete=True)
     one, two, sharded = (
         torch.load(tmp_path / name / 'run' / 'last.pth.tar', weights_only=False)['state_dict']
         for name in ('one', 'two', 'sharded'))
