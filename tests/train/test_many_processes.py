@@ -202,6 +202,4 @@ def test_first_process_does_not_work_for_the_others(sharded):
         assert all(after <= padding * before for before, after in zip(two[name], many[name])), (name, two, many)
     calls, received, images = (after - before for before, after in zip(two['evaluation'], many['evaluation']))
     assert calls == 0 and images == 0
-    assert received < 400 * (RANKS - 2)
-    if sharded:  # each process holds a smaller share
-        assert many['update'][2] < two['update'][2]
+    assert received < (0.25 * two['evaluation'][1] if sharded else 400 * (RANKS - 2))
