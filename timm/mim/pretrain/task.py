@@ -442,11 +442,14 @@ def create_task(
             use_warmup=options.model_ema_warmup,
             foreach=not options.fsdp,  # one operation cannot mix sharded parameters with buffers, which are unsharded
         )
-    if checkpoint is not None:
+    in_shards = options.fsdp and checkpoint is not None and checkpoint.path.is_dir()
+    if checkpoint is not None and not in_shards:
         restore_weights(task, checkpoint)
     if options.fsdp:
         for ema in (False, True) if task.has_ema() else (False,):
             shard(task.get_method(ema=ema), device)
+    if in_shards:  # each process reads its own part
+        restore_weights(task, checkpoint)
     return task
 
 
