@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 import torch.distributed as dist
+from benchmarks import saving
 from run_folders import load
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -174,6 +175,11 @@ def test_format_changes_when_a_run_goes_on(train, images, tmp_path):
     assert all(len([name for name in found if name.startswith(kind)]) == 1
                for found in names for kind in ('last', 'model_best', 'checkpoint'))
     assert load(tmp_path / 'run' / 'last.pth.tar')['run']['update'] == 9
+
+
+def test_benchmark(tmp_path):
+    found = saving.measure('test_vit', 1, str(tmp_path))
+    assert all(len(seconds) == 1 and seconds[0] > 0 for seconds in found.values())
 
 
 def test_size_decides(train, images, tmp_path, monkeypatch):

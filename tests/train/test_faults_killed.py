@@ -5,6 +5,9 @@ import signal
 import pytest
 from child_runs import at_update, changes_logged, kill, killed_at_change, killed_inside_save, run_child
 from run_folders import assert_equal_runs, equal, load
+from safetensors.torch import load_file
+
+from timm.mim.convert.__main__ import main as convert
 
 # Stochastic depth, since the random numbers of the model have to go on as well.
 FLAGS = (
@@ -16,7 +19,7 @@ METHODS = dict(
     mae=f'--mim mae {SMALL_DECODER}',
     ijepa='--mim ijepa --mim-kwargs predictor_depth=1 predictor_dim=32 predictor_heads=2 num_targets=2',
 )
-METHODS.update({f'{method} in folders': f'{METHODS[method]} --checkpoint-format folder' for method in METHODS})
+METHODS.update({f'{method}-folders': f'{METHODS[method]} --checkpoint-format folder' for method in METHODS})
 
 @pytest.fixture(scope='module')
 def uninterrupted(images, tmp_path_factory):
@@ -44,12 +47,12 @@ def uninterrupted(images, tmp_path_factory):
     ('mae', 'os.link last.pth.tar'),
     ('ijepa', 'any'),
     ('ijepa', 'open tmp.pth.tar.partial'),
-    ('simmim in folders', 'os.rename .metadata.tmp'),  # all tensors are written
-    ('simmim in folders', 'open .content.pt.partial'),  # the encoder too
-    ('simmim in folders', 'os.rename writing.dcp.partial'),  # all is written, under another name
-    ('simmim in folders', 'os.rename last.dcp'),  # the one before gives up its place
-    ('ijepa in folders', 'any'),
-    ('ijepa in folders', 'os.link __0_0.distcp'),
+    ('simmim-folders', 'os.rename .metadata.tmp'),  # all tensors are written
+    ('simmim-folders', 'open .content.pt.partial'),  # the encoder too
+    ('simmim-folders', 'os.rename writing.dcp.partial'),  # all is written, under another name
+    ('simmim-folders', 'os.rename last.dcp'),  # the one before gives up its place
+    ('ijepa-folders', 'any'),
+    ('ijepa-folders', 'os.link __0_0.distcp'),
 ])
 def test_killed_anywhere(method, change, uninterrupted, images, tmp_path):
     """Right before a change in the run folder."""
@@ -63,8 +66,8 @@ def test_killed_anywhere(method, change, uninterrupted, images, tmp_path):
     assert_equal_runs(expected, tmp_path / 'run')
 
 
-def test_folders_hold_what_files_do(uninterrupted):
-    files, folders = uninterrupted('ijepa')[0], uninterrupted('ijepa in folders')[0]
+def test_folders_hold_what_files_do(uninterrupted, tmp_path):
+    files, folders = uninterrupted('ijepa')[0], uninterrupted('ijepa-folders')[0]
     names = sorted(path.name.removesuffix('.pth.tar') for path in files.glob('*.pth.tar'))
     assert names == sorted(path.name.removesuffix('.dcp') for path in folders.glob('*.dcp')) and len(names) > 3
     for name in names:
@@ -73,11 +76,14 @@ def test_folders_hold_what_files_do(uninterrupted):
         assert equal(a, {**b, 'saver': {**b['saver'], 'checkpoint_files': history}}), name
     for name in ('encoder.safetensors', 'summary.csv'):
         assert (files / name).read_bytes() == (folders / name).read_bytes()
+    converted = tmp_path / 'encoder.safetensors'
+    assert convert([str(folders / 'last.dcp'), str(converted), '--to', 'target-encoder', '--ema']) == 0
+    assert equal(load_file(converted), load_file(files / 'encoder.safetensors'))
 
 
 @pytest.mark.parametrize('method, number', [
     ('simmim', 1), ('simmim', 2),  # the first checkpoint is within an epoch, the second at its end
-    ('simmim in folders', 5), ('simmim in folders', 600),  # of the tensors of all checkpoints
+    ('simmim-folders', 5), ('simmim-folders', 600),  # of the tensors of all checkpoints
 ])
 def test_killed_inside_a_save(method, number, uninterrupted, images, tmp_path):
     """Half of a checkpoint is on the disk."""

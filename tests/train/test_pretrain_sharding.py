@@ -1,9 +1,11 @@
 """Models sharded over processes (FSDP2)."""
 import json
+import shutil
 
 import pytest
 import torch
 from processes import run_processes
+from run_folders import equal, load
 from tiny_runs import write_images
 
 import timm
@@ -16,10 +18,11 @@ FLAGS = (
     '--mim ijepa --mim-kwargs predictor_depth=2 predictor_dim=48 num_targets=2 --opt momentum '
     '--momentum 0.9 --lr 0.5 --clip-grad 1 --model-ema --model-ema-decay 0.5 --epochs 2 --experiment run'
 )
+SHARDED = '--fsdp --batch-size 2 --grad-accum-steps 2 --stop-epoch 1'
 
 
 def state_of(folder):
-    checkpoint = torch.load(folder / 'last.pth.tar', weights_only=False)
+    checkpoint = load(next(folder.glob('last.*')))
     parts = [checkpoint['state_dict'], checkpoint['task_state']['method'], checkpoint['state_dict_ema']]
     momenta = {str(n): state['momentum_buffer'] for n, state in checkpoint['optimizer']['state'].items()}
     return [*parts, momenta]
@@ -45,9 +48,40 @@ def single(train, flags, tmp_path_factory):
     return output / 'run'
 
 
-def test_sharded_run_goes_on_without_shards(train, flags, single, tmp_path):
-    run_processes(2, f'{flags} --output {tmp_path} --fsdp --batch-size 2 --grad-accum-steps 2 --stop-epoch 1')
+@pytest.fixture(scope='module')
+def sharded(flags, tmp_path_factory):
+    """A sharded run of one epoch."""
+    output = tmp_path_factory.mktemp('sharded')
+    run_processes(2, f'{flags} --output {output} {SHARDED}')
+    return output / 'run'
+
+
+def test_sharded_run_goes_on_without_shards(train, flags, single, sharded, tmp_path):
+    shutil.copytree(sharded, tmp_path / 'run')
     train(f'{flags} --output {tmp_path} --batch-size 8 --resume auto')
+    assert_close(tmp_path / 'run', single)
+
+
+def test_folder_of_two_processes_goes_on_with_one(train, flags, single, sharded, tmp_path):
+    """The folder holds what the file does, bit for bit."""
+    run_processes(2, f'{flags} --output {tmp_path} {SHARDED} --checkpoint-format folder')
+    folder = tmp_path / 'run' / 'last.dcp'
+    assert {path.name for path in folder.iterdir()} == {'.metadata', '__0_0.distcp', '__1_0.distcp', 'content.pt'}
+    sizes = [(folder / f'__{rank}_0.distcp').stat().st_size for rank in range(2)]
+    assert max(sizes) < 1.1 * min(sizes)  # each process writes its share
+    file, folder = load(sharded / 'last.pth.tar'), load(folder)
+    for part in ('state_dict', 'task_state', 'state_dict_ema', 'task_state_ema', 'optimizer', 'run'):
+        assert equal(file[part], folder[part]), part
+    assert (sharded / 'encoder.safetensors').read_bytes() == (tmp_path / 'run' / 'encoder.safetensors').read_bytes()
+    train(f'{flags} --output {tmp_path} --batch-size 8 --resume auto')
+    assert_close(tmp_path / 'run', single)
+
+
+def test_folder_of_one_process_goes_on_with_four(train, flags, single, tmp_path):
+    """Each of them reads its own part."""
+    folder = '--checkpoint-format folder'
+    train(f'{flags} --output {tmp_path} --batch-size 8 --stop-epoch 1 {folder}')
+    run_processes(4, f'{flags} --output {tmp_path} --fsdp --batch-size 2 --resume auto {folder}')
     assert_close(tmp_path / 'run', single)
 
 
