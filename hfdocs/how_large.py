@@ -34,15 +34,16 @@ In short, for MAE in bfloat16 with 800 epochs of ImageNet-1k, computed as descri
 
 | | What fits | What it takes |
 | --- | --- | --- |
-| One laptop with 16 GB of memory | ViT-H/14 with 32 images per update (14 GB), without data in the same memory | Days on a \
-GPU are weeks on a CPU: train small models, or stop after few epochs. `make pretrain` and \
+| One laptop with 16 GB of memory | ViT-H/14 with 32 images per update (14 GB), without data in the same memory | \
+Days on a GPU are weeks on a CPU: train small models, or stop after few epochs. `make pretrain` and \
 `-c mae_sample_photographs` take minutes |
-| One machine with eight H100 | ViT-7B with `--fsdp`, up to 105 images per process; ViT-H/14 also without | ViT-B 6 hours, \
-ViT-L 13 hours, ViT-H 30 hours, ViT-7B 10 days. ViT-B needs 5.3 GB of JPEG files a second and 66 cores that decode \
-them, ViT-7B 0.1 GB and 2 cores |
+| One machine with eight H100 | ViT-7B with `--fsdp`, up to 105 images per process; ViT-H/14 also without | \
+ViT-B 6 hours, ViT-L 13 hours, ViT-H 30 hours, ViT-7B 10 days. ViT-B needs 5.3 GB of JPEG files a second and 66 cores \
+that decode them, ViT-7B 0.1 GB and 2 cores |
 | 32 such machines | ViT-7B with up to 126 images per process. Weights, gradients and the state of AdamW of 7 billion \
-parameters take 0.4 GB of each device | ViT-7B 7 hours. Each of the 256 processes writes 0.3 GB of a checkpoint of \
-81 GB, see [checkpoints of large models](./masked_image_modeling#checkpoints-of-large-models) |
+parameters take 0.4 GB of each device | ViT-7B 7 hours; ViT-B less than an hour, if 171 GB a second can be read. \
+Each of the 256 processes writes 0.3 GB of a checkpoint of 81 GB of ViT-7B, see \
+[checkpoints of large models](./masked_image_modeling#checkpoints-of-large-models) |
 
 ## Computed
 
@@ -60,7 +61,7 @@ TAIL = """
 ## Measured
 
 The memory of real updates on the CPU, beside what `--plan` states for them. "Kept" is what lives between updates: \
-weights and the state of AdamW. "Update" is the most that an update allocates beyond that: gradients, activations and \
+weights and the state of the optimizer. "Update" is the most that an update allocates beyond that: gradients, activations and \
 work space of operators. Both in GB of 1e9 bytes, the measured ones from PyTorch's profiler, on one thread:
 
 ```bash
@@ -70,7 +71,7 @@ python -m benchmarks.plan
 """
 NOTE = """
 The library that computes convolutions on a CPU takes work space that a plan does not see, 7 % of the update of the \
-ResNet here and up to 12 % in others. The test suite holds the memory of five small runs to 2 %, and the operations of \
+ResNet here and up to 12 % in others. The test suite holds the memory of six small runs to 2 %, and the operations of \
 an update to the count of PyTorch.
 
 How long a run stands still while it saves was measured for \
