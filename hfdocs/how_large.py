@@ -62,7 +62,8 @@ TAIL = """
 
 The memory of real updates on the CPU, beside what `--plan` states for them. "Kept" is what lives between updates: \
 weights and the state of the optimizer. "Update" is the most that an update allocates beyond that: gradients, \
-activations and work space of operators. Both in GB of 1e9 bytes, the measured ones from PyTorch's profiler, on one thread:
+activations and work space of operators. Both in GB of 1e9 bytes, the measured ones from PyTorch's \
+profiler, on one thread:
 
 ```bash
 python -m benchmarks.plan

@@ -1,4 +1,5 @@
 """64 processes, simulated in one: what each of them sees, and what the first of them has to do."""
+import pickle
 from argparse import Namespace
 from collections import Counter
 from contextlib import contextmanager, nullcontext
@@ -8,6 +9,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from test_pretrain_data import config_of, keys_of
+from torch.distributed.checkpoint.default_planner import create_default_local_save_plan
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,6 +23,7 @@ from timm.mim.pretrain.data.streams import Stream
 from timm.mim.pretrain.hold_out import hold_out, load_held_out
 from timm.mim.pretrain.options import resolve_options
 from timm.mim.pretrain.plan import LiveMemory
+from timm.mim.pretrain.run_saver import sharded_tensors
 from timm.mim.pretrain.task import create_method
 from timm.mim.pretrain.trainer import Trainer
 
@@ -185,6 +188,28 @@ def costs(world_size, sharded):
             held_out.measure(trainer.trained_method, nullcontext)
         found['evaluation'] = traffic.calls, traffic.bytes, tensor_bytes(held_out.images)
     return found
+
+
+def test_save_of_a_folder_gathers_no_tensor():
+    """Each process keeps its share. What must grow on the first one: a plan from each process, which says where its
+    parts of the tensors lie, less than a kilobyte for each of them.
+    """
+    kept, plans = [], []
+    for world_size in (2, RANKS):
+        with simulated(world_size) as process:
+            options = options_of(fsdp=True, checkpoint_format='folder')
+            method, _ = create_method(options)
+            loader = create_train_loader(Images(256), options, image_config(), CPU, 0, world_size)
+            trainer = Trainer(options, method, loader, process, stop=False)
+            next(trainer.updates())
+            with Traffic() as traffic:
+                state = trainer.state_dict()
+            assert traffic.calls <= 4 and traffic.bytes < 100  # checks over all processes, and means
+            tensors = sharded_tensors(state)
+            kept.append(tensor_bytes(tensors))
+            plans.append(len(pickle.dumps(create_default_local_save_plan(tensors, False))) / len(tensors))
+    assert kept[1] < kept[0] / 8
+    assert plans[1] == pytest.approx(plans[0], rel=0.01) and plans[1] < 1000
 
 
 @pytest.mark.parametrize('sharded', [False, True])
