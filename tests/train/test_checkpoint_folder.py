@@ -180,7 +180,7 @@ def test_format_changes_when_a_run_goes_on(train, images, tmp_path):
 
 
 def test_benchmark(tmp_path):
-    found = saving.measure('test_vit', 1, str(tmp_path))
+    found = saving.measure('simmim', 'test_vit', 1, str(tmp_path))
     assert all(len(seconds) == 1 and seconds[0] > 0 for seconds in found.values())
 
 
