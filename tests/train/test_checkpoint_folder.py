@@ -2,6 +2,7 @@
 import os
 import pickle
 import random
+import shutil
 import threading
 
 import pytest
@@ -15,9 +16,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from timm.mim import checkpoint_folder
 from timm.mim.checkpoint_folder import complete_folder, named_tensors, read_tensors, start_writing, without_values
 from timm.mim.pretrain import run_saver
-from timm.mim.pretrain.checkpoints import load_checkpoint
+from timm.mim.pretrain.checkpoints import load_checkpoint, newest_checkpoint
 from timm.mim.pretrain.errors import UserError
-from timm.mim.pretrain.run_saver import BackgroundWriter
+from timm.mim.pretrain.run_saver import BackgroundWriter, RunSaver
 
 
 def state():
@@ -152,6 +153,24 @@ def test_one_save_at_a_time_and_no_error_is_lost(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"Checkpoint of \d+ bytes cannot be written to '.*c.dcp', where .*No space left"):
         writer.start(tmp_path / 'd.dcp', tensors)
     assert placed == ['a', 'b'] and not list(tmp_path.glob('*.dcp*'))
+
+
+def test_a_folder_gives_way_to_the_next(tmp_path, monkeypatch):
+    """Before and after every change there is a complete one, whenever the run is killed."""
+    saver = RunSaver.__new__(RunSaver)
+    saver.folder, saver.extension = tmp_path, '.dcp'
+    write(tmp_path / 'last.dcp', state())
+    write(tmp_path / 'writing.dcp.partial', state())
+
+    def watched(change):
+        def checked(*args, **kwargs):
+            change(*args, **kwargs)
+            assert newest_checkpoint(tmp_path) is not None
+        return checked
+    monkeypatch.setattr(run_saver.os, 'replace', watched(os.replace))
+    monkeypatch.setattr(run_saver.shutil, 'rmtree', watched(shutil.rmtree))
+    saver._replace(str(tmp_path / 'writing.dcp.partial'), str(tmp_path / 'last.dcp'))
+    assert [path.name for path in tmp_path.iterdir()] == ['last.dcp']
 
 
 def test_folder_that_other_machines_do_not_see(tmp_path):
