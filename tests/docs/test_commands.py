@@ -28,12 +28,16 @@ ELSEWHERE = {
     'pytest -m cuda': 'needs a CUDA device: tests/equivalence/test_cuda.py',
     'make cuda': 'needs a CUDA device; on the CPU: tests/benchmarks/test_gpu.py',
     'python -m benchmarks.digits': 'takes half an hour of processor time; the recipe itself is make pretrain',
+    'python -m benchmarks.continued':
+        'takes a quarter of an hour: tests/benchmarks/test_whole_runs.py, tests/train/test_probe_run.py',
+    'python -m benchmarks.sample_methods': 'takes a quarter of an hour; it runs train.py like other commands here',
     'make benchmark': 'takes minutes; the parts: tests/benchmarks/test_benchmarks.py',
     'python -m pytest --all-models tests/mim/test_every_model.py': 'takes hours',
     'python -m benchmarks.cross': 'takes minutes; its parts are the options of MAE in tests/mim/test_cross_decoder.py',
     'python -m benchmarks.leak ratio pvt_v2_b0 mobilenetv3_small_050': 'tests/benchmarks/test_leak.py',
     'python -m benchmarks.leak squares --model mobilenetv3_small_050': 'takes minutes: tests/benchmarks/test_leak.py',
     'python -m benchmarks.masked': 'takes minutes: tests/benchmarks/test_masked.py',
+    'python -m benchmarks.latent': 'takes minutes: tests/benchmarks/test_masked.py',
     'python -m benchmarks.masked resnet50 --decoder-dims 768 192 128':
         'takes minutes: tests/benchmarks/test_masked.py',
     'python examples/digits_resnet.py': 'takes minutes: tests/benchmarks/test_masked.py',
@@ -73,6 +77,11 @@ ELSEWHERE = {
         'tests/train/test_streams.py::test_from_a_tar_stream_to_a_fine_tuned_model',
     'python train.py --mim mae --dataset hfids/ACCOUNT/NAME --train-num-samples 100000 --model vit_small_patch16_224':
         'tests/train/test_streams.py::test_from_a_streaming_dataset_to_a_fine_tuned_model',
+    'torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint first-machine:29400 '
+    '-m timm.mim.pretrain -c mae_vit_large_patch16 --data-dir IMAGES --experiment long_run --recovery-interval 500 '
+    '--resume auto': 'needs four machines: tests/train/test_faults_lost.py::test_machine_is_lost',
+    'sbatch examples/slurm.sh -c mae_vit_large_patch16 --data-dir IMAGES --recovery-interval 500':
+        'needs Slurm: tests/train/test_faults_lost.py::test_slurm_until_done',
     'python -m timm.mim.prepare IMAGES OUT --short-side 256': 'tests/train/test_prepare.py',
     'pip install tifffile imagecodecs': 'fetches packages',
     'pip install simplejpeg': 'fetches packages',
