@@ -3,6 +3,7 @@ import pickle
 from argparse import Namespace
 from collections import Counter
 from contextlib import contextmanager, nullcontext
+from unittest import mock
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from timm.mim.pretrain.data.streams import Stream
 from timm.mim.pretrain.hold_out import hold_out, load_held_out
 from timm.mim.pretrain.options import resolve_options
 from timm.mim.pretrain.plan import LiveMemory
+from timm.mim.pretrain.processes import settle_buckets
 from timm.mim.pretrain.run_saver import sharded_tensors
 from timm.mim.pretrain.task import create_method
 from timm.mim.pretrain.trainer import Trainer
@@ -170,10 +172,13 @@ def costs(world_size, sharded):
         torch.manual_seed(0)
         method, _ = create_method(options)
         loader = create_train_loader(Images(1024), options, image_config(), CPU, 0, world_size)
-        trainer = Trainer(options, method, loader, process, stop=False)
         traffic = Traffic()
-        if not sharded:
-            trainer.task.trainable_module.register_comm_hook(traffic, reduced_bucket)
+
+        def settle(ddp):
+            ddp.register_comm_hook(traffic, reduced_bucket)
+            settle_buckets(ddp)
+        with mock.patch('timm.mim.pretrain.task.settle_buckets', settle):
+            trainer = Trainer(options, method, loader, process, stop=False)
         updates = trainer.updates()
         next(updates)
         traffic.__init__()
