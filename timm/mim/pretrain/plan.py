@@ -28,7 +28,7 @@ ACCELERATORS = {
 }
 UTILISATION = 0.35  # assumed share of these operations that a run reaches
 IMAGE_BYTES = 110_000  # mean size of an ImageNet JPEG file
-IMAGES_PER_CORE = 734  # JPEG files of 500 x 375 pixels that one core decodes and crops in a second, see docs/speed.md
+IMAGES_PER_CORE = 632  # JPEG files of 500 x 375 pixels that one core loads in a second: benchmarks/loading.py
 _LARGER_BATCHES = (128, 1024)  # whose memory is measured, too, to find the largest one that fits
 _FREE_SHARE = 0.92  # share of the memory that a run can use: the rest goes to the driver and to fragmentation
 
