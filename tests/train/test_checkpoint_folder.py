@@ -212,3 +212,11 @@ def test_size_decides(train, images, tmp_path, monkeypatch):
     train(f'{flags} --experiment large')
     assert checkpoint_folder.is_checkpoint_folder(tmp_path / 'large' / 'last.dcp')
     assert 'last.dcp' in (tmp_path / 'large' / 'report.html').read_text()
+
+
+def test_older_pytorch(train, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('timm.mim.pretrain.options.has_folders', False)
+    with pytest.raises(SystemExit) as stopped:
+        train(f'--data-dir {images} --output {tmp_path} --checkpoint-format folder')
+    assert stopped.value.code == 2
+    assert '--checkpoint-format folder needs PyTorch 2.5 or newer' in capsys.readouterr().err
