@@ -11,6 +11,7 @@ from patchset import editable
 # Tests run side by side, one on each core, and start processes: threads of these would wait for each other. Torch reads
 # it when it is imported.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+os.environ.setdefault('HF_HUB_OFFLINE', '1')  # tests fetch nothing; without network a try would wait
 
 ROOT = Path(__file__).parent
 

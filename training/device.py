@@ -8,7 +8,8 @@ from typing import Any, Callable, Optional, Tuple
 import torch
 
 from timm.layers import set_fast_norm
-from timm.mim.pretrain.task import autocast_of, default_device, describe_device, import_device_modules, speed_up_cuda
+from timm.mim.pretrain.processes import default_device, describe_device, import_device_modules, speed_up_cuda
+from timm.mim.pretrain.task import autocast_of
 from timm.utils import NativeScaler, init_distributed_device, is_primary, random_seed, set_jit_fuser
 from .errors import user_errors
 

@@ -9,7 +9,7 @@ import torch.nn as nn
 
 from timm.data import RealLabelsImagenet, create_loader, create_naflex_loader
 from timm.layers import apply_test_time_pool
-from timm.mim.pretrain.task import default_device, describe_device, speed_up_cuda
+from timm.mim.pretrain.processes import default_device, describe_device, speed_up_cuda
 from timm.models import load_checkpoint, reparameterize_model
 from timm.task.evaluator import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from timm.utils import random_seed

@@ -72,6 +72,11 @@ ELSEWHERE = {
         'tests/train/test_streams.py::test_from_a_tar_stream_to_a_fine_tuned_model',
     'python train.py --mim mae --dataset hfids/ACCOUNT/NAME --train-num-samples 100000 --model vit_small_patch16_224':
         'tests/train/test_streams.py::test_from_a_streaming_dataset_to_a_fine_tuned_model',
+    'torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint first-machine:29400 '
+    '-m timm.mim.pretrain -c mae_vit_large_patch16 --data-dir IMAGES --experiment long_run --recovery-interval 500 '
+    '--resume auto': 'needs four machines: tests/train/test_faults_lost.py::test_machine_is_lost',
+    'sbatch examples/slurm.sh -c mae_vit_large_patch16 --data-dir IMAGES --recovery-interval 500':
+        'needs Slurm: tests/train/test_faults_lost.py::test_slurm_until_done',
     'python -m timm.mim.prepare IMAGES OUT --short-side 256': 'tests/train/test_prepare.py',
     'pip install tifffile imagecodecs': 'fetches packages',
     'pip install simplejpeg': 'fetches packages',

@@ -15,7 +15,7 @@ from every_model import REFUSED_CASES, REFUSED_WHEN_DROPPING, assert_learns, bra
 
 import probe
 from timm.mim import CAPI, capi, create_mim, list_mim_models, sinkhorn_knopp
-from timm.mim.masking import inverse_block_mask
+from timm.mim.inverse_block import inverse_block_mask
 from tiny_models import build, images_for
 
 SMALL = dict(num_clusters=16, predictor_depth=2, predict_ratio=0.5)

@@ -12,7 +12,7 @@ from cases import all_cases
 from every_model import case_sizes, create
 from timm.mim import Data2Vec, create_mim, list_mim_models
 from timm.mim.backbone import feature_map
-from timm.mim.inverse_block import inverse_block_mask, inverse_block_noise_size
+from timm.mim.inverse_block import inverse_squares_mask, inverse_squares_noise_size
 from timm.mim.teacher import variety
 from timm.models import EmbedStagesMixin
 from timm.task import MaskedImageModelingTask
@@ -159,8 +159,8 @@ def test_loss_and_gradients_with_all_tokens(name):
 def test_masks_are_those_of_the_reference(ratio, blocks):
     """compute_block_mask_2d of fairseq for centres that the noise chooses, cell by cell."""
     grid, length, count = (14, 10), 3, round(140 * (1 - ratio))
-    noise = torch.rand(40, inverse_block_noise_size(grid, blocks), generator=torch.Generator().manual_seed(0))
-    masks = inverse_block_mask(noise, grid, count, blocks, length)
+    noise = torch.rand(40, inverse_squares_noise_size(grid, blocks), generator=torch.Generator().manual_seed(0))
+    masks = inverse_squares_mask(noise, grid, count, blocks, length)
     assert masks.shape == (40, 140) and torch.equal((~masks).sum(1), torch.full((40,), count))
     seen_more = seen_less = 0
     for row, mask in zip(noise, masks):
@@ -186,8 +186,8 @@ def test_masks_are_those_of_the_reference(ratio, blocks):
 def test_defaults_are_those_of_the_paper():
     with torch.device('meta'):
         method = create_mim('data2vec', 'vit_base_patch16_224', average_top_k_layers=10)
-    assert (method.num_visible, method.num_blocks, method.clone_batch) == (39, 5, 16)
-    assert method.target_layers == list(range(2, 12))
+    assert (method.num_visible, method.num_squares, method.clone_batch) == (39, 5, 16)
+    assert method.layer_average.layers == list(range(2, 12))
     convolutions = method.decoder.layers
     assert len(convolutions) == 6 and {(x.kernel_size, x.groups, x.out_channels) for x in convolutions} == {
         ((3, 3), 16, 768)}
@@ -265,7 +265,7 @@ def test_statistics_of_batch_norms_follow_the_model():
 def test_a_model_without_outputs_on_the_grid_of_its_features_gives_the_features():
     case = next(case for case in all_cases() if case.name == 'qwen3-classifier-merge')
     method = create('data2vec', case.model, case.model_kwargs, case_sizes(case), registered=False).eval()
-    assert method.target_layers == []
+    assert method.layer_average.layers == []
     images, noise = images_for(method), noise_for(method)
     target = standardised(standardised(feature_map(method.backbone, images).flatten(2).transpose(1, 2), 1), 2)
     masked = method.make_mask(noise)[:, 0].flatten(1)

@@ -5,7 +5,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from timm.mim import IJEPA, keyed_noise, official_multi_block_masks
+import timm
+from timm.mim import IJEPA, create_mim, keyed_noise, official_multi_block_masks
 from timm.mim.teacher import variety
 from timm.models.vision_transformer import VisionTransformer
 from tiny_models import build, images_for
@@ -285,3 +286,15 @@ def test_mask_units(sampler):
     assert method(images_for(method), noise=noise).loss.isfinite()
     with pytest.raises(ValueError, match='mask_unit 12 does not fit image height 64 with patch stride 4'):
         IJEPA(VisionTransformer(img_size=(64, 96), patch_size=4, embed_dim=24, depth=1, num_heads=2), mask_unit=12)
+
+
+@pytest.mark.parametrize('name', ['ijepa', 'capi'])
+def test_batch_norms_of_the_target_encoder_have_the_statistics_of_the_model(name):
+    """The stem of ViT-MCI has batch norms; the target encoder runs them in eval mode, and is the encoder to keep."""
+    options = dict(num_clusters=8) if name == 'capi' else {}
+    model = timm.create_model('vit_base_mci_224', img_size=128, depth=1)
+    method = create_mim(name, model, predictor_depth=1, **options).train()
+    method(torch.randn(2, 3, 128, 128)).loss.backward()
+    method.update_target(0.)
+    mean = dict(method.backbone.named_buffers())['patch_embed.backbone.0.bn.running_mean']
+    assert mean.any() and torch.equal(method.encoder.get_buffer('patch_embed.backbone.0.bn.running_mean'), mean)

@@ -13,7 +13,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable, Dict, List, Optional
 from unittest import mock
 
 import timm.mim.pretrain.run_loop  # noqa: F401  imported here for all children
@@ -27,6 +27,10 @@ TINY = '--device cpu --model test_vit --img-size 64 --workers 0 --batch-size 4'
 SIMMIM = '--mim simmim --mask-unit 16'  # unless the flags name a method
 TIMEOUT = 120  # seconds after which a test fails instead of waiting on; a run takes one or two
 
+# Modules that are imported before the forks; those that are absent do not count.
+_IMPORTED = [
+    'child_runs', 'torch.distributed.run', 'torch._dynamo', 'matplotlib.figure', 'matplotlib.backends.backend_agg']
+
 _context = multiprocessing.get_context('forkserver')
 
 
@@ -37,16 +41,28 @@ class ChildRun:
         flags: Flags besides those of a tiny run.
         log: File for what it prints.
         fault: Called in the process before the script.
+        target: What runs in the process with the arguments, instead of the script.
+        complete: The flags are all there are.
         environ: Environment variables to set in it.
     """
 
-    def __init__(self, flags: str, log: Path, fault: Optional[Callable] = None, **environ: str):
+    def __init__(
+            self,
+            flags: str,
+            log: Path,
+            fault: Optional[Callable] = None,
+            target: Optional[Callable] = None,
+            complete: bool = False,
+            **environ: str,
+    ):
         self.log = log
-        method = '' if '--mim ' in flags else SIMMIM
-        _context.set_forkserver_preload(['child_runs'])
+        if not complete:
+            flags = ' '.join([TINY, '' if '--mim ' in flags else SIMMIM, flags])
+        _context.set_forkserver_preload(_IMPORTED)
+        target = target or partial(run_script, fault=fault)
         with mock.patch.dict(os.environ, environment()):  # that of the first run is the fork server's
             self.process = _context.Process(
-                target=_run_script, args=(shlex.split(f'{TINY} {method} {flags}'), str(log), fault, environ))
+                target=_run_child, args=(target, shlex.split(flags), str(log), environ))
             self.process.start()
 
     def send(self, number: int) -> None:
@@ -70,7 +86,14 @@ def run_child(flags: str, log: Path, fault: Optional[Callable] = None) -> int:
     return ChildRun(flags, log, fault).wait()
 
 
-def start_ranks(world_size: int, flags: str, folder: Path, faults=None):
+def start_ranks(
+        world_size: int,
+        flags: str,
+        folder: Path,
+        faults: Optional[Dict[int, Callable]] = None,
+        complete: bool = False,
+        target: Optional[Callable] = None,
+) -> List[ChildRun]:
     """Start processes that find each other through the environment, as under torchrun.
 
     Args:
@@ -78,20 +101,26 @@ def start_ranks(world_size: int, flags: str, folder: Path, faults=None):
         flags: Flags besides those of a tiny run.
         folder: Folder for what they print.
         faults: What is called in a process before the script, by rank.
+        complete: The flags are all there are.
+        target: What runs in a process with the arguments, instead of the script.
     """
-    with socket.socket() as s:
-        s.bind(('localhost', 0))
-        port = s.getsockname()[1]
+    port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     return [
         ChildRun(
-            flags, folder / f'rank{rank}.log', (faults or {}).get(rank), RANK=str(rank), LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(world_size), MASTER_ADDR='localhost', MASTER_PORT=str(port))
+            flags, folder / f'rank{rank}.log', (faults or {}).get(rank), target, complete, RANK=str(rank),
+            LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR='localhost', MASTER_PORT=str(port))
         for rank in range(world_size)
     ]
 
 
-def _run_script(arguments, log, fault, environ) -> None:
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        return s.getsockname()[1]
+
+
+def _run_child(target, arguments, log, environ) -> None:
     os.setpgid(0, 0)
     multiprocessing.set_start_method('fork', force=True)  # what the script has outside of here
     os.environ.update(environ)
@@ -100,6 +129,16 @@ def _run_script(arguments, log, fault, environ) -> None:
         os.dup2(output, number)
     sys.stdout, sys.stderr = (os.fdopen(number, 'w', buffering=1, closefd=False) for number in (1, 2))
     torch.set_num_threads(1)
+    target(arguments)
+
+
+def run_script(arguments: List[str], fault: Optional[Callable] = None) -> None:
+    """Run the script in this process.
+
+    Args:
+        arguments: Arguments of its command line.
+        fault: Called before the script.
+    """
     sys.argv = ['train.py', *arguments]
     if fault is not None:
         fault()
@@ -128,6 +167,11 @@ def at_baselines(act: Callable) -> Callable:
 
 def kill(loss: torch.Tensor) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_group(loss: torch.Tensor) -> None:
+    """What the loss of a machine does to an agent of torchrun and its ranks."""
+    os.killpg(0, signal.SIGKILL)
 
 
 def terminate(loss: torch.Tensor) -> None:

@@ -17,7 +17,7 @@ from timm.mim.pretrain import __main__ as program
 from timm.mim.pretrain.flags.run_options import DEFAULTS, METHODS
 from timm.mim.pretrain.flags import OneLineParser, UserError, parse
 
-from timm.mim.pretrain.task import default_device, describe_device
+from timm.mim.pretrain.processes import default_device, describe_device
 from timm.mim.pretrain.recipes import RECIPES
 
 RECIPE_FILES = sorted((SCRIPT.parent / 'recipes').glob('*.yaml'))

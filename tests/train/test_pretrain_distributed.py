@@ -1,11 +1,8 @@
 """One process and several train the same."""
-import subprocess
-import sys
-
 import pytest
 import torch
+from child_runs import ChildRun
 from processes import run_processes
-from tiny_runs import SCRIPT, environment, tiny
 
 
 # With plain SGD the weights differ as the gradients do, by rounding: their sums have another order.
@@ -50,11 +47,10 @@ def test_other_masks_train_otherwise(train, single, images, tmp_path):
     assert max((weights[name] - expected[name]).abs().max() for name in weights) > 1e-3
 
 
-def test_mistake_under_torchrun(images, tmp_path):
-    command = [sys.executable, str(SCRIPT), *tiny('--mask-ratio 2').split()]
-    outputs = [
-        subprocess.run(command, capture_output=True, text=True, env=environment(RANK=str(rank), WORLD_SIZE='2'))
-        for rank in range(2)
-    ]
-    assert [output.returncode for output in outputs] == [2, 2]
-    assert outputs[0].stderr.count('\n') == 1 and outputs[1].stderr == ''
+@pytest.mark.parametrize('rank, size', [('RANK', 'WORLD_SIZE'), ('SLURM_PROCID', 'SLURM_NTASKS')])
+def test_mistake_is_told_once(rank, size, tmp_path):
+    """Under torchrun and under Slurm."""
+    runs = [
+        ChildRun('--mask-ratio 2', tmp_path / f'{number}.log', **{rank: str(number), size: '2'}) for number in range(2)]
+    assert [run.wait() for run in runs] == [2, 2]
+    assert '--mask-ratio 2 must' in runs[0].output and runs[0].output.count('\n') == 1 and runs[1].output == ''

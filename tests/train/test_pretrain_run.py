@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from tiny_runs import write_images
 
 import timm
+from timm.mim import IJEPA
 from timm.mim.pretrain.task import create_method
 from timm.mim.pretrain.options import resolve_options
+from timm.mim.pretrain.trainer import Trainer
 
 
 def rows(folder):
@@ -140,14 +142,38 @@ def test_channels(mode, channels, train, tmp_path):
     assert namespace['encoder'].patch_embed.proj.weight.shape[1] == channels
 
 
-def test_moving_average_is_what_counts(train, images, tmp_path):
-    train(f'--data-dir {images} --output {tmp_path} --experiment run --epochs 1 --lr 1e-2 '
+def test_moving_average_is_what_counts(train, images, tmp_path, monkeypatch):
+    """The average starts with the weights of the first update, as timm's does. After each further one it is half of
+    what it was, and half of the weights. It is the encoder.
+    """
+    weights, train_update = [], Trainer._train_update
+
+    def recorded(trainer, batches):
+        weight = trainer.task.get_method().backbone.blocks[0].mlp.fc1.weight
+        train_update(trainer, batches)
+        weights.append(weight.detach().clone())
+
+    monkeypatch.setattr(Trainer, '_train_update', recorded)
+    train(f'--data-dir {images} --output {tmp_path} --experiment run --epochs 1 --epoch-repeats 2 --lr 1e-2 '
           '--model-ema --model-ema-decay 0.5')
+    average = weights[0]
+    for weight in weights[1:]:
+        average = (average + weight) / 2
     checkpoint = torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=False)
-    encoder = load_file(tmp_path / 'run' / 'encoder.safetensors')
     name = 'blocks.0.mlp.fc1.weight'
+    assert len(weights) > 3 and not torch.equal(average, weights[-1])
+    torch.testing.assert_close(checkpoint['state_dict_ema'][name], average, rtol=1e-6, atol=1e-7)  # float32
+    assert torch.equal(checkpoint['state_dict'][name], weights[-1])
+    encoder = load_file(tmp_path / 'run' / 'encoder.safetensors')
     assert torch.equal(encoder[name], checkpoint['state_dict_ema'][name])
-    assert not torch.equal(encoder[name], checkpoint['state_dict'][name])
+
+
+def test_the_target_encoder_gets_the_share_of_the_run_that_is_done(train, images, tmp_path, monkeypatch):
+    shares = []
+    monkeypatch.setattr(IJEPA, 'update_target', lambda method, progress: shares.append(progress))
+    train(f'--mim ijepa --mim-kwargs num_targets=2 --data-dir {images} --output {tmp_path} --experiment run --epochs 2')
+    assert len(shares) == 6  # two epochs of three full batches of 4
+    assert shares == [number / len(shares) for number in range(len(shares))]
 
 
 def test_sample_photographs(train, tmp_path, capsys):

@@ -3,12 +3,14 @@ import json
 
 import pytest
 import torch
+from child_runs import start_ranks
 from processes import run_processes
+from sharded_updates import MORE_WAYS, WAYS, WORLD_SIZE, measure, update_of_one_process
 from tiny_runs import write_images
 
 import timm
 from timm.mim import create_mim
-from timm.mim.pretrain.sharding import repeated_blocks
+from timm.mim.pretrain.blocks import checkpoint_blocks, repeated_blocks
 from timm.mim.pretrain.validate import evaluate
 
 # Momentum, so that the state of the optimizer counts; plain sums, so that weights differ by rounding alone.
@@ -46,7 +48,10 @@ def single(train, flags, tmp_path_factory):
 
 
 def test_sharded_run_goes_on_without_shards(train, flags, single, tmp_path):
-    run_processes(2, f'{flags} --output {tmp_path} --fsdp --batch-size 2 --grad-accum-steps 2 --stop-epoch 1')
+    """Two groups of two processes, with all that there is for large models."""
+    run_processes(
+        4, f'{flags} --output {tmp_path} --fsdp --fsdp-replicas 2 --fsdp-reshard never --torchcompile eager '
+        '--grad-checkpointing-every 2 --batch-size 1 --grad-accum-steps 2 --stop-epoch 1')
     train(f'{flags} --output {tmp_path} --batch-size 8 --resume auto')
     assert_close(tmp_path / 'run', single)
 
@@ -82,6 +87,63 @@ def test_data2vec_with_shards(train, images, tmp_path, request):
     assert_close(tmp_path / 'two' / 'run', tmp_path / 'one' / 'run')
 
 
+@pytest.fixture(scope='module')
+def updates(tmp_path_factory):
+    """Updates in four processes, by the name of the way in which the method is sharded."""
+    found = {}
+
+    def run(way):
+        few = way in WAYS
+        if way not in found:
+            folder = tmp_path_factory.mktemp('updates')
+            runs = start_ranks(
+                WORLD_SIZE, f'{folder}/result.pt {"few" if few else "more"}', folder, complete=True, target=measure)
+            assert [run.wait() for run in runs] == [0] * WORLD_SIZE, [run.output for run in runs]
+            found.update(torch.load(folder / 'result.pt', weights_only=False))
+        return found[way]
+    return run
+
+
+def distance(gradients, expected):
+    assert gradients.keys() == expected.keys()
+    both = [torch.cat([part[name].flatten() for name in expected]) for part in (gradients, expected)]
+    return ((both[0] - both[1]).norm() / both[1].norm()).item()
+
+
+@pytest.mark.parametrize('way', [*WAYS, *MORE_WAYS])
+def test_update_equals_that_of_one_process(way, updates, request):
+    """Loss and gradients. In float32 the order of additions differs; bfloat16 has 8 significant bits."""
+    if way in MORE_WAYS and not request.config.getoption('--all-models', False):
+        pytest.skip('needs --all-models')
+    name, before, sharding, autocast = {**WAYS, **MORE_WAYS}[way]
+    found, expected = updates(way), update_of_one_process(name, autocast)
+    error = distance(found['gradients'], expected['gradients'])
+    if autocast is None:
+        torch.testing.assert_close(found['loss'], expected['loss'], atol=0, rtol=1e-6)
+        assert error < 2e-6
+    else:
+        torch.testing.assert_close(found['loss'], expected['loss'], atol=0, rtol=2e-3)
+        assert 1e-4 < error < 2e-2  # the type has an effect
+    replicas, compiled = sharding.get('replicas', 1), bool(found['compiled'])
+    assert found['placements'] == (['Shard'] if replicas == 1 else ['Replicate', 'Shard'])
+    assert found['share'] == pytest.approx(replicas / WORLD_SIZE, rel=0.02)  # shares are padded to equal sizes
+    assert found['gathered'] == {not sharding.get('reshard', True)}
+    assert found['names'] and compiled == ('compiled' in way)
+    if not compiled:
+        assert found['dtypes'] == {torch.float32 if autocast is None else autocast}
+        assert found['forwards'] == (2 if 'recomputed' in way else 1)
+
+
+def test_every_second_block_is_recomputed():
+    method = create_mim('mae', 'test_vit', img_size=64, decoder_depth=3, decoder_dim=48, decoder_heads=2)
+    checkpoint_blocks(method, 2)
+    calls = []
+    for number, block in enumerate(repeated_blocks(method)):
+        block.norm1.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
+    method(torch.randn(2, 3, 64, 64)).loss.backward()
+    assert [calls.count(number) for number in range(9)] == [2, 1, 2, 1, 2, 1, 2, 1, 2]
+
+
 @pytest.mark.parametrize('name, count', [
     ('test_vit', 6), ('swin_tiny_patch4_window7_224', 12), ('hiera_tiny_224', 12), ('eva02_tiny_patch14_224', 12)])
 def test_blocks(name, count):
@@ -97,10 +159,26 @@ def test_blocks_of_decoder_and_target_encoder():
 
 @pytest.mark.parametrize('flags, message', [
     ('--fsdp', '--fsdp needs several processes, and there is one'),
-    ('--fsdp --torchcompile eager', '--torchcompile does not work with --fsdp'),
+    ('--fsdp --channels-last', '--channels-last does not work with --fsdp'),
     ('--fsdp --clip-mode agc --clip-grad 1', '--clip-mode agc needs unsharded parameters'),
+    ('--fsdp --fsdp-param-dtype bfloat16', '--fsdp-param-dtype bfloat16 needs --amp --amp-dtype bfloat16'),
+    ('--fsdp --fsdp-param-dtype float16 --amp', '--fsdp-param-dtype float16 needs --amp --amp-dtype float16'),
+    ('--fsdp-replicas 2', '--fsdp-replicas is for --fsdp, which is not given'),
+    ('--fsdp-reshard never', '--fsdp-reshard is for --fsdp, which is not given'),
+    ('--grad-checkpointing --grad-checkpointing-every 2', '--grad-checkpointing recomputes all blocks'),
 ])
 def test_mistakes(flags, message, train, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         train(f'--output {tmp_path} {flags}')
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('flags, message', [
+    ('--fsdp-replicas 3', '--fsdp-replicas 3 does not divide the number of processes, 4'),
+    ('--fsdp-replicas 4', '--fsdp-replicas 4 leaves one process in each group'),
+])
+def test_groups(flags, message, train, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '4')
+    with pytest.raises(SystemExit) as stopped:
+        train(f'--data-dir {images} --output {tmp_path} --fsdp {flags}')
     assert stopped.value.code == 2 and message in capsys.readouterr().err

@@ -70,7 +70,7 @@ METHODS = {
     'mae': dict(norm_pix=True, num_visible=49),
     'simmim': dict(mask_unit=(32, 32)),
     'ijepa': dict(momentum=[0.996, 1.0]),
-    'data2vec': dict(num_visible=39, num_blocks=5, clone_batch=16, target_layers=list(range(2, 12))),
+    'data2vec': dict(num_visible=39, num_squares=5, clone_batch=16),
     'capi': dict(
         num_visible=90, num_predicted=8, num_prefix_tokens=16, num_clusters=16384, teacher_temperature=0.06,
         student_temperature=0.12, sinkhorn_iterations=3, momentum=[0.999, 0.9999], momentum_warmup=0.1),
@@ -123,6 +123,8 @@ def test_builds_the_papers_model(script, name):
         expected = dict(norm_pix=True, num_visible=64, mask_unit=(64, 64), num_prefix_tokens=8)
         assert len(method.decoder.blocks) == 32 and method.decoder.pos_embed.requires_grad
         assert method.decoder.pos_embed.shape == (1, 264, 512) and method.backbone.pos_embed.shape == (1, 264, 1280)
+    if name.startswith('data2vec'):
+        assert method.layer_average.layers == list(range(2, 12))
     if name == 'crossmae_vit_base_patch16':
         assert method.num_predicted == 49 and len(method.decoder.blocks) == 12
         assert method.decoder.mix.weight.shape == (12, 12)

@@ -44,9 +44,11 @@ TAKES_EFFECT = (
     'dataset_trust_remote_code', 'input_key', 'target_key', 'max_unreadable', 'max_pixels',
     'mim_bands', 'plan',
     # model
-    'drop_path', 'grad_checkpointing', 'channels_last', 'fast_norm', 'torchcompile', 'torchcompile_mode',
+    'drop_path', 'grad_checkpointing', 'grad_checkpointing_every', 'channels_last', 'fast_norm', 'torchcompile',
+    'torchcompile_mode',
     # device
-    'device', 'amp', 'amp_dtype', 'no_ddp_bb', 'synchronize_step', 'device_modules', 'fsdp',
+    'device', 'amp', 'amp_dtype', 'no_ddp_bb', 'synchronize_step', 'device_modules', 'fsdp', 'fsdp_replicas',
+    'fsdp_reshard', 'fsdp_param_dtype', 'fsdp_reduce_dtype',
     # batches
     'batch_size', 'validation_batch_size', 'grad_accum_steps', 'epoch_repeats', 'workers', 'pin_mem',
     # optimizer

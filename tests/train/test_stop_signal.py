@@ -122,3 +122,9 @@ def test_command_as_it_was_typed(typed, command, monkeypatch):
     monkeypatch.setattr(sys, 'orig_argv', ['/usr/bin/python3', '-u', *words])  # as torchrun starts them
     command = f'torchrun --nproc-per-node 2 {" ".join(words)}'
     assert go_on_command(typed_command(), options, folder) == f'{command} --resume auto'
+    for name, value in dict(GROUP_WORLD_SIZE='3', WORLD_SIZE='6', MASTER_ADDR='first').items():
+        monkeypatch.setenv(name, value)
+    launcher = 'torchrun --nnodes 3 --rdzv-backend c10d --rdzv-endpoint first --nproc-per-node 2'
+    assert typed_command() == f'{launcher} {" ".join(words)}'
+    monkeypatch.setenv('WORLD_SIZE', '5')  # machines with unequal numbers of devices
+    assert typed_command().startswith('/usr/bin/python3')

@@ -206,3 +206,16 @@ def check_divides(
         raise ImageSizeError(
             f'{model_name(backbone)} takes images whose height is a multiple of {stride[0]} and width a multiple of '
             f'{stride[1]}, got {img_size[0]} x {img_size[1]} pixels.')
+
+
+def default_num_heads(backbone: nn.Module, width: int) -> int:
+    """Return the number of attention heads of the first block (12 if unknown), reduced until it divides a width."""
+    numbers = (getattr(module, 'num_heads', None) for module in backbone.modules())
+    num_heads = next((number for number in numbers if isinstance(number, int)), 12)
+    return next(heads for heads in range(num_heads, 0, -1) if width % heads == 0)
+
+
+def has_class_token(backbone: nn.Module) -> bool:
+    """Whether the first prefix token of a model is a class token."""
+    holders = (backbone, getattr(backbone, 'embeds', None))  # NaFlexVit keeps its tokens in `embeds`
+    return any(getattr(holder, 'cls_token', None) is not None for holder in holders)

@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from timm.layers import RmsNorm, RotaryEmbeddingDinoV3, trunc_normal_
 from timm.models import checkpoint
 
-from .backbone import num_prefix_tokens, remove_unused
+from .backbone import default_num_heads, num_prefix_tokens, remove_unused
 from .cross_decoder import CrossBlock
 from .decoder import check_decoder
 from .errors import MIMUnsupportedError
-from .extraction import VisibleIntermediates, visible_attention_maps, visible_intermediates
+from .extraction import VisibleExtraction
 from .factory import register_mim
-from .ijepa import _num_heads
-from .masking import inverse_block_mask, inverse_block_noise_size, masked_count, share_count, split_mask
+from .inverse_block import inverse_block_mask, inverse_block_noise_size
+from .masking import masked_count, share_count, split_mask
 from .meta_run import dry_run, dry_run_visible
 from .output import MIMOutput, View
 from .targets import full_precision
@@ -190,7 +190,7 @@ class CAPIPredictor(nn.Module):
 
 
 @register_mim('capi')
-class CAPI(EMATeacherMethod):
+class CAPI(VisibleExtraction, EMATeacherMethod):
     """CAPI on any model that can drop tokens, those with rotary positions included.
 
     `backbone` is the student, which encodes the visible patches. The teacher is its moving average, which encodes whole
@@ -299,7 +299,7 @@ class CAPI(EMATeacherMethod):
         dd = {'device': weight.device, 'dtype': weight.dtype}
         width = predictor_dim or tokens.channels
         # of the default, so many that the width of a head is a multiple of 4, as the rotary embedding needs
-        heads = _num_heads(backbone, max(width // 4, 1)) if predictor_heads is None else predictor_heads
+        heads = default_num_heads(backbone, max(width // 4, 1)) if predictor_heads is None else predictor_heads
         predictor = CAPIPredictor(
             self.grid_size, tokens.channels, width, predictor_depth, heads, self.num_prefix_tokens, **dd)
         remove_unused(backbone, sorted({*tokens.unused, *features.unused}))
@@ -397,16 +397,6 @@ class CAPI(EMATeacherMethod):
     def encoder(self) -> nn.Module:
         """The teacher, which the paper evaluates."""
         return self.target_encoder
-
-    def forward_intermediates(self, images: torch.Tensor, mask: torch.Tensor) -> VisibleIntermediates:
-        """Return the hidden states of the student, which encodes the visible patches only, see `MAE`."""
-        mask = self.given_mask(mask, images)
-        return visible_intermediates(self.backbone, self.blank(images, mask), mask.visible)
-
-    def attention_maps(self, images: torch.Tensor, mask: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """Return the attention maps of the student, in eval mode, see `MAE`."""
-        mask = self.given_mask(mask, images)
-        return visible_attention_maps(self.backbone, self.blank(images, mask), mask.visible)
 
     def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
         """Return the loss if both predictions are equal shares of all clusters."""

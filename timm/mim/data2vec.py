@@ -23,7 +23,7 @@ from timm.layers import trunc_normal_
 from .backbone import (
     encode_visible,
     encode_with_mask_token,
-    feature_map,
+    has_class_token,
     insert_mask_token,
     model_name,
     num_prefix_tokens,
@@ -32,12 +32,13 @@ from .backbone import (
 )
 from .convolutional_decoder import ConvolutionalDecoder, check_count
 from .errors import MIMUnsupportedError
-from .extraction import attention_maps, masked_intermediates, visible_attention_maps, visible_intermediates
+from .extraction import InsertMaskToken, VisibleExtraction, attention_maps, masked_intermediates
 from .factory import register_mim
 from .fast_path import embed_patches, embeds_patches, position_table, select_patches
-from .inverse_block import inverse_block_mask, inverse_block_noise_size
+from .inverse_block import inverse_squares_mask, inverse_squares_noise_size
+from .layer_average import LayerAverage, drops_tokens
 from .masking import scatter_patches, split_mask, upsample_mask, visible_count
-from .meta_run import dry_run, dry_run_visible, run_on_meta
+from .meta_run import dry_run, dry_run_visible
 from .output import MIMOutput, View
 from .targets import full_precision, patchify
 from .teacher import EMATeacherMethod, variety
@@ -60,7 +61,7 @@ class Data2VecMask(NamedTuple):
 
 
 @register_mim('data2vec')
-class Data2Vec(EMATeacherMethod):
+class Data2Vec(VisibleExtraction, EMATeacherMethod):
     """data2vec on any model that returns the outputs of its blocks (`forward_intermediates`).
 
     A model that can drop tokens encodes the visible patches only, and a convolutional decoder predicts the targets, as
@@ -69,8 +70,7 @@ class Data2Vec(EMATeacherMethod):
 
     The teacher is a moving average of the model. It encodes each whole image once, and its targets serve `clone_batch`
     copies of the image with different masks. The target of a patch is the average over the last blocks of their
-    normalised outputs. A model in stages gives one output for each stage or block; only those in the shape of the last
-    one count, and the features of the model where none has one feature for each cell.
+    normalised outputs, see `LayerAverage`.
 
     A mask is bool of shape (B, h, w), (B, h * w), or (B, M, h, w) for M copies, True is masked, with the same number of
     masked cells in each. Cells are patches, or, where all tokens are encoded, those of the model's feature map.
@@ -89,7 +89,7 @@ class Data2Vec(EMATeacherMethod):
         backbone: Model to train.
         img_size: Image size, one number or (height, width). The size of the model if None.
         mask_ratio: Share of cells to mask, rounded up to whole cells. If None, 0.8 with dropped tokens, otherwise 0.6.
-        mask_length: Side of a visible block in cells, see `inverse_block_mask`.
+        mask_length: Side of a visible block in cells, see `inverse_squares_mask`.
         mask_prob_adjust: Added to the visible share when blocks are counted, since blocks overlap.
         clone_batch: Number of copies of each image. If None, 16 with dropped tokens, otherwise 1. The batch size counts
             images, not copies.
@@ -129,7 +129,7 @@ class Data2Vec(EMATeacherMethod):
         """Return why the method does not support a model or model class, or None if it does."""
         model_cls = model if isinstance(model, type) else type(model)
         reason = unsupported_reason(model, ('features_to_map',))
-        if reason is None and not _drops_tokens(model_cls):
+        if reason is None and not drops_tokens(model_cls):
             reason = unsupported_reason(model, ('map_tokens', 'patch_grid'))
         if reason is None and not hasattr(model_cls, 'forward_intermediates'):
             reason = f'{model_cls.__name__} has no forward_intermediates, which gives the outputs of its blocks'
@@ -159,7 +159,7 @@ class Data2Vec(EMATeacherMethod):
             ema_end_decay: float = 0.99999,
             ema_anneal_end: float = 0.27,
     ) -> None:
-        can_drop = _drops_tokens(type(backbone))
+        can_drop = drops_tokens(type(backbone))
         if drop_tokens and not can_drop:
             raise MIMUnsupportedError(f'drop_tokens: {unsupported_reason(backbone, ("keep_tokens",))}.')
         self.drop_tokens = can_drop if drop_tokens is None else drop_tokens
@@ -187,13 +187,14 @@ class Data2Vec(EMATeacherMethod):
         self.mask_length = mask_length
         self.num_visible = visible_count(self.num_cells, self.mask_ratio)
         visible_share = self.num_visible / self.num_cells + mask_prob_adjust
-        self.num_blocks = max(0, int(self.num_cells * visible_share / mask_length ** 2))
+        self.num_squares = max(0, int(self.num_cells * visible_share / mask_length ** 2))
         self.num_prefix_tokens = num_prefix_tokens(backbone)
         self.cls_loss = self._check_cls_loss(cls_loss)
 
-        target_dim, self.target_layers = self._find_target_layers(average_top_k_layers, features.channels)
-        self.instance_norm_target_layer = instance_norm_target_layer
-        self.layer_norm_targets = layer_norm_targets
+        self.layer_average = LayerAverage(
+            backbone, self.in_chans, self.img_size, self.grid_size, features, average_top_k_layers,
+            instance_norm_target_layer, layer_norm_targets)
+        target_dim = self.layer_average.dim
         self.loss_beta = loss_beta
         self.loss_scale = 1 / math.sqrt(target_dim) if loss_scale is None else loss_scale
         weight = next(backbone.parameters())
@@ -251,8 +252,8 @@ class Data2Vec(EMATeacherMethod):
         Returns:
             Targets in the shape of the prediction, and measures of how much the teacher's last output varies.
         """
-        outputs = self._teacher_outputs(images)
-        target = self.average_outputs(outputs)
+        outputs = self.layer_average.outputs(self.target_encoder, images)
+        target = self.layer_average.average(outputs)
         num_copies = mask.cells.shape[1]
         chosen = select_patches(target, mask.masked.unflatten(0, (-1, num_copies)).flatten(1))  # (B, M * T, D)
         chosen = chosen.unflatten(1, (num_copies, -1))
@@ -261,15 +262,6 @@ class Data2Vec(EMATeacherMethod):
             chosen = torch.cat([chosen, mean], dim=2)
         last = outputs[-1]
         return chosen, variety(F.layer_norm(last, last.shape[-1:]))
-
-    def average_outputs(self, outputs: List[torch.Tensor]) -> torch.Tensor:
-        """Average outputs of blocks (B, N, D) after each of them is normalised, and normalise the average."""
-        if self.instance_norm_target_layer:
-            outputs = [_instance_norm(x) for x in outputs]
-        else:
-            outputs = [F.layer_norm(x, x.shape[-1:]) for x in outputs]
-        target = sum(outputs) / len(outputs)
-        return F.layer_norm(target, target.shape[-1:]) if self.layer_norm_targets else target
 
     def compare(
             self,
@@ -293,17 +285,17 @@ class Data2Vec(EMATeacherMethod):
 
     def noise_shape(self, batch_size: int) -> Tuple[int, int]:
         """Return the shape (B, values per image) of the noise for the masks of all copies of the images of a batch."""
-        return batch_size, self.clone_batch * inverse_block_noise_size(self.grid_size, self.num_blocks)
+        return batch_size, self.clone_batch * inverse_squares_noise_size(self.grid_size, self.num_squares)
 
     def make_mask(self, noise: torch.Tensor, img_size: Optional[Tuple[int, int]] = None) -> torch.Tensor:
-        """Make masks (B, M, h, w) bool from noise, see `inverse_block_mask`.
+        """Make masks (B, M, h, w) bool from noise, see `inverse_squares_mask`.
 
         Args:
             noise: Noise of the shape that `noise_shape` returns.
             img_size: Ignored, since the method accepts one image size only.
         """
         noise = noise.unflatten(1, (self.clone_batch, -1)).flatten(0, 1)
-        mask = inverse_block_mask(noise, self.grid_size, self.num_visible, self.num_blocks, self.mask_length)
+        mask = inverse_squares_mask(noise, self.grid_size, self.num_visible, self.num_squares, self.mask_length)
         return mask.reshape(-1, self.clone_batch, *self.grid_size)
 
     def drawn_mask(self, noise: torch.Tensor, img_size: Tuple[int, int]) -> Data2VecMask:
@@ -340,23 +332,9 @@ class Data2Vec(EMATeacherMethod):
         """Return the patches (B, rows, columns) bool that all copies of an image mask."""
         return upsample_mask(mask.cells.all(dim=1), self._patches_per_cell())
 
-    def update_target(self, progress: float) -> None:
-        """Update the teacher; call this after each optimizer step.
-
-        Running statistics of batch norms are copied from the model, as in the reference.
-
-        Args:
-            progress: Share of the training that is done: the number of the step, from 0, divided by the number of all
-                steps.
-
-        Raises:
-            ValueError: `progress` is not between 0 and 1.
-        """
-        super().update_target(min(progress / self.ema_anneal_end, 1.) if 0 <= progress <= 1 else progress)
-        sources = dict(self.backbone.named_buffers())
-        for name, buffer in self.target_encoder.named_buffers():
-            if name.endswith(('running_mean', 'running_var')):
-                buffer.copy_(sources[name])
+    def momentum_at(self, progress: float) -> float:
+        """Return the momentum: it grows linearly up to `ema_anneal_end`, and stays there."""
+        return super().momentum_at(min(progress / self.ema_anneal_end, 1.))
 
     def forward_intermediates(self, images: torch.Tensor, mask: torch.Tensor, **options: Any) -> Any:
         """Return the hidden states of the model for masked images.
@@ -372,26 +350,21 @@ class Data2Vec(EMATeacherMethod):
         Raises:
             MIMUnsupportedError: The model has no list of blocks, or overrides `embed_patches`.
         """
-        images, mask = self._mask_images(images, mask)
+        mask = self._one_copy(mask)
         if self.drop_tokens:
-            return visible_intermediates(self.backbone, images, mask.visible)
-        insert = insert_mask_token(self.hidden_patches(mask), self.mask_token)
-        return masked_intermediates(self.backbone, images, insert, **options)
+            return super().forward_intermediates(images, mask)
+        return masked_intermediates(self.backbone, *self._insert_masked(images, mask), **options)
 
     def attention_maps(self, images: torch.Tensor, mask: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """Return the attention maps of the model for masked images by module name, in eval mode.
-
-        Args:
-            images: Normalised images of shape (B, C, H, W).
-            mask: Masked cells of shape (B, h, w) or (B, h * w) bool, True is masked.
+        """Return the attention maps of the model by module name, in eval mode, see `forward_intermediates`.
 
         Raises:
             MIMUnsupportedError: The model has no attention maps, or overrides `embed_patches`.
         """
-        images, mask = self._mask_images(images, mask)
+        mask = self._one_copy(mask)
         if self.drop_tokens:
-            return visible_attention_maps(self.backbone, images, mask.visible)
-        return attention_maps(self.backbone, images, insert_mask_token(self.hidden_patches(mask), self.mask_token))
+            return super().attention_maps(images, mask)
+        return attention_maps(self.backbone, *self._insert_masked(images, mask))
 
     def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
         """Return the loss of a constant prediction, the mean of all targets."""
@@ -410,7 +383,7 @@ class Data2Vec(EMATeacherMethod):
         first = self._split(mask.cells[:, :1], self.num_visible)
         prediction = self.predict(self.blank(images, first), first)[:, 0, :first.masked.shape[1]]
         pictures = paint_features(
-            self.average_outputs(self._teacher_outputs(images)),
+            self.layer_average.average(self.layer_average.outputs(self.target_encoder, images)),
             scatter_patches(prediction, first.masked, self.num_cells),
             grid_size=self.grid_size,
             img_size=self.img_size,
@@ -433,65 +406,11 @@ class Data2Vec(EMATeacherMethod):
         return feature_stride
 
     def _check_cls_loss(self, cls_loss: Optional[float]) -> float:
-        possible = self.drop_tokens and self.num_prefix_tokens > 0 and _has_class_token(self.backbone)
+        possible = self.drop_tokens and self.num_prefix_tokens > 0 and has_class_token(self.backbone)
         if cls_loss and not possible:
             raise ValueError(
                 f'cls_loss must be 0: {model_name(self.backbone)} has no class token, or encodes all tokens.')
         return (2.56 if possible else 0.) if cls_loss is None else cls_loss
-
-    def _find_target_layers(self, count: Optional[int], num_features: int) -> Tuple[int, List[int]]:
-        """Return the width of the target, and the numbers of the block outputs that it is the average of.
-
-        There are no numbers if no block output lies on the grid of the model's features; these are the target then.
-
-        Args:
-            count: Number of block outputs, three quarters of them if None.
-            num_features: Width of the model's features.
-        """
-        shapes: List[Tuple[int, ...]] = []
-
-        def run(replica: nn.Module, images: torch.Tensor) -> torch.Tensor:
-            outputs = self._block_outputs(replica, images)
-            shapes[:] = [tuple(x.shape) for x in outputs]
-            return outputs[-1]
-
-        run_on_meta(self.backbone, self.in_chans, self.img_size, run, 'does not return the outputs of its blocks')
-        fitting = [number for number, shape in enumerate(shapes) if self._on_grid(shape)]
-        widths = [shapes[number][2 if len(shapes[number]) == 3 else 1] for number in fitting]
-        fitting = [number for number, width in zip(fitting, widths) if width == widths[-1]]
-        available = max(1, len(fitting))  # the features of the model, if there are no others
-        count = -(-available * 3 // 4) if count is None else count
-        if not isinstance(count, int) or not 1 <= count <= available:
-            raise ValueError(
-                f'average_top_k_layers must be a number from 1 to {available}, the block outputs of '
-                f'{model_name(self.backbone)} in the shape of the last one, got {count!r}.')
-        return (widths[-1] if widths else num_features), fitting[-count:]
-
-    def _block_outputs(
-            self,
-            encoder: nn.Module,
-            images: torch.Tensor,
-            indices: Optional[List[int]] = None,
-    ) -> List[torch.Tensor]:
-        """Return block outputs by number, all if None, as tokens (B, N, D) or maps (B, D, h, w)."""
-        # maps of Gemma4 would wait for the device; Hiera drops units of several patches, and has no other format
-        in_patches = _drops_tokens(type(encoder)) and (
-            encoder.keep_grid(self.img_size) == encoder.patch_grid(self.img_size))
-        return encoder.forward_intermediates(
-            images, indices=indices, intermediates_only=True, output_fmt='NLC' if in_patches else 'NCHW')
-
-    def _on_grid(self, shape: Tuple[int, ...]) -> bool:
-        """Whether a block output of a shape (B, N, D) or (B, D, h, w) has one feature for each cell."""
-        return shape[1] == self.num_cells if len(shape) == 3 else shape[2:] == self.grid_size
-
-    @torch.no_grad()
-    def _teacher_outputs(self, images: torch.Tensor) -> List[torch.Tensor]:
-        """Return the block outputs (B, N, D) of the teacher for whole images, in float32."""
-        if self.target_layers:
-            outputs = self._block_outputs(self.target_encoder, images, self.target_layers)
-        else:
-            outputs = [feature_map(self.target_encoder, images)]
-        return [full_precision(x if x.ndim == 3 else x.flatten(2).transpose(1, 2)) for x in outputs]
 
     def _encode_visible(self, images: torch.Tensor, mask: Data2VecMask) -> torch.Tensor:
         """Encode the visible patches of each copy as tokens (B * M, P + K, C)."""
@@ -519,29 +438,16 @@ class Data2Vec(EMATeacherMethod):
     def _patches_per_cell(self) -> Tuple[int, int]:
         return self.cell[0] // self.patch_stride[0], self.cell[1] // self.patch_stride[1]
 
-    def _mask_images(self, images: torch.Tensor, mask: torch.Tensor) -> Tuple[torch.Tensor, Data2VecMask]:
-        """Check images and a mask with one copy of each, and return the images with masked pixels set to 0."""
-        self._check_images(images)
+    def _one_copy(self, mask: torch.Tensor) -> torch.Tensor:
         if mask.ndim == 4 and mask.shape[1] != 1:
             raise ValueError(f'mask must have one copy of each image here, got {mask.shape[1]}.')
+        return mask
+
+    def _insert_masked(self, images: torch.Tensor, mask: torch.Tensor) -> Tuple[torch.Tensor, InsertMaskToken]:
+        """Return images whose masked pixels are 0, and the function that inserts the mask token."""
+        self._check_images(images)
         mask = self.given_mask(mask, images)
-        return self.blank(images, mask), mask
+        return self.blank(images, mask), insert_mask_token(self.hidden_patches(mask), self.mask_token)
 
     def _split(self, cells: torch.Tensor, num_visible: int) -> Data2VecMask:
         return Data2VecMask(cells, *split_mask(cells.flatten(2).flatten(0, 1), num_visible))
-
-
-def _instance_norm(x: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-    """Normalise tokens (B, N, D) over the tokens of each image, channel by channel."""
-    variance, mean = torch.var_mean(x, dim=1, unbiased=False, keepdim=True)
-    return (x - mean) / (variance + eps).sqrt()
-
-
-def _drops_tokens(model_cls: type) -> bool:
-    return unsupported_reason(model_cls, ('keep_tokens',)) is None
-
-
-def _has_class_token(backbone: nn.Module) -> bool:
-    """Whether the first prefix token of a model is a class token."""
-    holders = (backbone, getattr(backbone, 'embeds', None))  # NaFlexVit keeps its tokens in `embeds`
-    return any(getattr(holder, 'cls_token', None) is not None for holder in holders)

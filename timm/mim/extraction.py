@@ -18,8 +18,8 @@ from .backbone import encode_visible, model_name
 from .errors import MIMUnsupportedError
 
 __all__ = [
-    'BlockRecorder', 'VisibleIntermediates', 'attention_maps', 'masked_intermediates', 'visible_attention_maps',
-    'visible_intermediates',
+    'BlockRecorder', 'VisibleExtraction', 'VisibleIntermediates', 'attention_maps', 'masked_intermediates',
+    'visible_attention_maps', 'visible_intermediates',
 ]
 
 InsertMaskToken = Callable[[torch.Tensor], torch.Tensor]
@@ -168,6 +168,47 @@ def visible_attention_maps(
         MIMUnsupportedError: The model has no attention maps.
     """
     return _extract_attention(backbone, lambda: encode_visible(backbone, images, visible), images.device)
+
+
+class VisibleExtraction:
+    """Part of a method (`MIMMethod`) whose model encodes the visible patches only: hidden states and attention maps."""
+
+    def forward_intermediates(self, images: torch.Tensor, mask: Any) -> VisibleIntermediates:
+        """Return the hidden states of the model, which encodes the visible patches only.
+
+        Args:
+            images: Normalised images of shape (B, C, H, W).
+            mask: Mask in the form that the method's `given_mask` describes.
+
+        Raises:
+            MIMUnsupportedError: The model has no list of blocks.
+        """
+        return visible_intermediates(self.backbone, *self._hide_masked(images, mask))
+
+    def attention_maps(self, images: torch.Tensor, mask: Any) -> Dict[str, torch.Tensor]:
+        """Return the attention maps of the model among prefix tokens and visible patches, in eval mode.
+
+        Args:
+            images: Normalised images of shape (B, C, H, W).
+            mask: As for `forward_intermediates`, whose `visible` names the patches of queries and keys.
+
+        Returns:
+            Maps after the softmax of shape (B, heads, P + K, P + K), by the names of the modules.
+
+        Raises:
+            MIMUnsupportedError: The model has no attention maps.
+        """
+        return visible_attention_maps(self.backbone, *self._hide_masked(images, mask))
+
+    def visible_patches(self, mask: Any) -> torch.Tensor:
+        """Return the indices (B, K) of the visible patches of a mask that `given_mask` has checked."""
+        return mask.visible
+
+    def _hide_masked(self, images: torch.Tensor, mask: Any) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Return images whose masked pixels are 0, and the indices (B, K) of the visible patches."""
+        self._check_images(images)
+        mask = self.given_mask(mask, images)
+        return self.blank(images, mask), self.visible_patches(mask)
 
 
 def _extract_attention(backbone: nn.Module, encode: Callable[[], Any], device: torch.device) -> Dict[str, torch.Tensor]:

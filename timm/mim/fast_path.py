@@ -199,6 +199,8 @@ def _join(seen: torch.Tensor, unseen: torch.Tensor, masked: torch.Tensor) -> tor
 def _is_plain(block: nn.Module) -> bool:
     if type(block) is not Block or type(block.attn) is not Attention:
         return False
+    if 'forward' in vars(block):  # compiled, or its activations are recomputed
+        return False
     return type(block.attn.qkv) is nn.Linear and block.attn.gate is None and block.attn.fused_attn
 
 

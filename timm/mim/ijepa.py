@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from timm.models._embed_stages import gather_patches
 
-from .backbone import num_prefix_tokens, remove_unused, to_pair
+from .backbone import default_num_heads, num_prefix_tokens, remove_unused, to_pair
 from .decoder import MaskedDecoder
 from .errors import MIMUnsupportedError
-from .extraction import VisibleIntermediates, visible_attention_maps, visible_intermediates
+from .extraction import VisibleExtraction
 from .factory import register_mim
 from .fast_path import decode_masked
 from .masking import scatter_patches, unit_grid, unit_patches
@@ -40,7 +40,7 @@ _SAMPLERS = dict(unbiased=MultiBlockSampler, official=OfficialMultiBlockSampler)
 
 
 @register_mim('ijepa')
-class IJEPA(EMATeacherMethod):
+class IJEPA(VisibleExtraction, EMATeacherMethod):
     """I-JEPA on any model that can drop tokens.
 
     `backbone` is the context encoder. The target encoder is its moving average; call
@@ -117,7 +117,7 @@ class IJEPA(EMATeacherMethod):
             self.grid_size,
             predictor_dim,
             predictor_depth,
-            _num_heads(backbone, predictor_dim) if predictor_heads is None else predictor_heads,
+            default_num_heads(backbone, predictor_dim) if predictor_heads is None else predictor_heads,
             pos_embed=predictor_pos_embed,
             **dd,
         )
@@ -184,38 +184,9 @@ class IJEPA(EMATeacherMethod):
         unseen = torch.ones(len(mask.context), self.num_patches, dtype=torch.bool, device=mask.context.device)
         return unseen.scatter(1, mask.context, False).unflatten(1, self.grid_size)
 
-    def forward_intermediates(
-            self,
-            images: torch.Tensor,
-            mask: Tuple[torch.Tensor, torch.Tensor],
-    ) -> VisibleIntermediates:
-        """Return the hidden states of the context encoder, which encodes the patches of the context only.
-
-        Args:
-            images: Normalised images of shape (B, C, H, W).
-            mask: Indices of the context of shape (B, K), and of the targets of shape (B, T, M), which are ignored.
-
-        Raises:
-            MIMUnsupportedError: The model has no list of blocks.
-        """
-        mask = self.given_mask(mask, images)
-        return visible_intermediates(self.backbone, self.blank(images, mask), mask.context)
-
-    def attention_maps(self, images: torch.Tensor, mask: Tuple[torch.Tensor, torch.Tensor]) -> Dict[str, torch.Tensor]:
-        """Return the attention maps of the context encoder, among prefix tokens and context patches, in eval mode.
-
-        Args:
-            images: Normalised images of shape (B, C, H, W).
-            mask: As for `forward_intermediates`, whose `visible` names the patches of queries and keys.
-
-        Returns:
-            Maps after the softmax of shape (B, heads, P + K, P + K), by the names of the modules.
-
-        Raises:
-            MIMUnsupportedError: The model has no attention maps.
-        """
-        mask = self.given_mask(mask, images)
-        return visible_attention_maps(self.backbone, self.blank(images, mask), mask.context)
+    def visible_patches(self, mask: MultiBlockMasks) -> torch.Tensor:
+        """Return the indices (B, K) of the patches of the context, the only ones that the context encoder encodes."""
+        return mask.context
 
     @property
     def encoder(self) -> nn.Module:
@@ -304,10 +275,3 @@ class IJEPA(EMATeacherMethod):
             for depth, block in enumerate(self.predictor.blocks, start=1):
                 block.attn.proj.weight.div_(math.sqrt(2. * depth))
                 block.mlp.fc2.weight.div_(math.sqrt(2. * depth))
-
-
-def _num_heads(backbone: nn.Module, width: int) -> int:
-    """Return the number of attention heads of the first block (12 if unknown), reduced until it divides a width."""
-    numbers = (getattr(module, 'num_heads', None) for module in backbone.modules())
-    num_heads = next((number for number in numbers if isinstance(number, int)), 12)
-    return next(heads for heads in range(num_heads, 0, -1) if width % heads == 0)

@@ -19,7 +19,7 @@ from timm.models._embed_stages import gather_patches
 from .backbone import num_prefix_tokens, remove_unused, to_pair
 from .cross_decoder import CrossDecoder
 from .decoder import MaskedDecoder, init_xavier
-from .extraction import BlockRecorder, VisibleIntermediates, visible_attention_maps, visible_intermediates
+from .extraction import BlockRecorder, VisibleExtraction
 from .factory import register_mim
 from .fast_path import decode_masked, select_patches
 from .masking import (
@@ -64,7 +64,7 @@ class MAEMask(NamedTuple):
 
 
 @register_mim('mae')
-class MAE(NaFlexMethod):
+class MAE(VisibleExtraction, NaFlexMethod):
     """Masked autoencoder on any model that can drop tokens.
 
     A mask is bool of shape (B, h, w) or (B, h * w), True is masked, with the same number of masked patches in each
@@ -288,35 +288,6 @@ class MAE(NaFlexMethod):
             mean, std = patch_statistics(patchify(images, self.patch_stride))
             patches = patches * std + mean
         return unpatchify(patches, self.patch_stride, self.grid_size)
-
-    def forward_intermediates(self, images: torch.Tensor, mask: torch.Tensor) -> VisibleIntermediates:
-        """Return the hidden states of the model, which encodes the visible patches only.
-
-        Args:
-            images: Normalised images of shape (B, C, H, W).
-            mask: Masked patches of shape (B, h, w) or (B, h * w) bool, True is masked, the same number in each sample.
-
-        Raises:
-            MIMUnsupportedError: The model has no list of blocks.
-        """
-        mask = self.given_mask(mask, images)
-        return visible_intermediates(self.backbone, self.blank(images, mask), mask.visible)
-
-    def attention_maps(self, images: torch.Tensor, mask: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """Return the attention maps of the model among prefix tokens and visible patches, in eval mode.
-
-        Args:
-            images: Normalised images of shape (B, C, H, W).
-            mask: As for `forward_intermediates`, whose `visible` names the patches of queries and keys.
-
-        Returns:
-            Maps after the softmax of shape (B, heads, P + K, P + K), by the names of the modules.
-
-        Raises:
-            MIMUnsupportedError: The model has no attention maps.
-        """
-        mask = self.given_mask(mask, images)
-        return visible_attention_maps(self.backbone, self.blank(images, mask), mask.visible)
 
     def uninformed_losses(self, output: MIMOutput) -> Dict[str, torch.Tensor]:
         """Return the loss of predicting zeros. With `norm_pix`, zero is the mean of each patch, and the loss is about

@@ -20,9 +20,8 @@ from typing import List, Tuple, Union
 import torch
 
 __all__ = [
-    'block_mask', 'block_noise_size', 'default_mask_unit', 'inverse_block_mask', 'inverse_block_noise_size',
-    'keyed_noise', 'masked_count', 'random_mask', 'scatter_patches', 'share_count', 'split_mask', 'unit_grid',
-    'unit_patches', 'upsample_mask', 'visible_count',
+    'block_mask', 'block_noise_size', 'default_mask_unit', 'keyed_noise', 'masked_count', 'random_mask',
+    'scatter_patches', 'share_count', 'split_mask', 'unit_grid', 'unit_patches', 'upsample_mask', 'visible_count',
 ]
 
 _WORD = (1 << 64) - 1  # mask of an unsigned 64 bit word
@@ -248,51 +247,6 @@ def block_mask(noise: torch.Tensor, grid_size: Tuple[int, int], count: int) -> t
     number = torch.arange(_MAX_BLOCKS, device=noise.device).view(1, -1, 1)
     covered = torch.where(distance < 1, number + distance, float(_MAX_BLOCKS)).amin(dim=1)
     return random_mask(covered + 1e-3 * noise[:, 4 * _MAX_BLOCKS:], count)
-
-
-def inverse_block_noise_size() -> int:
-    """Return the number of noise values per sample that `inverse_block_mask` needs."""
-    return 5
-
-
-def inverse_block_mask(
-        noise: torch.Tensor,
-        grid_size: Tuple[int, int],
-        num_visible: int,
-        aspect: Tuple[float, float] = (0.5, 2.),
-        roll: bool = True,
-) -> torch.Tensor:
-    """Mask all cells but a rectangular block, as in CAPI.
-
-    The logarithm of the block's aspect ratio (height divided by width) and its position are uniform. Its sides are
-    rounded up, and its last cells in row-major order are masked, until the number of visible cells is exact. It is then
-    shifted by a random offset, around the border, so that all cells are visible equally often.
-
-    Args:
-        noise: Uniform noise in [0, 1) of shape (B, inverse_block_noise_size).
-        grid_size: Grid (H, W).
-        num_visible: Number of visible cells.
-        aspect: Smallest and largest aspect ratio; ratios for which the block would not fit the grid are left out.
-        roll: Shift the block.
-
-    Returns:
-        Mask of shape (B, H, W) bool, True is masked.
-    """
-    height, width = grid_size
-    fits = math.log(num_visible / width ** 2), math.log(height ** 2 / (num_visible + 1e-5))
-    low, high = (min(max(math.log(limit), fits[0]), fits[1]) for limit in aspect)
-    ratio = torch.exp(low + (high - low) * noise[:, 0])
-    rows = (num_visible * ratio).sqrt().ceil().clamp(max=height)  # (B,)
-    columns = (num_visible / ratio).sqrt().ceil().clamp(max=width)
-    offsets = []  # of each cell from the first cell of the block, per axis
-    for number, (cells, side) in enumerate(((height, rows), (width, columns))):
-        first = (noise[:, 1 + number] * (cells - side + 1)).floor()
-        shift = (noise[:, 3 + number] * cells).floor() if roll else torch.zeros_like(first)
-        cell = torch.arange(cells, device=noise.device)
-        offsets.append((cell - shift.unsqueeze(1)) % cells - first.unsqueeze(1))  # (B, cells)
-    down, across = offsets[0].unsqueeze(2), offsets[1].unsqueeze(1)
-    inside = (down >= 0) & (across >= 0) & (across < columns.view(-1, 1, 1))
-    return ~(inside & (down * columns.view(-1, 1, 1) + across < num_visible))
 
 
 def unit_grid(

@@ -119,8 +119,8 @@ class EMATeacherMethod(MIMMethod):
         optimizer.step()
         method.update_target(step / num_steps)
 
-    Only parameters are averaged. Buffers, such as tables of rotary embeddings, are constants in these models and keep
-    their initial values.
+    Only parameters are averaged. Running statistics of batch norms are copied from the model; other buffers, such as
+    tables of rotary embeddings, are constants in these models and keep their initial values.
     """
 
     def add_target_encoder(self, momentum: Tuple[float, float]) -> None:
@@ -157,6 +157,10 @@ class EMATeacherMethod(MIMMethod):
         targets, sources = list(self.target_encoder.parameters()), list(self.backbone.parameters())
         torch._foreach_mul_(targets, momentum)
         torch._foreach_add_(targets, sources, alpha=1. - momentum)
+        statistics = dict(self.backbone.named_buffers())
+        for name, buffer in self.target_encoder.named_buffers():
+            if name.endswith(('running_mean', 'running_var')):
+                buffer.copy_(statistics[name])
 
     def momentum_at(self, progress: float) -> float:
         """Return the momentum after a share of the training: it changes linearly from the first to the second value."""

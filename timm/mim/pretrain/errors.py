@@ -13,6 +13,7 @@ from typing import Iterator, List, Optional
 
 import torch
 
+from timm.utils import world_info_from_env
 from ..errors import one_line as one_line
 from .flags.errors import UserError as UserError
 
@@ -127,7 +128,7 @@ def _die_of(number: int) -> None:
 
 def _announce(line: str) -> None:
     """Write a line from the first process, without Python's buffers, which the signal may have interrupted."""
-    if int(os.environ.get('RANK', 0)):
+    if world_info_from_env()[1]:
         return
     try:
         above = '\n' if os.isatty(2) else ''  # the current line of a terminal shows ^C or a progress bar
@@ -183,7 +184,7 @@ def _exit(error: Exception, code: int, alone: bool = False) -> None:
 
 
 def _say(text: str, alone: bool = False) -> None:
-    rank, script = int(os.environ.get('RANK', 0)), program()
+    rank, script = world_info_from_env()[1], program()
     if alone and rank:
         script = f'{script}: rank {rank}'
     if alone or rank == 0:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ..masking import keyed_noise
 from ..output import View
-from ..targets import masked_l1_loss
+from ..targets import full_precision, masked_l1_loss
 
 MASK_SEED = 0  # the same for every seed of a run, so that runs are comparable
 MIN_MASKS = 32  # if there are fewer images, each gets several masks to reach this number
@@ -49,22 +49,25 @@ def diffusion_fill(
         max_iterations: Maximum number of iterations.
 
     Returns:
-        Filled images (B, C, H, W), float64.
+        Filled images (B, C, H, W), float32 unless the images are float64.
     """
-    images = images.double()
+    images = full_precision(images)
+    is_masked = pixel_mask.to(images.dtype)
 
+    # Operations in place: the time goes into reading and writing memory.
     def laplacian(x: torch.Tensor) -> torch.Tensor:
         # Replicated borders have zero difference to their neighbours, so nothing flows across the border.
         padded = F.pad(x, (1, 1, 1, 1), mode='replicate')
-        neighbours = padded[:, :, :-2, 1:-1] + padded[:, :, 2:, 1:-1] + padded[:, :, 1:-1, :-2] + padded[:, :, 1:-1, 2:]
-        return (4 * x - neighbours) * pixel_mask
+        neighbours = padded[:, :, :-2, 1:-1] + padded[:, :, 2:, 1:-1]
+        neighbours.add_(padded[:, :, 1:-1, :-2]).add_(padded[:, :, 1:-1, 2:])
+        return neighbours.sub_(x, alpha=4).neg_().mul_(is_masked)
 
     def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return (a * b).sum((2, 3), keepdim=True)
+        return torch.linalg.vecdot(a.flatten(2), b.flatten(2))[..., None, None]
 
     filled = mean_of_visible(images, pixel_mask)
-    residual = -laplacian(filled)
-    direction = residual
+    residual = laplacian(filled).neg_()
+    direction = residual.clone()
     energy = dot(residual, residual)
     target = energy * tolerance ** 2
     for iteration in range(max_iterations):
@@ -72,10 +75,10 @@ def diffusion_fill(
             break
         applied = laplacian(direction)
         step = energy / dot(direction, applied).clamp_min(1e-30)
-        filled = filled + step * direction
-        residual = residual - step * applied
+        filled.addcmul_(step, direction)
+        residual.addcmul_(step, applied, value=-1)
         previous, energy = energy, dot(residual, residual)
-        direction = residual + energy / previous.clamp_min(1e-30) * direction
+        direction.mul_(energy / previous.clamp_min(1e-30)).add_(residual)
     return filled
 
 
@@ -216,5 +219,7 @@ def evaluating(method: nn.Module) -> Iterator[None]:
     """Put a method into evaluation mode for the block, and restore its mode afterwards."""
     training = method.training
     method.eval()
-    yield
-    method.train(training)
+    try:
+        yield
+    finally:
+        method.train(training)

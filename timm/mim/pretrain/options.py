@@ -124,8 +124,9 @@ def _check_others(options: RunOptions) -> None:
         raise UserError(f'--stop-epoch {options.stop_epoch} is after the last epoch, {options.epochs}.')
     if options.torchcompile_mode and not options.torchcompile:
         raise UserError('--torchcompile-mode is for --torchcompile, which is not given.')
-    if options.fsdp:
-        _check_sharding(options)
+    _check_sharding(options)
+    if options.grad_checkpointing and options.grad_checkpointing_every:
+        raise UserError('--grad-checkpointing recomputes all blocks: leave it or --grad-checkpointing-every out.')
     _check_probes(options)
     _check_naflex(options)
     if options.device is not None:
@@ -239,13 +240,20 @@ def _check_device(device: str) -> None:
 
 
 def _check_sharding(options: RunOptions) -> None:
+    if not options.fsdp:
+        for name in ('fsdp_replicas', 'fsdp_reshard', 'fsdp_param_dtype', 'fsdp_reduce_dtype'):
+            if getattr(options, name) != DEFAULTS[name]:
+                raise UserError(f'{flag_name(name)} is for --fsdp, which is not given.')
+        return
     if not has_fsdp2:
         raise UserError(f'--fsdp needs PyTorch 2.6 or newer, this is {torch.__version__}.')
-    for name in ('torchcompile', 'channels_last'):
-        if getattr(options, name):
-            raise UserError(f'{flag_name(name)} does not work with --fsdp: leave one of them out.')
+    if options.channels_last:
+        raise UserError('--channels-last does not work with --fsdp: leave one of them out.')
     if options.clip_grad and options.clip_mode == 'agc':
         raise UserError('--clip-mode agc needs unsharded parameters, and --fsdp shards them: use norm or value.')
+    dtype = options.fsdp_param_dtype
+    if dtype and not (options.amp and options.amp_dtype == dtype):
+        raise UserError(f'--fsdp-param-dtype {dtype} needs --amp --amp-dtype {dtype}: operations run in that type.')
 
 
 def given_arguments(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:

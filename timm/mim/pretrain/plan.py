@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from .blocks import repeated_blocks
 from .errors import UserError, one_line
 from .flags.run_options import RunOptions
-from .sharding import repeated_blocks
 from .task import autocast_of, create_method, create_optimizer, state_tensors
 
 # Dense tensor operations per second, in 1e12: data sheets of NVIDIA for bfloat16, and for float32 as TF32

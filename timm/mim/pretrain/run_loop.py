@@ -21,13 +21,14 @@ from .hold_out import hold_out
 from .options import resolve_options
 from .plan import plan
 from .probes.probes import Probes
+from .processes import import_device_modules, init_process
 from .reporting.console import LogFile, Progress, lines_above_bar, log_end, log_start, peak_memory, wants_bar
 from .reporting.records import Records, check_trackers, open_trackers
 from .reporting.report import Report, collect_environment, go_on_command, typed_command
 from .resume import check_same_data, find_checkpoint, take_measured
 from .run_folder import FolderLock, claim_run_folder, save_options
 from .sharding import whole
-from .task import create_method, import_device_modules, import_mim_module, init_process
+from .task import create_method, import_mim_module
 from .trainer import Trainer
 
 _logger = logging.getLogger(__name__)
@@ -163,7 +164,8 @@ class RunLoop:
             last = trainer.last_epoch * trainer.updates_per_epoch
             saved = f'saved after step {trainer.update} of {last}' if trainer.update else 'before the first step'
             command = go_on_command(typed_command(), self.options, self.folder)
-            raise RunStopped(f'stopped, {saved}; this command continues the run:', command)
+            where = ' on each machine' if command.startswith('torchrun --nnodes') else ''
+            raise RunStopped(f'stopped, {saved}; this command{where} continues the run:', command)
 
     def _train_epoch(self, epoch: int, progress: Progress) -> None:
         """Train until the epoch ends or the trainer stops, and report and save in between."""

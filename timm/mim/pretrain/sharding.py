@@ -3,13 +3,15 @@
 Checkpoints store unsharded tensors, so a run can resume with or without --fsdp, whichever it had before.
 """
 from contextlib import contextmanager
-from typing import Any, Iterator, List
+from typing import Any, Iterator, Optional
 
 import torch
 import torch.nn as nn
 
+from .blocks import repeated_blocks
+
 try:
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
     from torch.distributed.tensor import DTensor, distribute_tensor
     has_fsdp2 = True
 except ImportError:
@@ -20,8 +22,15 @@ _FORWARD_METHODS = (
     'apply_to_encoder', 'reconstruct', 'reconstruct_naflex', 'reconstruct_with_target_statistics', 'views')
 
 
-def shard(method: nn.Module, device: torch.device) -> None:
-    """Shard a method over all processes in place, one block at a time.
+def shard(
+        method: nn.Module,
+        device: torch.device,
+        replicas: int = 1,
+        reshard: bool = True,
+        param_dtype: Optional[torch.dtype] = None,
+        reduce_dtype: Optional[torch.dtype] = None,
+) -> None:
+    """Shard a method over processes in place, one block at a time.
 
     Each of the `repeated_blocks`, such as the blocks of a transformer, is gathered for its own forward and backward
     pass. The other parameters are gathered for the whole step.
@@ -29,25 +38,28 @@ def shard(method: nn.Module, device: torch.device) -> None:
     Args:
         method: Masked image modeling method, with equal weights on all processes.
         device: Device of this process.
+        replicas: Number of groups of processes. Each group holds all parameters, and its processes a shard each.
+        reshard: Free the gathered parameters of a block after its forward pass, and gather them again for its backward
+            pass. Otherwise they stay until then.
+        param_dtype: Dtype in which the parameters of blocks are gathered, and to which the inputs of blocks are cast.
+            None for the dtype of the parameters. Parameters outside of blocks keep their dtype.
+        reduce_dtype: Dtype in which processes average gradients, None for that of the gradients.
     """
-    mesh = torch.distributed.init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    size = torch.distributed.get_world_size()
+    if replicas == 1:
+        mesh = torch.distributed.init_device_mesh(device.type, (size,))
+    else:
+        mesh = torch.distributed.init_device_mesh(
+            device.type, (replicas, size // replicas), mesh_dim_names=('replicate', 'shard'))
+    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype)
     for block in repeated_blocks(method):
-        fully_shard(block, mesh=mesh)
-    fully_shard(method, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    # images are among the inputs of the method, and so are the targets of its loss: they keep their dtype
+    policy = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
+    fully_shard(method, mesh=mesh, mp_policy=policy)
     for name in _FORWARD_METHODS:
         if hasattr(method, name):
             register_fsdp_forward_method(method, name)
-
-
-def repeated_blocks(module: nn.Module) -> List[nn.Module]:
-    """Return the members of the innermost `ModuleList`s and `Sequential`s whose members have one type and parameters.
-    """
-    below = [block for child in module.children() for block in repeated_blocks(child)]
-    if below or not isinstance(module, (nn.ModuleList, nn.Sequential)):
-        return below
-    children = list(module.children())
-    alike = len(children) > 1 and len({type(child) for child in children}) == 1
-    return children if alike and next(children[0].parameters(), None) is not None else []
 
 
 @contextmanager

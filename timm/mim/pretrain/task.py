@@ -1,7 +1,6 @@
-"""Set up training: device and rank, model, method, precision, optimizer, schedules and the training task."""
+"""Set up training: model, method, precision, optimizer, schedules and the training task."""
 
 import argparse
-import importlib
 import logging
 import math
 import os
@@ -18,14 +17,16 @@ from timm.models import create_model, resolve_model_input_args
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import MaskedImageModelingTask
-from timm.utils import NativeScaler, init_distributed_device, is_primary
+from timm.utils import NativeScaler, is_primary
 from ..errors import MIMUnsupportedError
 from ..factory import create_mim, import_user_module, is_known_model, list_mim_models, unknown_model
 from ..files import verify_checksums
+from .blocks import checkpoint_blocks, compile_blocks
 from .checkpoints import Checkpoint
 from .errors import UserError, flag_name, one_line
 from .flags.run_options import RunOptions
 from .optimizers import JoinedOptimizer, only_training, own_parts
+from .processes import settle_buckets
 from .resume import restore_weights
 from .sharding import shard
 
@@ -33,70 +34,6 @@ _WEIGHT_FILES = ('initial_checkpoint', 'pretrained_path')
 
 # Arguments of `create_mim` that have flags of their own.
 _FLAGS_INSTEAD = dict(method='--mim', backbone='--model', img_size='--img-size', model_kwargs='--model-kwargs')
-
-
-def default_device() -> str:
-    """Return the type of the accelerator that PyTorch finds on this machine (cuda, xpu, mps, ...), or 'cpu'."""
-    if hasattr(torch, 'accelerator'):  # PyTorch 2.6 and newer
-        return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else 'cpu'
-    if torch.cuda.is_available():
-        return 'cuda'
-    return 'mps' if torch.backends.mps.is_available() else 'cpu'
-
-
-def describe_device(device: torch.device, chosen: bool) -> str:
-    """Return one line that names the device of a run.
-
-    Args:
-        device: Device of this process.
-        chosen: The user named the device.
-    """
-    text = f'device: {device}'
-    if device.type == 'cuda':
-        text += f' ({torch.cuda.get_device_name(device)})'
-    if chosen:
-        return text
-    return text + (', because there is no accelerator' if device.type == 'cpu' else ', the accelerator of this machine')
-
-
-def init_process(options: RunOptions) -> argparse.Namespace:
-    """Set up the device and the rank of this process.
-
-    Args:
-        options: Options of the run. They do not change: args.yaml stores what the user gave.
-
-    Returns:
-        What `timm.utils.init_distributed_device` sets: `device`, `distributed`, `rank`, `local_rank` and `world_size`.
-
-    Raises:
-        UserError: `--fsdp` is given, and there is only one process.
-    """
-    process = argparse.Namespace(device=options.device or default_device())
-    if options.fsdp and int(os.environ.get('WORLD_SIZE', 1)) < 2:
-        raise UserError('--fsdp needs several processes, and there is one: start the script with torchrun.')
-    init_distributed_device(process)
-    speed_up_cuda()
-    return process
-
-
-def speed_up_cuda() -> None:
-    """Enable TF32 matrix products on CUDA devices, and cuDNN's search for the fastest convolution algorithm."""
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-
-
-def import_device_modules(modules: Optional[List[str]]) -> None:
-    """Import the modules of `--device-modules`, which register a device with PyTorch.
-
-    Raises:
-        UserError: A module cannot be imported.
-    """
-    for module in modules or []:
-        try:
-            importlib.import_module(module)
-        except ImportError as e:
-            raise UserError(f'--device-modules {module}: {one_line(e)}') from e
 
 
 def autocast_of(options: RunOptions, device: torch.device) -> Callable:
@@ -172,6 +109,8 @@ def create_method(options: RunOptions) -> Tuple[nn.Module, Dict[str, Any]]:
     method.fast_path = True  # training does not use predictions for visible patches
     if options.grad_checkpointing:
         method.set_grad_checkpointing(True)
+    elif options.grad_checkpointing_every:
+        checkpoint_blocks(method, options.grad_checkpointing_every)
     rebuild_args = {k: v for k, v in model_args.items() if k not in ('model_name', 'pretrained_cfg')}
     return method, rebuild_args
 
@@ -421,7 +360,7 @@ def create_task(
         process: argparse.Namespace,
         checkpoint: Optional[Checkpoint] = None,
 ) -> MaskedImageModelingTask:
-    """Create the training task, set up its moving average, load the checkpoint, and shard the method with --fsdp.
+    """Create the training task, set up its moving average, load the checkpoint, and compile and shard with --fsdp.
 
     Args:
         options: Options of the run.
@@ -430,7 +369,7 @@ def create_task(
         checkpoint: Checkpoint to resume from.
 
     Raises:
-        UserError: The checkpoint does not fit the method.
+        UserError: The checkpoint does not fit the method, or there is no such backend.
     """
     device = torch.device(process.device)
     if options.channels_last:
@@ -445,8 +384,18 @@ def create_task(
     if checkpoint is not None:
         restore_weights(task, checkpoint)
     if options.fsdp:
+        if options.torchcompile:
+            with _named_backend(options):
+                compile_blocks(task.get_method(), options.torchcompile, options.torchcompile_mode)
         for ema in (False, True) if task.has_ema() else (False,):
-            shard(task.get_method(ema=ema), device)
+            shard(
+                task.get_method(ema=ema),
+                device,
+                replicas=options.fsdp_replicas,
+                reshard=options.fsdp_reshard == 'always',
+                param_dtype=options.fsdp_param_dtype and getattr(torch, options.fsdp_param_dtype),
+                reduce_dtype=getattr(torch, options.fsdp_reduce_dtype),
+            )
     return task
 
 
@@ -455,7 +404,7 @@ def compile_and_distribute(
         options: RunOptions,
         process: argparse.Namespace,
 ) -> None:
-    """Compile the method, and wrap it in DistributedDataParallel unless it is sharded.
+    """Compile the method and wrap it in DistributedDataParallel, unless it is sharded and has compiled blocks.
 
     Args:
         task: Training task. Create the optimizer first: it reads parameter names, which the wrappers change.
@@ -465,14 +414,24 @@ def compile_and_distribute(
     Raises:
         UserError: There is no such backend.
     """
+    if options.fsdp:
+        return
     if options.torchcompile:
-        try:
+        with _named_backend(options):
             task.compile(backend=options.torchcompile, mode=options.torchcompile_mode)
-        except RuntimeError as e:
-            raise UserError(f'--torchcompile {options.torchcompile}: {one_line(e)}') from e
-    if process.distributed and not options.fsdp:
+    if process.distributed:
         device = torch.device(process.device)
         task.prepare_distributed(
             device_ids=None if device.type == 'cpu' else [device],
             **(dict(broadcast_buffers=False) if options.no_ddp_bb else {}),
         )
+        settle_buckets(task.trainable_module)
+
+
+@contextmanager
+def _named_backend(options: RunOptions) -> Iterator[None]:
+    """Name the option if `torch.compile` does not know its backend or mode."""
+    try:
+        yield
+    except RuntimeError as e:
+        raise UserError(f'--torchcompile {options.torchcompile}: {one_line(e)}') from e

@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 from timm.task import MaskedImageModelingTask
 from timm.utils import is_primary
 from ..visualize import save_views
-from .task import autocast_of, create_method, describe_device, init_process, import_mim_module
+from .processes import describe_device, init_process
+from .task import autocast_of, create_method, import_mim_module
 from .checkpoints import mismatch_errors, load_checkpoint, evaluation_weights
 from .data.datasets import HELD_OUT_LIMIT, image_mode, open_data, open_to_measure, resolve_image_config
 from .data.image_folder import describe_changes, fingerprint

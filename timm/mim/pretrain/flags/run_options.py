@@ -111,6 +111,9 @@ class ModelOptions:
     grad_accum_steps: int = option(
         1, 'N', 'number of batches whose gradients are added up for one update', allowed=ONE_OR_MORE)
     grad_checkpointing: bool = switch('recompute activations in the backward pass, which saves memory')
+    grad_checkpointing_every: Optional[int] = option(
+        None, 'N', 'recompute the activations of the first block and every N-th one after it only',
+        allowed=ONE_OR_MORE)
     in_chans: Optional[int] = option(
         None, 'N', 'number of channels of an image (default: 3)', allowed=ONE_OR_MORE, resume=SAME)
     input_size: Optional[List[int]] = option(None, 'N', 'channels, height and width', nargs=3, resume=SAME)
@@ -283,6 +286,22 @@ class MaskedImageModelingOptions:
         allowed=ZERO_OR_MORE)
     fsdp: bool = switch(
         'shard parameters, gradients and optimizer state over processes, for models that outgrow one device')
+    fsdp_replicas: int = option(
+        1, 'N',
+        'shard over the processes of a group, and hold the same shards in N groups, such as one per machine',
+        allowed=ONE_OR_MORE)
+    fsdp_reshard: str = option(
+        'always', 'WHEN',
+        'free the gathered parameters of a block after its forward pass: always, or never, which takes more memory and '
+        'a gather less',
+        choices=('always', 'never'))
+    fsdp_param_dtype: Optional[str] = option(
+        None, 'TYPE',
+        'type in which blocks gather their parameters and take their inputs: that of --amp-dtype (default: float32)',
+        choices=('bfloat16', 'float16'))
+    fsdp_reduce_dtype: str = option(
+        'float32', 'TYPE', 'type in which processes average gradients: float32 or bfloat16',
+        choices=('float32', 'bfloat16'))
     max_unreadable: float = option(
         0.1, 'SHARE',
         'end the run if more than this fraction of the images of an epoch cannot be read (default: 0.1); up to there, '

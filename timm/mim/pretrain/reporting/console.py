@@ -19,8 +19,8 @@ from ..errors import RunStopped, one_line
 from ..flags.run_options import RunOptions
 from ..held_out import HeldOutImages
 from ..probes.probes import Probes
+from ..processes import describe_device
 from ..run_folder import BEST, ENCODER, LAST, PICTURES, save_results
-from ..task import describe_device
 from ..trainer import Trainer
 from .report import CURVES, REPORT, collect_environment, title_of
 

@@ -210,8 +210,8 @@ def _draw_measures(axis, title: str, names: List[str], evaluations: List[Dict[st
 def typed_command() -> str:
     """Return the command line of this program, quoted for a shell.
 
-    If torchrun started the processes on one machine, the command begins with torchrun. On several machines its
-    arguments are unknown, and the command begins with Python.
+    If torchrun started the processes, the command begins with torchrun. For several machines it is to be typed on each
+    of them, and names one of them as the place where they meet.
     """
     return shlex.join(_command_words())
 
@@ -239,11 +239,23 @@ def _command_words() -> List[str]:
     # Only sys.orig_argv has Python's own flags and -m MODULE. It does not match if another program called this one.
     original = bool(arguments) and typed[-len(arguments):] == arguments
     words = list(typed) if original else [Path(sys.executable).name, *sys.argv]
-    processes = os.environ.get('LOCAL_WORLD_SIZE')
-    if 'TORCHELASTIC_RUN_ID' not in os.environ or processes != os.environ.get('WORLD_SIZE'):
-        return words
+    launcher = _launcher_words()
     own = 2 if words[1] == '-u' else 1  # torchrun starts `python -u`
-    return ['torchrun', '--nproc-per-node', processes, *words[own:]]
+    return [*launcher, *words[own:]] if launcher else words
+
+
+def _launcher_words() -> List[str]:
+    """Return torchrun with its arguments; nothing if it did not start this process, or machines have unequal numbers.
+    """
+    if 'TORCHELASTIC_RUN_ID' not in os.environ:
+        return []
+    per_machine, world_size = os.environ['LOCAL_WORLD_SIZE'], os.environ['WORLD_SIZE']
+    machines = int(os.environ.get('GROUP_WORLD_SIZE', 1))
+    if machines * int(per_machine) != int(world_size):
+        return []
+    meeting = [] if machines == 1 else [
+        '--nnodes', str(machines), '--rdzv-backend', 'c10d', '--rdzv-endpoint', os.environ['MASTER_ADDR']]
+    return ['torchrun', *meeting, '--nproc-per-node', per_machine]
 
 
 def collect_environment(device: torch.device, world_size: int = 1) -> Dict[str, str]:
