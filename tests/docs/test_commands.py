@@ -28,17 +28,26 @@ ELSEWHERE = {
     'pytest -m cuda': 'needs a CUDA device: tests/equivalence/test_cuda.py',
     'make cuda': 'needs a CUDA device; on the CPU: tests/benchmarks/test_gpu.py',
     'python -m benchmarks.digits': 'takes half an hour of processor time; the recipe itself is make pretrain',
+    'python -m benchmarks.continued':
+        'takes a quarter of an hour: tests/benchmarks/test_whole_runs.py, tests/train/test_probe_run.py',
+    'python -m benchmarks.sample_methods': 'takes a quarter of an hour; it runs train.py like other commands here',
     'make benchmark': 'takes minutes; the parts: tests/benchmarks/test_benchmarks.py',
     'python -m pytest --all-models tests/mim/test_every_model.py': 'takes hours',
     'python -m benchmarks.cross': 'takes minutes; its parts are the options of MAE in tests/mim/test_cross_decoder.py',
     'python -m benchmarks.leak ratio pvt_v2_b0 mobilenetv3_small_050': 'tests/benchmarks/test_leak.py',
     'python -m benchmarks.leak squares --model mobilenetv3_small_050': 'takes minutes: tests/benchmarks/test_leak.py',
     'python -m benchmarks.masked': 'takes minutes: tests/benchmarks/test_masked.py',
+    'python -m benchmarks.latent': 'takes minutes: tests/benchmarks/test_masked.py',
     'python -m benchmarks.masked resnet50 --decoder-dims 768 192 128':
         'takes minutes: tests/benchmarks/test_masked.py',
     'python examples/digits_resnet.py': 'takes minutes: tests/benchmarks/test_masked.py',
     'python -m benchmarks.native_aspect error OWN SQUARES':
         'needs two trained runs: tests/benchmarks/test_native_aspect_benchmark.py',
+    'python -m timm.mim.convert output/pretrain/my_run/last.dcp encoder.safetensors --to encoder':
+        'needs a run that writes folders: tests/train/test_faults_killed.py::test_folders_hold_what_files_do',
+    'python -m benchmarks.saving --model vit_large_patch16_224 --rounds 3':
+        'takes minutes: tests/train/test_checkpoint_folder.py::test_benchmark',
+    'python -m benchmarks.plan': 'takes minutes; small cases: tests/train/test_plan.py::test_memory_is_that_of_a_run',
     'python -m benchmarks.native_aspect padding': 'tests/benchmarks/test_native_aspect_benchmark.py',
     'python -m benchmarks.native_aspect speed': 'tests/benchmarks/test_native_aspect_benchmark.py',
     'make upstream-tests': 'takes hours; a sample: tests/upstream/test_upstream_sample.py::test_sample',

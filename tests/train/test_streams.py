@@ -19,7 +19,8 @@ from tiny_runs import SUPERVISED
 from timm.mim.pretrain.data.bands import measure_bands
 from timm.mim.pretrain.data.datasets import open_data
 from timm.mim.pretrain.data.loading import batches_of_epoch, create_train_loader
-from timm.mim.pretrain.data.streams import Stream, is_held_out, shuffled
+from timm.mim.pretrain.data.reading import sample_seed, seed_everything
+from timm.mim.pretrain.data.streams import Stream, StreamBatches, is_held_out, shuffled
 from timm.mim.pretrain.errors import UserError
 
 
@@ -130,6 +131,31 @@ def test_readers_share_shards(shards):
         if readers == 2:
             assert [len({int(key) // 10 for key in part}) for part in parts] == [2, 2]
     assert keys(stream, 40) != keys(stream, 40, epoch=1) and keys(stream, 40) == keys(stream, 40)
+
+
+class Draws:
+    """In place of a reader of images: returns the encoded image, and a random number that the seed decides."""
+
+    def read(self, image):
+        return image, torch.rand(()).item()
+
+    def finish(self, image, draw):
+        return image, draw
+
+
+def test_two_ranks_read_all_images_once_with_the_seeds_of_their_positions(shards):
+    stream = Stream(open_data(wds(shards), 'RGB').train.shards, 40, held_out=0., num_workers=0)
+    images, draws = [], {}
+    for rank in range(2):
+        batches = StreamBatches(stream, Draws(), 5, num_batches=4, seed=3, rank=rank, world_size=2)
+        for number, ((image, draw), _) in enumerate(batches):
+            images.append(bytes(image))
+            batch, place = divmod(number, 5)
+            draws[(batch * 2 + rank) * 5 + place] = draw  # batch n of both ranks together, then the next
+    assert len(images) == len(set(images)) == 40
+    for position, draw in draws.items():
+        seed_everything(sample_seed(3, 0, position))
+        assert draw == torch.rand(()).item()
 
 
 def test_shuffle_buffer():

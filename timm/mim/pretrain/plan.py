@@ -197,7 +197,8 @@ def _count_memory(update: _Update) -> Dict[str, float]:
         parameter.register_post_accumulate_grad_hook(lambda p: memory.move(p.grad, GRADIENTS))
         for parameter in method.parameters() if parameter.requires_grad]
     with memory:
-        for _ in range(2):  # the state of the optimizer exists from the second update on
+        for _ in range(2):  # the state of the optimizer exists from the second update on, whose peak counts
+            memory.peak.clear()
             update.run()
             for tensor in state_tensors(update.optimizer):
                 memory.move(tensor, OPTIMIZER)
