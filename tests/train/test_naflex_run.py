@@ -1,6 +1,7 @@
 """Runs of the training script with --naflex-loader, on very wide and very tall images."""
 import json
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from safetensors.torch import load_file
 import timm
 from timm.data.naflex_dataset import NaFlexCollator
 from timm.mim import create_mim
+from timm.mim.masking import keyed_noise
 from timm.mim.pretrain.data.datasets import open_data
 from timm.mim.pretrain.data.loading import create_train_loader
 from timm.mim.pretrain.data.naflex import NaFlexSampler, collate_sequences, images_in_budget
 from timm.mim.pretrain.errors import UnreadableImages
 from timm.mim.pretrain.flags.run_options import RunOptions
+from timm.mim.pretrain.naflex_held_out import NaFlexHeldOutImages
 from timm.mim.pretrain.naflex_update import naflex_parts
 
 MODEL = '--device cpu --model test_vit --model-kwargs use_naflex=True --workers 0 --batch-size 4'
@@ -208,20 +211,70 @@ def test_batches_of_an_epoch(world_size):
     assert set(lengths) == {16, 32}
 
 
+def naflex_batch(grids, length):
+    place = torch.arange(length)
+    generator = torch.Generator().manual_seed(len(grids))
+    return dict(
+        patches=torch.randn(len(grids), length, 768, generator=generator),
+        patch_coord=torch.stack([torch.stack([place // width, place % width], dim=1) for _, width in grids]),
+        patch_valid=torch.stack([place < height * width for height, width in grids]),
+    )
+
+
+@pytest.mark.parametrize('name, options', [
+    ('simmim', {}), ('mae', dict(decoder_dim=16, decoder_depth=1, decoder_heads=2))])
+def test_the_held_out_error_in_closed_form(name, options):
+    """The mean over all masked patches of all images and masks, whatever the batches."""
+    method = create_mim(name, 'test_vit', model_kwargs=dict(use_naflex=True), **options).eval()
+    images = naflex_batch([(1, 3), (4, 6), (2, 2)], 30)
+    held_out = NaFlexHeldOutImages(images, torch.arange(3), 3, torch.device('cpu'), batch_size=5)
+    errors, of_zeros, of_means = [], [], []
+    for i in range(3):
+        repeated = {key: value[i].expand(11, *value.shape[1:]) for key, value in images.items()}
+        noise = keyed_noise(0, 0, torch.arange(11 * i, 11 * i + 11), 30)  # 11 masks of each image, 32 at least
+        with torch.no_grad():
+            output = method(repeated, noise=noise)
+        for prediction, target, mask in zip(output.prediction, output.target, output.mask):
+            masked = mask if name == 'simmim' else slice(int(mask.sum()))
+            difference = (prediction - target)[masked]
+            errors.append(difference.abs() if name == 'simmim' else difference.square())
+            of_zeros.append(target[masked].square())
+            pixels = images['patches'][i].unflatten(1, (256, 3))
+            visible = pixels[images['patch_valid'][i] & ~mask]
+            of_means.append((pixels[mask] - visible.mean((0, 1))).abs())
+    measured = held_out.measure(method, nullcontext)
+    expected = torch.cat(errors).double().mean().item()
+    assert measured['masked_l1' if name == 'simmim' else 'loss'] == pytest.approx(expected, rel=1e-5)
+    if name == 'simmim':
+        expected = torch.cat(of_means).double().mean().item()
+        assert held_out.baselines(method, nullcontext)['mean_of_visible'] == pytest.approx(expected, rel=1e-5)
+    else:
+        assert measured['loss_of_patch_mean'] == pytest.approx(torch.cat(of_zeros).double().mean().item(), rel=1e-5)
+
+
+def test_positions_of_images_over_processes_and_batches(monkeypatch):
+    """Masks are keyed by the position in the global batch: those of a batch lie behind all of the one before."""
+    method = create_mim('simmim', 'test_vit', model_kwargs=dict(use_naflex=True))
+    monkeypatch.setattr('timm.mim.pretrain.naflex_update.dist.all_reduce', lambda total: total.mul_(2))
+    batches = [(naflex_batch([(2, 3)] * count, 6), torch.zeros(count)) for count in (4, 2)]
+    for rank, first in enumerate(([0, 8], [4, 10])):
+        parts = naflex_parts(iter(batches), 2, method, seed=1, update=3, rank=rank, world_size=2)
+        assert [part.first for part in parts] == first
+        for part in parts:
+            positions = torch.arange(part.first, part.first + len(part.noise))
+            assert torch.equal(part.noise, keyed_noise(1, 3, positions, 6))
+        # the mean over both processes of the sum over batches
+        assert sum(part.weight for part in parts).item() == pytest.approx(1)
+
+
 def test_all_masked_patches_of_an_update_weigh_the_same():
     """Batches of different lengths, over two accumulated batches: the sum of the weighted losses is the mean over all
     masked patches.
     """
     method = create_mim('mae', 'test_vit', model_kwargs=dict(use_naflex=True), decoder_dim=16, decoder_depth=1,
                         decoder_heads=2).eval()
-    batches = []
-    for height, width, count, length in ((1, 3, 4, 5), (4, 6, 2, 30)):
-        place = torch.arange(length)
-        batches.append((dict(
-            patches=torch.randn(count, length, 768),
-            patch_coord=torch.stack([place // width, place % width], dim=1).expand(count, -1, -1),
-            patch_valid=(place < height * width).expand(count, -1),
-        ), torch.zeros(count)))
+    batches = [(naflex_batch([grid] * count, length), torch.zeros(count))
+               for grid, count, length in (((1, 3), 4, 5), ((4, 6), 2, 30))]
     parts = naflex_parts(iter(batches), 2, method, seed=1, update=3, reference_size=2, loss_scale='linear')
     assert [part.first for part in parts] == [0, 4] and [part.scale for part in parts] == [2., 1.]
     total = patches = 0

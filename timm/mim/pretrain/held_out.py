@@ -200,8 +200,10 @@ class HeldOutImages:
         with evaluating(method):
             for images, noise in self.batches(method):
                 weight = self._weight(method, images, noise)
-                for name, value in values(images, noise).items():
-                    sums[name] = sums.get(name, 0) + value.double() * weight
+                found = values(images, noise)
+                if weight:  # otherwise no patch is masked, and the means of the batch are not numbers
+                    for name, value in found.items():
+                        sums[name] = sums.get(name, 0) + value.double() * weight
                 count += weight
             for _ in range(self.idle_batches):
                 values(*self._idle_batch(method))

@@ -24,7 +24,7 @@ from .decoding import Jpeg, ToMode, check_pixels, decode, open_image, open_jpeg,
 from .formats import BANDS
 
 _logger = logging.getLogger(__name__)
-_ATTEMPTS = 10  # images to try before giving up
+ATTEMPTS = 10  # images to try before giving up
 _NAMED = 3  # number of unreadable files that each process names in the log
 
 
@@ -116,7 +116,24 @@ def image_reader(transform: Callable, options: RunOptions, data_config: Dict[str
         transform, data_config['mode'], data_config['input_size'][0], options.max_pixels, options.exif_rotation)
 
 
-class KeyedImages(Dataset):
+class CountsUnreadable:
+    """A dataset that replaces unreadable images by others. It counts them, and names the first ones in the log.
+
+    Attributes:
+        num_unreadable: Number of unreadable images that this process has met.
+    """
+    num_unreadable = 0
+
+    def _count_unreadable(self, name: str, error: Exception) -> str:
+        """Count an image, and return in one line why it cannot be read."""
+        reason = one_line(error)[:200]
+        self.num_unreadable += 1
+        if self.num_unreadable <= _NAMED:
+            _logger.warning(f'{name} cannot be read, another image replaces it: {reason}')
+        return reason
+
+
+class KeyedImages(CountsUnreadable, Dataset):
     """Converts the images of a dataset to one mode, and augments each with a seed that its `ImageKey` determines.
 
     An item is an image and its index. If the image is unreadable, the item is another image, drawn with the same key,
@@ -132,7 +149,6 @@ class KeyedImages(Dataset):
         self.dataset = dataset
         self.reader = reader
         self.seed = seed
-        self.num_unreadable = 0
         # The dataset only converts images, so that an error in it means an unreadable file.
         (dataset.dataset if isinstance(dataset, Subset) else dataset).transform = reader.to_mode
 
@@ -154,18 +170,16 @@ class KeyedImages(Dataset):
             OSError: The other images that were tried are unreadable too.
         """
         tried, generator = index, random.Random(seed)
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             try:
                 source = self._source(tried)
                 seed_everything(seed)
                 return self.reader.read(source), index if attempt == 0 else ~index
             except Exception as e:  # decoders raise errors of many types for broken files
-                name, reason = self._name(tried), one_line(e)[:200]
-            self.num_unreadable += 1
-            if self.num_unreadable <= _NAMED:
-                _logger.warning(f'{name} cannot be read, another image replaces it: {reason}')
+                name = self._name(tried)
+                reason = self._count_unreadable(name, e)
             tried = generator.randrange(len(self.dataset))
-        raise OSError(f'{_ATTEMPTS} images, drawn at random, cannot be read; the last is {name}: {reason}')
+        raise OSError(f'{ATTEMPTS} images, drawn at random, cannot be read; the last is {name}: {reason}')
 
     def _source(self, index: int) -> Union[BinaryIO, Image.Image]:
         dataset, index = self._place(index)

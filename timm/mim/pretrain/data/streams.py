@@ -8,7 +8,6 @@ is saved.
 """
 
 import hashlib
-import logging
 import random
 from collections import deque
 from itertools import count, islice
@@ -18,15 +17,11 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from ..errors import UserError, one_line
-from .reading import ImageReader, sample_seed, seed_everything
+from ..errors import UserError
+from .reading import ATTEMPTS, CountsUnreadable, ImageReader, sample_seed, seed_everything
 from .shards import HubShards, Sample, TarShards
 
-_logger = logging.getLogger(__name__)
-
 BUFFER = 1000  # encoded images that a reader shuffles
-_ATTEMPTS = 10  # images to try before giving up
-_NAMED = 3  # number of unreadable images that each process names in the log
 
 
 class Stream(IterableDataset):
@@ -153,7 +148,7 @@ def first_held_out(shards: Union[TarShards, HubShards], share: float, limit: int
     return EncodedImages(list(islice((s for s in samples if is_held_out(s.key, share)), limit)))
 
 
-class StreamBatches(IterableDataset):
+class StreamBatches(CountsUnreadable, IterableDataset):
     """The batches of one process, in whole updates, of images (C, H, W) and 0, or -1 where another image stands in.
 
     A loader takes whole batches from its workers in turns. Positions count over all processes as in `EpochSampler`, so
@@ -186,7 +181,6 @@ class StreamBatches(IterableDataset):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.num_unreadable = 0
         self._start = torch.zeros(2, dtype=torch.int64).share_memory_()  # epoch and first batch; workers see changes
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
@@ -219,20 +213,18 @@ class StreamBatches(IterableDataset):
             OSError: The images after it are unreadable too.
         """
         tried = ahead.popleft() if ahead else next(samples)
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             try:
                 seed_everything(seed)
                 image, choices = self.reader.read(tried.image)
                 return self.reader.finish(image, choices), 0 if attempt == 0 else -1
             except Exception as e:  # decoders raise errors of many types for broken files
-                key, reason = tried.key, one_line(e)[:200]
-            self.num_unreadable += 1
-            if self.num_unreadable <= _NAMED:
-                _logger.warning(f"'{key}' cannot be read, another image replaces it: {reason}")
+                key = tried.key
+                reason = self._count_unreadable(f"'{key}'", e)
             if attempt == len(ahead):
                 ahead.append(next(samples))
             tried = ahead[attempt]
-        raise OSError(f"{_ATTEMPTS} images that follow each other cannot be read; the last is '{key}': {reason}")
+        raise OSError(f"{ATTEMPTS} images that follow each other cannot be read; the last is '{key}': {reason}")
 
 
 def describe_readers(stream: Stream) -> str:
