@@ -21,7 +21,8 @@ def state_of(name, folder, **options):
     with built_in(folder):
         method = create_mim(name, 'test_vit', img_size=64, **options)
         twin = copy.deepcopy(method)  # as the moving average is made
-    return {**method.state_dict(), **{f'twin.{name}': value for name, value in twin.state_dict().items()}}, torch.rand(1)
+    copied = {f'twin.{name}': value for name, value in twin.state_dict().items()}
+    return {**method.state_dict(), **copied}, torch.rand(1)
 
 
 @pytest.mark.parametrize('name, options', [
