@@ -16,6 +16,7 @@ from typing import Callable, Dict, List
 
 import torch
 import torch.nn as nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import timm
@@ -24,6 +25,9 @@ from timm.mim import create_mim, masked_images
 from .timing import peak_memory, synchronize
 from .training import TrainingStep
 
+HEADER = (
+    '| Model | Step | Time | Memory | FLOPs / dense | Time / dense | Memory / dense |\n'
+    '|---|---|---:|---:|---:|---:|---:|')
 MODELS = ('resnet50', 'efficientnet_b0', 'regnety_016', 'convnextv2_tiny')
 
 
@@ -59,8 +63,12 @@ class Method(nn.Module):
     def forward(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         return self.method(images, noise=noise).loss
 
+    def after_step(self) -> None:
+        if hasattr(self.method, 'update_target'):
+            self.method.update_target(0.)
 
-def steps_of(name: str, args: argparse.Namespace) -> Dict[str, Callable[[], object]]:
+
+def steps_of(name: str, args: argparse.Namespace) -> Dict[str, TrainingStep]:
     """Return the steps to compare by name, the dense one first."""
     torch.manual_seed(0)
     images = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=args.device)
@@ -90,23 +98,30 @@ def seconds(step: Callable[[], object], device: torch.device) -> float:
 
 
 def flops(step: TrainingStep) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    """Count the operations of the forward pass. Fused attention on the CPU would not be counted."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         step.module(*step.inputs)
     return counter.get_total_flops()
 
 
-def measure(name: str, args: argparse.Namespace) -> List[str]:
-    """Return lines of a table in Markdown."""
-    steps = steps_of(name, args)
+def measure(name: str, steps: Dict[str, TrainingStep], rounds: int, device: torch.device) -> List[str]:
+    """Return lines of a table in Markdown.
+
+    Args:
+        name: Name of the model.
+        steps: Steps to compare by name, the one of the model on whole images as `dense`.
+        rounds: Number of rounds.
+        device: Device of the steps.
+    """
     for step in steps.values():  # warm up
         step()
     times: Dict[str, List[float]] = {label: [] for label in steps}
-    for number in range(args.rounds):
+    for number in range(rounds):
         labels = list(steps)[number % len(steps):] + list(steps)[:number % len(steps)]
         for label in labels:
-            times[label].append(seconds(steps[label], args.device))
+            times[label].append(seconds(steps[label], device))
     gc.collect()
-    costs = {label: (flops(step), min(times[label]), peak_memory(step, args.device)) for label, step in steps.items()}
+    costs = {label: (flops(step), min(times[label]), peak_memory(step, device)) for label, step in steps.items()}
     dense = costs['dense']
     lines = []
     for label, cost in costs.items():
@@ -126,10 +141,9 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--device', type=torch.device, default=torch.device('cpu'))
     args = parser.parse_args()
-    print('| Model | Step | Time | Memory | FLOPs / dense | Time / dense | Memory / dense |')
-    print('|---|---|---:|---:|---:|---:|---:|')
+    print(HEADER)
     for name in args.models:
-        for line in measure(name, args):
+        for line in measure(name, steps_of(name, args), args.rounds, args.device):
             print(line, flush=True)
         torch._dynamo.reset()
 

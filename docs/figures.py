@@ -90,9 +90,12 @@ def digits(name: str) -> str:
 
 @figure()
 def digits_search() -> str:
-    """The learning rates that were tried for `make pretrain`, as a sentence's part."""
-    tried = _results('digits.json')['search']
-    return ', '.join(f'{row["learning_rate"]:g}: {row["masked_l1"]:.3f}' for row in tried)
+    """The settings that were tried for `make pretrain`, as a table."""
+    rows = ['| learning rate | epochs | of them warm-up | masked L1 |', '|---|---|---|---|']
+    for row in _results('digits.json')['search']:
+        rows.append(
+            f'| {row["learning_rate"]:g} | {row["epochs"]} | {row["warmup_epochs"]} | {row["masked_l1"]:.3f} |')
+    return '\n\n' + '\n'.join(rows) + '\n\n'
 
 
 @figure()
@@ -113,13 +116,59 @@ def few_labels_search() -> str:
     """The best setting of each start in the search of `make demo`, with its accuracy on the validation split."""
     if not (RESULTS / 'demo' / 'results.json').exists():
         return ''
-    best: Dict[str, dict] = {}
-    for row in _results('demo/results.json')['search']:
-        best[row['start']] = max(best.get(row['start'], row), row, key=lambda found: found['accuracy'])
+    found = _results('demo/results.json')
     rows = ['| | best of four settings | accuracy, % |', '|---|---|---|']
-    for start, row in best.items():
+    for row in found['search']:
+        start = row['start']
+        if row['setting'] != found['settings'][start]:
+            continue
         setting = ', '.join(f'{name.replace("_", " ")} {value}' for name, value in row['setting'].items())
         rows.append(f'| {start} | {setting} | {row["accuracy"]:.1f} |')
+    return '\n\n' + '\n'.join(rows) + '\n\n'
+
+
+@figure()
+def continued() -> str:
+    """The table of `python -m benchmarks.continued`: linear accuracy before and after, in percent."""
+    rows = [
+        '| method | learning rate | layer decay | before | last epoch | best epoch, or the start | it helped |',
+        '|---' * 7 + '|']
+    by_setting: Dict[tuple, List[dict]] = {}
+    for run in _results('continued.json')['runs']:
+        by_setting.setdefault((run['method'], run['learning_rate'], run['layer_decay']), []).append(run)
+    for (method, rate, decay), runs in by_setting.items():
+        before, last, best = (_spread([run[name] for run in runs], 1) for name in ('before', 'last', 'best'))
+        helped = sum(run['last'] > run['before'] for run in runs)
+        rows.append(f'| {method} | {rate:g} | {decay:g} | {before} | {last} | {best} | {helped} of {len(runs)} seeds |')
+    return '\n\n' + '\n'.join(rows) + '\n\n'
+
+
+@figure()
+def decoders() -> str:
+    """The table of MAE's decoders of `python -m benchmarks.sample_methods`."""
+    names = dict(
+        plain='plain', cross_equal_epochs='cross, the same epochs', cross_equal_time='cross, about the same time')
+    rows = ['| decoder | updates | processor time | held-out masked L1 |', '|---|---|---|---|']
+    found = _results('sample_methods.json')['decoders']
+    for decoder, name in names.items():
+        runs = [run for run in found if run['decoder'] == decoder]
+        seconds = statistics.mean(run['processor_seconds'] for run in runs)
+        error = _spread([run['masked_l1'] for run in runs], 3)
+        rows.append(f'| {name} | {runs[0]["updates"]} | {seconds:.0f} s | {error} |')
+    return '\n\n' + '\n'.join(rows) + '\n\n'
+
+
+@figure()
+def features() -> str:
+    """The table of methods that predict features of `python -m benchmarks.sample_methods`."""
+    rows = [
+        '| | updates | processor time | held-out loss | of a prediction that knows nothing | rank of the targets |',
+        '|---' * 6 + '|']
+    for run in _results('sample_methods.json')['features']:
+        nothing = run.get('eval_loss_of_constant', run.get('eval_loss_of_equal_shares'))
+        rows.append(
+            f'| {run["method"]} | {run["update"]} | {run["processor_seconds"]:.0f} s | {run["eval_loss"]:.1f} | '
+            f'{nothing:.1f} | {run["eval_target_rank"]:.1f} |')
     return '\n\n' + '\n'.join(rows) + '\n\n'
 
 

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import timm
-from timm.mim import create_mim
+from timm.mim import CAPI, create_mim
 from timm.mim.pretrain.flags import OneLineParser
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
@@ -35,10 +35,17 @@ MODEL = dict(
     model_name='vit_tiny_patch16_224', img_size=8, patch_size=2, in_chans=1, embed_dim=48, depth=3, num_heads=3,
     class_token=False, global_pool='avg', fc_norm=False, weight_init='moco',
 )
+# Options of each method, and its name where that is not the name of the row. Decoders are as small as the model, masks
+# fit 16 patches, and moving averages follow within the steps of a run.
 METHODS = dict(
     simmim=dict(mask_unit=2),
     mae=dict(decoder_dim=32, decoder_depth=2, decoder_heads=4),
+    crossmae=dict(method='mae', decoder='cross', decoder_dim=32, decoder_depth=2, decoder_heads=4),
     ijepa=dict(predictor_dim=32, predictor_depth=2, predictor_heads=4, num_targets=2),
+    data2vec=dict(
+        clone_batch=4, mask_length=1, decoder_dim=32, decoder_layers=2, ema_decay=0.99, ema_end_decay=0.999,
+        ema_anneal_end=1.),
+    capi=dict(predict_ratio=0.5, num_clusters=32, predictor_depth=2, momentum=(0.99, 0.999)),
 )
 PRETRAINING = dict(steps=800, batch_size=64)
 FINE_TUNING = dict(steps=200, batch_size=32)
@@ -68,7 +75,7 @@ class Job(NamedTuple):
     """One pre-training, and fine-tuning with each number of labels.
 
     Attributes:
-        start: Method, or `SCRATCH`.
+        start: Key of `METHODS`, or `SCRATCH`.
         setting: An entry of `SEARCH`.
         seed: Seed of weights, masks and labelled digits.
         split: Split to report accuracy on.
@@ -99,7 +106,14 @@ def batches(num_images: int, batch_size: int, steps: int) -> Iterator[torch.Tens
 
 
 def optimise(module: nn.Module, steps: int, learning_rate: float) -> Tuple[torch.optim.Optimizer, CosineLRScheduler]:
+    """Return AdamW and its schedule. The clustering of CAPI has a learning rate and a weight decay of its own."""
+    if isinstance(module, CAPI):
+        module.clustering.requires_grad_(False)  # not in the groups of the other parameters
     optimizer = create_optimizer_v2(module, 'adamw', lr=learning_rate, weight_decay=0.05)
+    if isinstance(module, CAPI):
+        optimizer.add_param_group(dict(
+            params=list(module.clustering.requires_grad_().parameters()),
+            lr=learning_rate * module.clustering_lr_scale, weight_decay=module.clustering_weight_decay))
     schedule = CosineLRScheduler(
         optimizer, t_initial=steps, warmup_t=steps // 10, warmup_prefix=True, t_in_epochs=False)
     return optimizer, schedule
@@ -111,10 +125,21 @@ def pretrain(
         steps: int,
         batch_size: int,
         learning_rate: float,
+        model: Dict[str, Any] = MODEL,
         **options: Any,
 ) -> nn.Module:
-    """Pre-train the transformer with a method, without labels, and return its encoder."""
-    method = create_mim(name, timm.create_model(**MODEL, num_classes=0), **METHODS[name], **options).train()
+    """Pre-train a model with a method, without labels, and return its encoder.
+
+    Args:
+        name: Name of the method.
+        images: Images of shape (N, C, H, W).
+        steps: Number of updates.
+        batch_size: Number of images of an update.
+        learning_rate: Peak of the learning rate.
+        model: Arguments of `timm.create_model`.
+        options: Options of the method.
+    """
+    method = create_mim(name, timm.create_model(**model, num_classes=0), **options).train()
     optimizer, schedule = optimise(method, steps, learning_rate)
     for step, batch in enumerate(batches(len(images), batch_size, steps)):
         schedule.step_update(step)
@@ -133,19 +158,21 @@ def fine_tune(
         steps: int,
         batch_size: int,
         learning_rate: float,
+        model: Dict[str, Any] = MODEL,
 ) -> nn.Module:
-    """Train the transformer with labels, from the weights of an encoder or from scratch."""
-    model = timm.create_model(**MODEL, num_classes=10)
+    """Train a model with labels, from the weights of an encoder or from scratch. See `pretrain` for the arguments."""
+    network = timm.create_model(**model, num_classes=10)
     if encoder is not None:
-        missing, unexpected = model.load_state_dict(encoder.state_dict(), strict=False)
-        assert missing == ['head.weight', 'head.bias'] and not unexpected
-    optimizer, schedule = optimise(model, steps, learning_rate)
+        missing, unexpected = network.load_state_dict(encoder.state_dict(), strict=False)
+        classifier = network.pretrained_cfg['classifier']
+        assert missing == [f'{classifier}.weight', f'{classifier}.bias'] and not unexpected
+    optimizer, schedule = optimise(network, steps, learning_rate)
     for step, batch in enumerate(batches(len(images), min(batch_size, len(images)), steps)):
         schedule.step_update(step)
         optimizer.zero_grad()
-        F.cross_entropy(model(images[batch]), labels[batch], label_smoothing=0.1).backward()
+        F.cross_entropy(network(images[batch]), labels[batch], label_smoothing=0.1).backward()
         optimizer.step()
-    return model.eval()
+    return network.eval()
 
 
 def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -168,7 +195,10 @@ def run(job: Job) -> List[float]:
     torch.manual_seed(job.seed)
     setting = dict(job.setting)
     fine_tuning_rate = setting.pop('fine_tuning_rate')
-    encoder = None if job.start == SCRATCH else pretrain(job.start, images, **PRETRAINING, **setting)
+    encoder = None
+    if job.start != SCRATCH:
+        options = {'method': job.start, **METHODS[job.start], **setting}
+        encoder = pretrain(options.pop('method'), images, **PRETRAINING, **options)
     result = []
     for count in SEARCHED_LABELS if job.split == 'validation' else LABELS_PER_CLASS:
         few = some_of_each_class(labels, count, job.seed)
@@ -200,7 +230,7 @@ def table(results: Dict[str, List[List[float]]]) -> str:
     """Return a table of the mean and standard deviation over seeds, by start and number of labels.
 
     Args:
-        results: Accuracy for each seed and number of labels, by start (a method, or `SCRATCH`).
+        results: Accuracy for each seed and number of labels, by start.
     """
     rows = ['| labels per class | ' + ' | '.join(map(str, LABELS_PER_CLASS)) + ' |', '|---' * 4 + '|']
     for start, values in results.items():

@@ -8,24 +8,21 @@ labels. The ResNet is then fine-tuned on a few labelled digits, and also trained
 script reports the accuracy on 500 test digits for several seeds. No option was searched.
 """
 import time
-from typing import List, Optional
+from typing import List
 
 import torch
 from digits import (
     LABELS_PER_CLASS,
     SCRATCH,
     accuracy,
-    batches,
-    optimise,
+    fine_tune,
+    pretrain,
     read_digits,
     some_of_each_class,
     table,
 )
-from torch import nn
 from torch.nn import functional as F
 
-import timm
-from timm.mim import create_mim
 from timm.mim.pretrain.flags import OneLineParser
 
 # 16 cells of 8 x 8 pixels: a cell shows 2 x 2 pixels of a digit
@@ -43,52 +40,21 @@ def enlarged(images: torch.Tensor) -> torch.Tensor:
     return F.interpolate(images, scale_factor=4, mode='nearest')
 
 
-def pretrain(method_name: str, images: torch.Tensor, steps: int, batch_size: int, learning_rate: float) -> nn.Module:
-    """Pre-train the ResNet without labels, and return it."""
-    method = create_mim(method_name, timm.create_model(**MODEL, num_classes=0), **METHODS[method_name]).train()
-    optimizer, schedule = optimise(method, steps, learning_rate)
-    for step, batch in enumerate(batches(len(images), batch_size, steps)):
-        schedule.step_update(step)
-        optimizer.zero_grad()
-        method(enlarged(images[batch])).loss.backward()
-        optimizer.step()
-    return method.backbone
-
-
-def fine_tune(
-        encoder: Optional[nn.Module],
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        steps: int,
-        batch_size: int,
-        learning_rate: float,
-) -> nn.Module:
-    """Train the ResNet with labels, from the weights of an encoder or from scratch."""
-    model = timm.create_model(**MODEL, num_classes=10)
-    if encoder is not None:
-        missing, unexpected = model.load_state_dict(encoder.state_dict(), strict=False)
-        assert missing == ['fc.weight', 'fc.bias'] and not unexpected
-    optimizer, schedule = optimise(model, steps, learning_rate)
-    for step, batch in enumerate(batches(len(images), min(batch_size, len(images)), steps)):
-        schedule.step_update(step)
-        optimizer.zero_grad()
-        F.cross_entropy(model(enlarged(images[batch])), labels[batch], label_smoothing=0.1).backward()
-        optimizer.step()
-    return model.eval()
-
-
 def run(seed: int, start: str) -> List[float]:
     """Pre-train unless `start` is `SCRATCH`, fine-tune and test. Return the accuracy for each number of labels."""
     began = time.process_time()
     (images, labels), (test_images, test_labels) = read_digits('train'), read_digits('test')
     torch.manual_seed(seed)
-    encoder = None if start == SCRATCH else pretrain(start, images, **PRETRAINING)
+    images, test_images = enlarged(images), enlarged(test_images)
+    encoder = None
+    if start != SCRATCH:
+        encoder = pretrain(start, images, **PRETRAINING, model=MODEL, **METHODS[start])
     result = []
     for count in LABELS_PER_CLASS:
         few = some_of_each_class(labels, count, seed)
         torch.manual_seed(seed)
-        model = fine_tune(encoder, images[few], labels[few], **FINE_TUNING)
-        result.append(accuracy(model, enlarged(test_images), test_labels))
+        model = fine_tune(encoder, images[few], labels[few], **FINE_TUNING, model=MODEL)
+        result.append(accuracy(model, test_images, test_labels))
     figures = ' '.join(f'{value:.1f}' for value in result)
     print(f'seed {seed}, {start}: {figures}  ({time.process_time() - began:.0f} s of processor time)', flush=True)
     return result

@@ -28,12 +28,16 @@ ELSEWHERE = {
     'pytest -m cuda': 'needs a CUDA device: tests/equivalence/test_cuda.py',
     'make cuda': 'needs a CUDA device; on the CPU: tests/benchmarks/test_gpu.py',
     'python -m benchmarks.digits': 'takes half an hour of processor time; the recipe itself is make pretrain',
+    'python -m benchmarks.continued':
+        'takes a quarter of an hour: tests/benchmarks/test_whole_runs.py, tests/train/test_probe_run.py',
+    'python -m benchmarks.sample_methods': 'takes a quarter of an hour; it runs train.py like other commands here',
     'make benchmark': 'takes minutes; the parts: tests/benchmarks/test_benchmarks.py',
     'python -m pytest --all-models tests/mim/test_every_model.py': 'takes hours',
     'python -m benchmarks.cross': 'takes minutes; its parts are the options of MAE in tests/mim/test_cross_decoder.py',
     'python -m benchmarks.leak ratio pvt_v2_b0 mobilenetv3_small_050': 'tests/benchmarks/test_leak.py',
     'python -m benchmarks.leak squares --model mobilenetv3_small_050': 'takes minutes: tests/benchmarks/test_leak.py',
     'python -m benchmarks.masked': 'takes minutes: tests/benchmarks/test_masked.py',
+    'python -m benchmarks.latent': 'takes minutes: tests/benchmarks/test_masked.py',
     'python -m benchmarks.masked resnet50 --decoder-dims 768 192 128':
         'takes minutes: tests/benchmarks/test_masked.py',
     'python examples/digits_resnet.py': 'takes minutes: tests/benchmarks/test_masked.py',

@@ -48,6 +48,22 @@ def test_numbers_of_models():
         assert re.search(rf'\b{figures.models(method)}\b', page)
 
 
+def test_settings_of_the_demo_are_those_that_it_ran(monkeypatch):
+    """Of two settings with equal accuracy the page names the one that was run."""
+    tried = [dict(start='mae', setting=dict(learning_rate=rate), accuracy=50.) for rate in (1, 2)]
+    results = dict(search=tried, settings=dict(mae=dict(learning_rate=2)))
+    monkeypatch.setattr(figures, '_results', lambda name: results)
+    assert '| mae | learning rate 2 | 50.0 |' in figures.few_labels_search()
+    assert 'learning rate 1' not in figures.few_labels_search()
+
+
+@pytest.mark.parametrize('name', ['continued', 'decoders'])
+def test_tables_of_hfdocs(name):
+    """These pages cannot mark a figure with comments, so that the tables are pasted."""
+    page = (ROOT / 'hfdocs' / 'source' / 'masked_image_modeling.mdx').read_text()
+    assert getattr(figures, name)().strip() in page
+
+
 def test_layout_of_the_gallery(tmp_path):
     """Each image keeps its views, in order, from left to right."""
     colours = np.random.default_rng(0).integers(0, 255, (3, 3, 3))
