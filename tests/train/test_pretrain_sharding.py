@@ -173,6 +173,7 @@ def test_blocks_of_decoder_and_target_encoder():
     ('--fsdp --fsdp-param-dtype float16 --amp', '--fsdp-param-dtype float16 needs --amp --amp-dtype float16'),
     ('--fsdp-replicas 2', '--fsdp-replicas is for --fsdp, which is not given'),
     ('--fsdp-reshard never', '--fsdp-reshard is for --fsdp, which is not given'),
+    ('--fsdp --plan 8 --fsdp-replicas 2', '--plan does not count what --fsdp-replicas changes'),
     ('--fsdp-build-dir .', '--fsdp-build-dir is for --fsdp, which is not given'),
     ('--fsdp --fsdp-build-dir NOWHERE', "--fsdp-build-dir: there is no folder 'NOWHERE'"),
     ('--grad-checkpointing --grad-checkpointing-every 2', '--grad-checkpointing recomputes all blocks'),

@@ -252,6 +252,9 @@ def _check_sharding(options: RunOptions) -> None:
         raise UserError('--channels-last does not work with --fsdp: leave one of them out.')
     if options.clip_grad and options.clip_mode == 'agc':
         raise UserError('--clip-mode agc needs unsharded parameters, and --fsdp shards them: use norm or value.')
+    for name in ('fsdp_replicas', 'fsdp_reshard', 'fsdp_param_dtype') if options.plan is not None else ():
+        if getattr(options, name) != DEFAULTS[name]:
+            raise UserError(f'--plan does not count what {flag_name(name)} changes: leave one of them out.')
     folder = options.fsdp_build_dir
     if folder and not os.path.isdir(folder):
         raise UserError(f"--fsdp-build-dir: there is no folder '{folder}'.")
