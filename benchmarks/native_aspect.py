@@ -92,9 +92,10 @@ def error(runs: List[Path], length: int = 100) -> Iterator[str]:
 
 
 def _measure(run: Path, own_shape: bool, length: int) -> Dict[str, float]:
-    checkpoint = load_checkpoint(run / 'last.pth.tar').content
+    checkpoint = load_checkpoint(run / 'last.pth.tar')
+    saved = vars(checkpoint.content['args'])
     options = RunOptions(**{
-        **{name: value for name, value in vars(checkpoint['args']).items() if name in RunOptions.__dataclass_fields__},
+        **{name: value for name, value in saved.items() if name in RunOptions.__dataclass_fields__},
         'naflex_loader': own_shape, 'naflex_max_seq_len': length})
     mode = image_mode(options.in_chans, options.input_img_mode)
     method, _ = create_method(options)

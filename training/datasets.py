@@ -14,6 +14,7 @@ from timm.mim.pretrain.data.bands import read_bands
 from timm.mim.pretrain.data.decoding import ToMode, open_image
 from timm.mim.pretrain.data.formats import BANDS, use_readable_suffixes
 from timm.mim.pretrain.data.image_folder import ImageFolder
+from timm.mim.pretrain.data.shards import INFO_FILES, open_tar_shards
 from timm.data.dataset_factory import _search_split
 from .errors import MISFITS, UserError, user_errors
 
@@ -108,7 +109,7 @@ def open_dataset(args: argparse.Namespace, folder: Optional[str], split: str, mo
         return create_dataset(
             args.dataset,
             root=folder,
-            split=split,
+            split=_shards_of_split(args, folder, split) if args.dataset.lower() == 'wds/' else split,
             class_map=args.class_map,
             download=args.dataset_download,
             input_img_mode=mode,
@@ -117,6 +118,26 @@ def open_dataset(args: argparse.Namespace, folder: Optional[str], split: str, mo
             trust_remote_code=args.dataset_trust_remote_code,
             **options,
         )
+
+
+def _shards_of_split(args: argparse.Namespace, folder: Optional[str], split: str) -> str:
+    """Return the shards of a split of `wds/` and their number of images, as timm's reader takes them.
+
+    timm finds the shards of a split in an info file. Without one, they are those that pre-training finds by their
+    names.
+
+    Raises:
+        UserError: There is no such split.
+    """
+    if '.tar' in split or any(os.path.isfile(os.path.join(folder or '', name)) for name in INFO_FILES):
+        return split
+    shards = open_tar_shards(folder, '', split, args.input_key, 'RGB')
+    if shards is None:
+        without = ", or give --val-split '' to train without validation" if split == args.val_split else ''
+        raise UserError(
+            f"--dataset wds/: no shard in '{folder}' has '{split}' in its name: name its shards, as in "
+            f"'{split}-{{00..09}}.tar|1000' for 1000 images{without}.")
+    return f'{"::".join(map(os.path.abspath, shards.urls))}|{shards.num_samples or shards.count()}'
 
 
 def _open_folder(args: argparse.Namespace, folder: str, split: str, mode: str, options: Dict[str, Any]) -> Dataset:

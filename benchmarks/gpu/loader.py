@@ -50,5 +50,5 @@ def jobs(device: torch.device) -> List[Job]:
     if device.type == 'cpu':
         return [Job('loader', 'no worker', lambda: measure(device, 0, 1, NUM_FILES // 2))]
     cores = len(os.sched_getaffinity(0))
-    return [Job('loader', f'{workers} workers', lambda w=workers: measure(device, w, 64, BATCH))
+    return [Job('loader', f'{workers} workers', lambda w=workers: measure(device, w, 16, BATCH))
             for workers in sorted({1, cores // 2, cores})]

@@ -7,7 +7,7 @@ import torch
 pytest.importorskip('transformers')
 pytest.importorskip('lightly')
 
-from benchmarks import ijepa, mae, refactor, simmim  # noqa: E402
+from benchmarks import ijepa, loading, mae, refactor, simmim  # noqa: E402
 from benchmarks.products import record, seconds_of_products  # noqa: E402
 from benchmarks.report import to_markdown  # noqa: E402
 from benchmarks.timing import compare, interleave, peak_memory  # noqa: E402
@@ -109,3 +109,13 @@ def test_one_model_of_each_file_that_is_cut():
     overlays = Path(__file__).parents[2] / 'timm' / 'models'
     cut = {path.stem for path in overlays.glob('[!_]*.py')}
     assert cut <= {get_model_class(name).__module__.split('.')[-1] for name in refactor.FAMILIES}
+
+
+def test_loading(monkeypatch):
+    """Ours, stock and the smaller copies, of which the second row tells."""
+    monkeypatch.setattr(loading, 'SIZES', ((64, 300),))
+    monkeypatch.setattr(loading, 'NUM_FILES', 32)
+    rows = loading.run(1, CPU)
+    assert [row['case'].rpartition('; ')[2] for row in rows] == [
+        rows[0]['case'], 'ours reads copies of short side 256'] and rows[0]['case'].startswith('64 x 300')
+    assert all(row['ratio'] == row['ours_images_per_second'] / row['stock_images_per_second'] > 0 for row in rows)

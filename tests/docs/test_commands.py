@@ -43,6 +43,11 @@ ELSEWHERE = {
     'python examples/digits_resnet.py': 'takes minutes: tests/benchmarks/test_masked.py',
     'python -m benchmarks.native_aspect error OWN SQUARES':
         'needs two trained runs: tests/benchmarks/test_native_aspect_benchmark.py',
+    'python -m timm.mim.convert output/pretrain/my_run/last.dcp encoder.safetensors --to encoder':
+        'needs a run that writes folders: tests/train/test_faults_killed.py::test_folders_hold_what_files_do',
+    'python -m benchmarks.saving --model vit_large_patch16_224 --rounds 3':
+        'takes minutes: tests/train/test_checkpoint_folder.py::test_benchmark',
+    'python -m benchmarks.plan': 'takes minutes; small cases: tests/train/test_plan.py::test_memory_is_that_of_a_run',
     'python -m benchmarks.native_aspect padding': 'tests/benchmarks/test_native_aspect_benchmark.py',
     'python -m benchmarks.native_aspect speed': 'tests/benchmarks/test_native_aspect_benchmark.py',
     'make upstream-tests': 'takes hours; a sample: tests/upstream/test_upstream_sample.py::test_sample',

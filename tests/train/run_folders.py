@@ -6,6 +6,13 @@ from typing import Any, Dict
 
 import torch
 
+from timm.mim.pretrain.checkpoints import load_checkpoint
+
+CHECKPOINTS = dict(file='.pth.tar', folder='.dcp')  # extensions, by the value of --checkpoint-format
+
+
+LEFT_OUT = ('output', 'resume', 'stop_epoch', 'checkpoint_format')
+
 
 def equal(a: Any, b: Any) -> bool:
     """Whether two states are equal to the last bit."""
@@ -20,9 +27,13 @@ def equal(a: Any, b: Any) -> bool:
 
 def load(path: Path) -> Dict[str, Any]:
     """Load a checkpoint, without the options that differ where two runs do."""
-    checkpoint = torch.load(path, weights_only=False)
+    if path.is_dir():
+        loaded = load_checkpoint(path)
+        checkpoint = {name: loaded.part(name) for name in loaded.content if name != 'checksum_of_metadata'}
+    else:
+        checkpoint = torch.load(path, weights_only=False)
     options = vars(checkpoint['args'])
-    checkpoint['args'] = {k: v for k, v in options.items() if k not in ('output', 'resume', 'stop_epoch')}
+    checkpoint['args'] = {k: v for k, v in options.items() if k not in LEFT_OUT}
     return checkpoint
 
 
@@ -39,7 +50,9 @@ def results(folder: Path) -> Dict[str, Any]:
 
 def assert_equal_runs(expected: Path, folder: Path) -> None:
     """Check that two runs left the same, to the last bit."""
-    names = [sorted(path.name for path in run.glob('*.pth.tar*')) for run in (expected, folder)]
+    names = [
+        sorted(path.name for extension in CHECKPOINTS.values() for path in run.glob(f'*{extension}*'))
+        for run in (expected, folder)]
     assert names[0] == names[1]
     for name in names[0]:
         a, b = load(expected / name), load(folder / name)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from child_runs import at_update, fill_disk, run_child
 from mutations import flip_a_bit, largest_tensor
-from run_folders import assert_equal_runs, load
+from run_folders import CHECKPOINTS, assert_equal_runs, load
 
-from timm.mim.pretrain.checkpoints import load_checkpoint
+from timm.mim import checkpoint_folder
+from timm.mim.pretrain.checkpoints import load_checkpoint, newest_checkpoint
 from timm.mim.pretrain.errors import UserError
 
 FLAGS = '--experiment run --epochs 3 --lr 1e-3 --log-interval 1 --recovery-interval 2'
@@ -16,26 +17,43 @@ FLAGS = '--experiment run --epochs 3 --lr 1e-3 --log-interval 1 --recovery-inter
 
 @pytest.fixture(scope='module')
 def uninterrupted(train, images, tmp_path_factory):
-    output = tmp_path_factory.mktemp('uninterrupted')
-    train(f'--data-dir {images} --output {output} {FLAGS}')
-    return output / 'run'
+    """The folder of a run that nothing happened to, by the format of its checkpoints."""
+    runs = {}
+
+    def run(form):
+        if form not in runs:
+            output = tmp_path_factory.mktemp('uninterrupted')
+            train(f'--data-dir {images} --output {output} {FLAGS} --checkpoint-format {form}')
+            runs[form] = output / 'run'
+        return runs[form]
+    return run
 
 
-@pytest.mark.parametrize('size, update, name', [
-    (2_000_000, 5, 'recovery_tmp.pth.tar'),  # within epoch 1
-    (2_000_000, 6, 'tmp.pth.tar'),  # at its end
-    (500_000, 6, 'encoder.safetensors'),
+def with_tensors(checkpoint):
+    """The file with the tensors of a checkpoint."""
+    return checkpoint / '__0_0.distcp' if checkpoint.is_dir() else checkpoint
+
+
+@pytest.mark.parametrize('form, size, update, name', [
+    ('file', 2_000_000, 5, 'recovery_tmp.pth.tar'),  # within epoch 1
+    ('file', 2_000_000, 6, 'tmp.pth.tar'),  # at its end
+    ('file', 500_000, 6, 'encoder.safetensors'),
+    ('folder', 2_000_000, 5, None),  # the one that is being written then
 ])
-def test_full_disk(size, update, name, train, uninterrupted, images, tmp_path):
-    flags = f'--data-dir {images} --output {tmp_path} {FLAGS} --resume auto'
+def test_full_disk(form, size, update, name, train, uninterrupted, images, tmp_path):
+    flags = f'--data-dir {images} --output {tmp_path} {FLAGS} --resume auto --checkpoint-format {form}'
     assert run_child(flags, tmp_path / 'log', at_update(update, fill_disk(size))) == 1
     errors = [line for line in (tmp_path / 'log').read_text().splitlines() if 'error:' in line]
-    assert len(errors) == 1 and f"'{tmp_path / 'run' / name}'" in errors[0] and 'File too large' in errors[0]
+    path = tmp_path / 'run' / (name or '')
+    assert len(errors) == 1 and f"'{path}" in errors[0] and 'File too large' in errors[0]
     assert 'Traceback' not in (tmp_path / 'log').read_text()
     assert not list((tmp_path / 'run').glob('*.partial'))
-    assert load(tmp_path / 'run' / 'last.pth.tar')['run']['update'] == 3  # the one before is whole
+    if form == 'file':
+        assert load(tmp_path / 'run' / 'last.pth.tar')['run']['update'] == 3  # the one before is whole
+    else:
+        assert newest_checkpoint(tmp_path / 'run').update in (2, 3)  # before the one that was being written
     train(flags)
-    assert_equal_runs(uninterrupted, tmp_path / 'run')
+    assert_equal_runs(uninterrupted(form), tmp_path / 'run')
 
 
 def test_message_says_how_much_is_missing(images, tmp_path):
@@ -53,17 +71,18 @@ def cut(path, share):
         f.truncate(int(path.stat().st_size * share))
 
 
-@pytest.mark.parametrize('share', [0.5, 0])
-def test_truncated_checkpoint(share, train, uninterrupted, images, tmp_path, caplog):
+@pytest.mark.parametrize('form, share', [('file', 0.5), ('file', 0), ('folder', 0.5)])
+def test_truncated_checkpoint(form, share, train, uninterrupted, images, tmp_path, caplog):
     """The newest one is a hard link of others, which are cut with it; the one before is left."""
-    flags = f'--data-dir {images} --output {tmp_path} {FLAGS}'
+    flags = f'--data-dir {images} --output {tmp_path} {FLAGS} --checkpoint-format {form}'
     train(f'{flags} --stop-epoch 2')
-    cut(tmp_path / 'run' / 'last.pth.tar', share)
+    last = tmp_path / 'run' / f'last{CHECKPOINTS[form]}'
+    cut(with_tensors(last), share)
     with caplog.at_level(logging.WARNING):
         train(f'{flags} --resume auto')
-    assert f"'{tmp_path}/run/last.pth.tar' is not a complete checkpoint" in caplog.text
+    assert f"'{tmp_path}/run/{last.name}' is not " in caplog.text and ' complete' in caplog.text
     assert 'resuming after step 3' in (tmp_path / 'run' / 'train.log').read_text()
-    assert_equal_runs(uninterrupted, tmp_path / 'run')
+    assert_equal_runs(uninterrupted(form), tmp_path / 'run')
 
 
 def zero_a_block(path):
@@ -73,22 +92,25 @@ def zero_a_block(path):
         file.write(bytes(min(size, 65536)))
 
 
-@pytest.mark.parametrize('damage', [flip_a_bit, zero_a_block])
-def test_damaged_tensor(damage, train, uninterrupted, images, tmp_path, caplog, capsys):
+@pytest.mark.parametrize('form, damage', [('file', flip_a_bit), ('file', zero_a_block), ('folder', flip_a_bit)])
+def test_damaged_tensor(form, damage, train, uninterrupted, images, tmp_path, caplog, capsys):
     """PyTorch loads it as if nothing were wrong. It is named, and the checkpoint before it is taken."""
-    flags = f'--data-dir {images} --output {tmp_path} {FLAGS}'
+    flags = f'--data-dir {images} --output {tmp_path} {FLAGS} --checkpoint-format {form}'
     train(f'{flags} --stop-epoch 2')
-    last = tmp_path / 'run' / 'last.pth.tar'
-    damage(last)
-    torch.load(last, weights_only=False)
+    last = tmp_path / 'run' / f'last{CHECKPOINTS[form]}'
+    damage(with_tensors(last))
+    if form == 'file':
+        torch.load(last, weights_only=False)
+    else:
+        checkpoint_folder.read_tensors(last, load_checkpoint(last, verify=False).content)
     with pytest.raises(SystemExit) as stopped:
         train(f'{flags} --resume {last}')
-    assert stopped.value.code == 2 and f"'{last}' is damaged: Bad CRC-32" in capsys.readouterr().err
+    assert stopped.value.code == 2 and f"'{with_tensors(last)}' is damaged: Bad CRC-32" in capsys.readouterr().err
     with caplog.at_level(logging.WARNING):
         train(f'{flags} --resume auto')
-    assert f"Skipped: --resume auto: '{last}' is damaged" in caplog.text
+    assert f"Skipped: --resume auto: '{with_tensors(last)}' is damaged" in caplog.text
     assert 'resuming after step 3' in (tmp_path / 'run' / 'train.log').read_text()
-    assert_equal_runs(uninterrupted, tmp_path / 'run')
+    assert_equal_runs(uninterrupted(form), tmp_path / 'run')
 
 
 def test_every_byte_of_what_is_loaded_is_verified(tmp_path):
@@ -129,4 +151,4 @@ def test_left_over_file_is_not_taken(train, uninterrupted, images, tmp_path):
     other = torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=False)
     torch.save({**other, 'run': {**other['run'], 'update': 8}}, tmp_path / 'run' / 'tmp.pth.tar.partial')
     train(f'{flags} --resume auto')
-    assert_equal_runs(uninterrupted, tmp_path / 'run')
+    assert_equal_runs(uninterrupted('file'), tmp_path / 'run')

@@ -4,7 +4,10 @@ import signal
 
 import pytest
 from child_runs import at_update, changes_logged, kill, killed_at_change, killed_inside_save, run_child
-from run_folders import assert_equal_runs
+from run_folders import assert_equal_runs, equal, load
+from safetensors.torch import load_file
+
+from timm.mim.convert.__main__ import main as convert
 
 # Stochastic depth, since the random numbers of the model have to go on as well.
 FLAGS = (
@@ -16,9 +19,7 @@ METHODS = dict(
     mae=f'--mim mae {SMALL_DECODER}',
     ijepa='--mim ijepa --mim-kwargs predictor_depth=1 predictor_dim=32 predictor_heads=2 num_targets=2',
 )
-
-
-
+METHODS.update({f'{method}-folders': f'{METHODS[method]} --checkpoint-format folder' for method in METHODS})
 
 @pytest.fixture(scope='module')
 def uninterrupted(images, tmp_path_factory):
@@ -46,6 +47,10 @@ def uninterrupted(images, tmp_path_factory):
     ('mae', 'os.link last.pth.tar'),
     ('ijepa', 'any'),
     ('ijepa', 'open tmp.pth.tar.partial'),
+    ('simmim-folders', 'os.rename .metadata.tmp'),  # all tensors are written, and not where they lie
+    ('simmim-folders', 'os.rename writing.dcp.partial'),  # all is written, under another name
+    ('simmim-folders', 'os.rename last.dcp'),  # the one before gives up its place
+    ('ijepa-folders', 'any'),
 ])
 def test_killed_anywhere(method, change, uninterrupted, images, tmp_path):
     """Right before a change in the run folder."""
@@ -59,14 +64,32 @@ def test_killed_anywhere(method, change, uninterrupted, images, tmp_path):
     assert_equal_runs(expected, tmp_path / 'run')
 
 
-@pytest.mark.parametrize('number', [1, 2])
-def test_killed_inside_a_save(number, uninterrupted, images, tmp_path):
-    """Half of a checkpoint is on the disk: the first within an epoch, the second at its end."""
-    flags = f'--data-dir {images} --output {tmp_path} {FLAGS} {METHODS["simmim"]}'
+def test_folders_hold_what_files_do(uninterrupted, tmp_path):
+    files, folders = uninterrupted('ijepa')[0], uninterrupted('ijepa-folders')[0]
+    names = sorted(path.name.removesuffix('.pth.tar') for path in files.glob('*.pth.tar'))
+    assert names == sorted(path.name.removesuffix('.dcp') for path in folders.glob('*.dcp')) and len(names) > 3
+    for name in names:
+        a, b = load(files / f'{name}.pth.tar'), load(folders / f'{name}.dcp')
+        history = [(file.removesuffix('.dcp') + '.pth.tar', metric) for file, metric in b['saver']['checkpoint_files']]
+        assert equal(a, {**b, 'saver': {**b['saver'], 'checkpoint_files': history}}), name
+    for name in ('encoder.safetensors', 'summary.csv'):
+        assert (files / name).read_bytes() == (folders / name).read_bytes()
+    converted = tmp_path / 'encoder.safetensors'
+    assert convert([str(folders / 'last.dcp'), str(converted), '--to', 'target-encoder', '--ema']) == 0
+    assert equal(load_file(converted), load_file(files / 'encoder.safetensors'))
+
+
+@pytest.mark.parametrize('method, number', [
+    ('simmim', 1), ('simmim', 2),  # the first checkpoint is within an epoch, the second at its end
+    ('simmim-folders', 600),  # of the tensors of all checkpoints
+])
+def test_killed_inside_a_save(method, number, uninterrupted, images, tmp_path):
+    """Half of a checkpoint is on the disk."""
+    flags = f'--data-dir {images} --output {tmp_path} {FLAGS} {METHODS[method]}'
     assert run_child(flags, tmp_path / 'log', killed_inside_save(number)) == -signal.SIGKILL
     assert list((tmp_path / 'run').glob('*.partial'))
     assert run_child(flags, tmp_path / 'log') == 0, (tmp_path / 'log').read_text()
-    assert_equal_runs(uninterrupted('simmim')[0], tmp_path / 'run')
+    assert_equal_runs(uninterrupted(method)[0], tmp_path / 'run')
 
 
 def test_killed_time_and_again(uninterrupted, images, tmp_path):

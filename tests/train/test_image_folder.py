@@ -1,5 +1,6 @@
 """The list of images in a folder: what can be read, each file once, and whether the rest is told."""
 import os
+import tarfile
 
 import numpy as np
 import pytest
@@ -134,3 +135,23 @@ def test_supervised_training_lists_as_upstream_does(folder):
     os.link(folder / 'a' / '01.png', folder / 'b9' / 'hard.png')
     assert len(ImageDataset(str(folder))) == 8 and len(ImageFolder(str(folder)).samples) == 7
     assert np.asarray(ImageDataset(str(folder))[0][0]).shape == (72, 80, 3)
+
+
+def test_files_of_an_archive_that_are_not_read(folder, tmp_path):
+    """Counted by suffix, as those of a folder."""
+    (folder / 'a' / 'table.csv').touch()
+    (folder / 'a' / 'x.npy').touch()
+    (folder / 'a' / '.hidden').touch()
+
+    def description(mode='RGB'):
+        with tarfile.open(tmp_path / 'x.tar', 'w') as archive:
+            archive.add(folder, arcname='images')
+        return open_data(RunOptions(data_dir=str(tmp_path / 'x.tar')), mode).description
+
+    assert description().endswith(
+        'files that are not read, by suffix: 1 .csv, 1 .npy; arrays are read with --input-img-mode bands')
+    assert description('bands').endswith('by suffix: 1 .csv')
+    for path in folder.rglob('*.png'):
+        path.unlink()
+    with pytest.raises(UserError, match="^--data-dir: no image in '.*x.tar'; .* 1 .csv, 1 .npy; arrays are read with"):
+        description()

@@ -8,9 +8,11 @@ from PIL import Image
 from test_pretrain_data import all_names, options_of
 from test_tensor_transforms import drawn, encode, pair, photograph
 
+from timm.data import create_transform
 from timm.mim.pretrain.data import decoding, formats
 from timm.mim.pretrain.data.datasets import open_data
-from timm.mim.pretrain.data.decoding import ToMode, decode, open_image, scale_for, to_tensor
+from timm.mim.pretrain.data.decoding import ToMode, decode, open_image, open_jpeg, scale_for, to_tensor
+from timm.mim.pretrain.data.reading import ImageReader
 from timm.mim.pretrain.errors import UserError
 
 READ = ('png', 'jpg', 'jpeg', 'webp', 'tif', 'tiff', 'bmp', 'gif', 'avif', 'jp2')
@@ -78,6 +80,11 @@ def test_exif_rotation(format):
     as_stored = decode(open_image(io.BytesIO(data)), 'RGB').image
     turned = decode(open_image(io.BytesIO(data), exif_rotation=True), 'RGB').image
     assert torch.equal(turned, torch.rot90(as_stored, -1, (1, 2)))
+    transform = create_transform(32, is_training=True, use_prefetcher=True, scale=(1, 1), hflip=0, color_jitter=None)
+    transform.transforms[0].ratio = (0.1, 10)
+    for rotation, expected in ((False, as_stored), (True, turned)):
+        shapes = {ImageReader(transform, 'RGB', exif_rotation=rotation).read(data)[0].shape for _ in range(3)}
+        assert shapes == {expected.shape}
 
 
 def test_full_decode_is_that_of_pillow():
@@ -85,6 +92,10 @@ def test_full_decode_is_that_of_pillow():
         data = encode(photograph((101, 77)), **options)
         found = decode(open_image(io.BytesIO(data)), 'RGB').image
         assert torch.equal(found, to_tensor(Image.open(io.BytesIO(data))))
+        jpeg = open_jpeg(data)
+        assert (jpeg.width, jpeg.height) == (101, 77) and torch.equal(decode(jpeg, 'RGB').image, found)
+    for other in (encode(photograph(), 'PNG'), encode(photograph().convert('L')), encode(photograph().convert('CMYK'))):
+        assert open_jpeg(other) is None  # Pillow opens these
 
 
 def test_scale_is_the_largest_that_keeps_the_crop_as_large_as_its_result():

@@ -79,7 +79,7 @@ def test_what_a_run_records(pretrained):
     summary = json.loads((pretrained / 'summary.json').read_text())
     assert summary['last']['loss'] > 0 and 0.9 < summary['last']['loss_of_patch_mean'] < 1
     with Image.open(pretrained / 'reconstructions' / 'epoch-0001.png') as picture:
-        assert picture.width > 4 * 192  # four columns
+        assert 3 * 192 < picture.width  # three columns
     assert 'images of any shape with 3 channel(s), in up to 16, 32 patches' in (pretrained / 'train.log').read_text()
 
 
@@ -115,22 +115,21 @@ def test_simmim_and_probes(train, strips, tmp_path):
     assert summary['probe_baselines']['pixels']['knn_top1'] == 100
 
 
-def test_two_processes_train_as_one(train, strips, tmp_path, request):
+def test_two_processes_train_as_one(train, strips, tmp_path):
     """Two processes with half the budget see the same batches with the same masks, and every masked patch counts the
-    same: gradients are equal but for the order of additions. With --all-models also with --fsdp.
+    same: gradients are equal but for the order of additions. With --fsdp to the last bit.
     """
-    flags = (f'{MAE} {MODEL} --naflex-loader --naflex-train-seq-lens 12 --naflex-max-seq-len 24 --epochs 1 --lr 0.5 '
+    flags = (f'{MAE} --naflex-loader --naflex-train-seq-lens 12 --naflex-max-seq-len 24 --epochs 1 --lr 0.5 '
              f'--opt momentum --momentum 0 --clip-grad 1 --experiment run --data-dir {strips} --warmup-epochs 0')
-    train(f'{flags} --output {tmp_path}/one --batch-size 8', tiny=False)
-    outputs = run_processes(2, f'{flags} --output {tmp_path}/two --batch-size 4', complete=True)
-    one, two = (torch.load(tmp_path / name / 'run' / 'last.pth.tar', weights_only=False) for name in ('one', 'two'))
-    assert 'loss' in outputs[0]
-    for key, value in one['state_dict'].items():
-        torch.testing.assert_close(two['state_dict'][key], value, atol=2e-5, rtol=0, msg=key)
-    if request.config.getoption('--all-models'):
-        run_processes(2, f'{flags} --output {tmp_path}/sharded --batch-size 4 --fsdp', complete=True)
-        sharded = torch.load(tmp_path / 'sharded' / 'run' / 'last.pth.tar', weights_only=False)['state_dict']
-        assert all(torch.equal(value, sharded[key]) for key, value in two['state_dict'].items())
+    train(f'{MODEL} {flags} --output {tmp_path}/one --batch-size 8', tiny=False)
+    for name, more in (('two', ''), ('sharded', '--fsdp')):
+        run_processes(2, f'{MODEL} {flags} --output {tmp_path}/{name} {more}', complete=True)
+    one, two, sharded = (
+        torch.load(tmp_path / name / 'run' / 'last.pth.tar', weights_only=False)['state_dict']
+        for name in ('one', 'two', 'sharded'))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=2e-5, rtol=0, msg=key)
+    assert all(torch.equal(value, sharded[key]) for key, value in two.items())
 
 
 def loader_of(folder, lengths=(16, 32), rank=0, world_size=1, **options):

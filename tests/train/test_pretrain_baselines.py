@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from timm.mim import create_mim
-from timm.mim.pretrain.held_out import MIN_MASKS, HeldOutImages, diffusion_fill
+from timm.mim.pretrain.held_out import MIN_MASKS, HeldOutImages, diffusion_fill, evaluating
 
 
 @pytest.fixture(scope='module')
@@ -107,3 +107,11 @@ def test_diffusion_of_a_constant_costs_nothing():
     mask = torch.ones(1, 1, 8, 8, dtype=torch.bool)
     mask[..., 0, 0] = False
     assert torch.equal(diffusion_fill(images, mask).float(), images)
+
+
+def test_a_method_trains_on_after_an_error(method):
+    method.train()
+    with pytest.raises(RuntimeError, match='broken'), evaluating(method):
+        assert not method.training
+        raise RuntimeError('broken')
+    assert method.training

@@ -11,6 +11,7 @@ from tiny_runs import write_images
 from timm.mim.pretrain.data.datasets import HELD_OUT_LIMIT, file_names, image_mode, open_data
 from timm.mim.pretrain.hold_out import load_held_out
 from timm.mim.pretrain.data.loading import EpochSampler, create_train_loader
+from timm.mim.pretrain.data.reading import sample_seed
 from timm.mim.pretrain.flags.run_options import RunOptions
 from timm.mim.pretrain.recipes import RECIPES
 
@@ -203,3 +204,11 @@ def test_repeated_images_are_cropped_anew(tmp_path):
     images = torch.cat([batch for batch, _ in islice(
         create_train_loader(open_data(options, 'RGB').train, options, config_of(), CPU), 2)])
     assert len(torch.unique(images.flatten(1), dim=0)) == len(images) == 8
+
+
+def test_seeds_of_images_are_those_of_numpy():
+    """Whatever the size of a number."""
+    for key in ((0, 0, 0), (3, 1, -1), (2 ** 32 - 1, 7, 2 ** 32 - 2), (2 ** 32, 0, 5), (2 ** 64 + 3, 2, 2 ** 32 + 1)):
+        seed, epoch, position = key
+        expected = np.random.SeedSequence((seed, epoch, position + 1)).generate_state(1)[0]
+        assert sample_seed(*key) == expected

@@ -5,6 +5,7 @@ import pytest
 import torch
 from child_runs import start_ranks
 from processes import run_processes
+from run_folders import equal, load
 from sharded_updates import MORE_WAYS, WAYS, WORLD_SIZE, measure, update_of_one_process
 from tiny_runs import write_images
 
@@ -19,10 +20,11 @@ FLAGS = (
     '--mim ijepa --mim-kwargs predictor_depth=2 predictor_dim=48 num_targets=2 --opt momentum '
     '--momentum 0.9 --lr 0.5 --clip-grad 1 --model-ema --model-ema-decay 0.5 --epochs 2 --experiment run'
 )
+SHARDED = '--fsdp --batch-size 2 --grad-accum-steps 2 --stop-epoch 1'
 
 
 def state_of(folder):
-    checkpoint = torch.load(folder / 'last.pth.tar', weights_only=False)
+    checkpoint = load(next(folder.glob('last.*')))
     parts = [checkpoint['state_dict'], checkpoint['task_state']['method'], checkpoint['state_dict_ema']]
     momenta = {str(n): state['momentum_buffer'] for n, state in checkpoint['optimizer']['state'].items()}
     return [*parts, momenta]
@@ -54,6 +56,31 @@ def test_sharded_run_goes_on_without_shards(train, flags, single, tmp_path):
         4, f'{flags} --output {tmp_path} --fsdp --fsdp-replicas 2 --fsdp-reshard never --torchcompile eager '
         '--grad-checkpointing-every 2 --batch-size 1 --grad-accum-steps 2 --stop-epoch 1')
     train(f'{flags} --output {tmp_path} --batch-size 8 --resume auto')
+    assert_close(tmp_path / 'run', single)
+
+
+def test_folder_of_two_processes_goes_on_with_one(train, flags, single, tmp_path):
+    """The folder holds what the file does, bit for bit."""
+    run_processes(2, f'{flags} --output {tmp_path}/file {SHARDED}')
+    run_processes(2, f'{flags} --output {tmp_path} {SHARDED} --checkpoint-format folder')
+    sharded = tmp_path / 'file' / 'run'
+    folder = tmp_path / 'run' / 'last.dcp'
+    assert {path.name for path in folder.iterdir()} == {'.metadata', '__0_0.distcp', '__1_0.distcp', 'content.pt'}
+    sizes = [(folder / f'__{rank}_0.distcp').stat().st_size for rank in range(2)]
+    assert max(sizes) < 1.1 * min(sizes)  # each process writes its share
+    file, folder = load(sharded / 'last.pth.tar'), load(folder)
+    for part in ('state_dict', 'task_state', 'state_dict_ema', 'task_state_ema', 'optimizer', 'run'):
+        assert equal(file[part], folder[part]), part
+    assert (sharded / 'encoder.safetensors').read_bytes() == (tmp_path / 'run' / 'encoder.safetensors').read_bytes()
+    train(f'{flags} --output {tmp_path} --batch-size 8 --resume auto')
+    assert_close(tmp_path / 'run', single)
+
+
+def test_folder_of_one_process_goes_on_with_four(train, flags, single, tmp_path):
+    """Each of them reads its own part, of which two have the same."""
+    folder = '--checkpoint-format folder'
+    train(f'{flags} --output {tmp_path} --batch-size 8 --stop-epoch 1 {folder}')
+    run_processes(4, f'{flags} --output {tmp_path} --fsdp --fsdp-replicas 2 --batch-size 2 --resume auto {folder}')
     assert_close(tmp_path / 'run', single)
 
 

@@ -64,8 +64,8 @@ TAKES_EFFECT = (
     # exponential moving average
     'model_ema', 'model_ema_decay', 'model_ema_warmup',
     # reports, probes and trackers
-    'log_interval', 'val_interval', 'recovery_interval', 'checkpoint_hist', 'log_tensorboard', 'log_wandb',
-    'wandb_project', 'wandb_tags', 'wandb_resume_id', 'mim_probe_dir', 'mim_probe', 'mim_probe_interval',
+    'log_interval', 'val_interval', 'recovery_interval', 'checkpoint_hist', 'checkpoint_format', 'log_tensorboard',
+    'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'mim_probe_dir', 'mim_probe', 'mim_probe_interval',
     'mim_probe_layers', 'mim_probe_pool', 'mim_module',
     # loss
     'naflex_loss_scale',

@@ -6,6 +6,7 @@ import signal
 import tarfile
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from child_runs import at_update, kill, start_ranks
@@ -15,9 +16,11 @@ from test_pretrain_data import CPU, config_of, options_of
 from test_tensor_transforms import encode, photograph
 from tiny_runs import SUPERVISED
 
+from timm.mim.pretrain.data.bands import measure_bands
 from timm.mim.pretrain.data.datasets import open_data
 from timm.mim.pretrain.data.loading import batches_of_epoch, create_train_loader
-from timm.mim.pretrain.data.streams import Stream, is_held_out, shuffled
+from timm.mim.pretrain.data.reading import sample_seed, seed_everything
+from timm.mim.pretrain.data.streams import Stream, StreamBatches, is_held_out, shuffled
 from timm.mim.pretrain.errors import UserError
 
 
@@ -26,8 +29,8 @@ def image_of(number, size=(40, 36)):
     return photograph(size).point(lambda level: level // 4 + 3 * number)
 
 
-def write_shards(folder, shards=4, each=10, suffix='jpg', name='data'):
-    """Write shards without labels. Some samples have another file next to the image."""
+def write_shards(folder, shards=4, each=10, suffix='jpg', name='data', label=None):
+    """Write shards, without labels unless a function gives that of a number. Some samples have a further file."""
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
         with tarfile.open(folder / f'{name}-{shard:02d}.tar', 'w') as archive:
@@ -36,6 +39,8 @@ def write_shards(folder, shards=4, each=10, suffix='jpg', name='data'):
                 files = {suffix: encode(image_of(number), 'JPEG' if suffix == 'jpg' else suffix.upper())}
                 if i % 3 == 0:
                     files['json'] = b'{}'
+                if label is not None:
+                    files['cls'] = str(label(number)).encode()
                 for kind, content in files.items():
                     info = tarfile.TarInfo(f'{number:04d}.{kind}')
                     info.size = len(content)
@@ -128,14 +133,39 @@ def test_readers_share_shards(shards):
     assert keys(stream, 40) != keys(stream, 40, epoch=1) and keys(stream, 40) == keys(stream, 40)
 
 
+class Draws:
+    """In place of a reader of images: returns the encoded image, and a random number that the seed decides."""
+
+    def read(self, image):
+        return image, torch.rand(()).item()
+
+    def finish(self, image, draw):
+        return image, draw
+
+
+def test_two_ranks_read_all_images_once_with_the_seeds_of_their_positions(shards):
+    stream = Stream(open_data(wds(shards), 'RGB').train.shards, 40, held_out=0., num_workers=0)
+    images, draws = [], {}
+    for rank in range(2):
+        batches = StreamBatches(stream, Draws(), 5, num_batches=4, seed=3, rank=rank, world_size=2)
+        for number, ((image, draw), _) in enumerate(batches):
+            images.append(bytes(image))
+            batch, place = divmod(number, 5)
+            draws[(batch * 2 + rank) * 5 + place] = draw  # batch n of both ranks together, then the next
+    assert len(images) == len(set(images)) == 40
+    for position, draw in draws.items():
+        seed_everything(sample_seed(3, 0, position))
+        assert draw == torch.rand(()).item()
+
+
 def test_shuffle_buffer():
     found = list(shuffled(iter(range(100)), 10, random.Random(0)))
     assert sorted(found) == list(range(100)) and found != list(range(100))
     assert all(place >= number - 10 for place, number in enumerate(found))  # none comes before it was read
 
 
-def images_of(options, epoch=0, first=0, mode='RGB', **process):
-    loader = create_train_loader(open_data(options, mode).train, options, config_of(mode=mode), CPU, **process)
+def images_of(options, epoch=0, first=0, mode='RGB', **config):
+    loader = create_train_loader(open_data(options, mode).train, options, {**config_of(mode=mode), **config}, CPU)
     return [images for images, _ in batches_of_epoch(loader, epoch, first)]
 
 
@@ -163,6 +193,33 @@ def test_unreadable_images_are_counted_and_replaced(tmp_path, caplog):
     options = wds(tmp_path, val_split='', batch_size=5)
     whole = images_of(options)
     assert all(torch.equal(a, b) for a, b in zip(images_of(options, first=2), whole[2:]))
+
+
+@pytest.mark.parametrize('suffix', ['npy', 'tif'])
+def test_thirteen_bands(suffix, tmp_path):
+    """Arrays and TIFF files of any number of bands in shards: measured, shuffled and resumed as photographs are."""
+    values = np.random.default_rng(0).integers(0, 10_000, (12, 13, 40, 36), dtype=np.uint16)
+    for shard in range(2):
+        with tarfile.open(tmp_path / f'{shard}.tar', 'w') as archive:
+            for number in range(shard * 6, shard * 6 + 6):
+                file = io.BytesIO()
+                (np.save if suffix == 'npy' else pytest.importorskip('tifffile').imwrite)(file, values[number])
+                info = tarfile.TarInfo(f'{number:04d}.{suffix}')
+                info.size = file.tell()
+                archive.addfile(info, io.BytesIO(file.getvalue()))
+    options = wds(tmp_path, in_chans=13, val_split='', scale=[1., 1.], ratio=[36 / 40, 36 / 40], hflip=0., batch_size=4)
+    statistics = measure_bands(open_data(options, 'bands').train, 13)
+    assert statistics.count == 12
+    np.testing.assert_allclose(statistics.mean, values.mean((0, 2, 3)), rtol=1e-4)
+    config = dict(mean=statistics.mean, std=statistics.std, input_size=(13, 40, 36))
+    whole = images_of(options, mode='bands', **config)
+    assert len(whole) == 3 and whole[0].shape == (4, 13, 40, 36)
+    expected = torch.from_numpy(values.astype(np.float32))
+    units = [torch.tensor(value).view(13, 1, 1) for value in (statistics.mean, statistics.std)]
+    found = {next(i for i in range(12) if torch.allclose(image * units[1] + units[0], expected[i], atol=1))
+             for image in torch.cat(whole)}
+    assert found == set(range(12))
+    assert all(torch.equal(a, b) for a, b in zip(images_of(options, first=2, mode='bands', **config), whole[2:]))
 
 
 def test_hub_dataset(hub):
@@ -224,6 +281,16 @@ def test_from_a_tar_stream_to_a_fine_tuned_model(shards, labelled, train, tmp_pa
     train(f'--dataset wds/ --data-dir {shards} --img-size 32 --epochs 1 --output {tmp_path} --experiment run')
     assert 'no validation split' in (tmp_path / 'run' / 'train.log').read_text()
     assert fine_tuned(train, tmp_path / 'run', tmp_path, f'--data-dir {labelled}')
+
+
+def test_from_labelled_shards_without_a_validation_split_to_a_fine_tuned_model(train, tmp_path):
+    """Both find the shards of a folder by themselves; training with labels must be told that nothing is held out."""
+    write_shards(tmp_path / 'shards', 2, label=lambda number: number % 2)
+    stream = f'--dataset wds/ --data-dir {tmp_path}/shards'
+    train(f'{stream} --img-size 32 --epochs 1 --output {tmp_path} --experiment run')
+    assert fine_tuned(train, tmp_path / 'run', tmp_path, f"{stream} --val-split ''")
+    with pytest.raises(UserError, match="no shard in .* has 'validation' in its name.*give --val-split ''"):
+        train(f'{SUPERVISED} {stream} --output {tmp_path}', tiny=False)
 
 
 def test_from_a_streaming_dataset_to_a_fine_tuned_model(hub, train, tmp_path):

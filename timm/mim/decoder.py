@@ -58,12 +58,18 @@ def sincos_of_coordinates(coord: torch.Tensor, dim: int, size: int) -> torch.Ten
     """
     if dim % 4:
         raise ValueError(f'A sine-cosine position embedding needs a multiple of 4 channels, got {dim}.')
-    table = _encode_coordinates(size, dim // 4, coord.device)
+    # a power of two, so that batches of many lengths share a few tables
+    table = _position_table(1 << (int(size) - 1).bit_length(), dim // 4, coord.device)
     rows, columns = coord.unbind(-1)
     return torch.cat([F.embedding(columns, table), F.embedding(rows, table)], dim=-1)
 
 
-@torch.compiler.disable
+@torch.compiler.assume_constant_result
+def _position_table(size: int, num_frequencies: int, device: torch.device) -> torch.Tensor:
+    # the compiler would trace a cached function itself, and compute the table in every step
+    return _encode_coordinates(size, num_frequencies, device)
+
+
 @lru_cache(maxsize=16)
 def _encode_coordinates(size: int, num_frequencies: int, device: torch.device) -> torch.Tensor:
     # double precision on the CPU, as in the reference, whatever the device and dtype of the model

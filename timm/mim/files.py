@@ -6,13 +6,16 @@ import os
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator, Union
+from typing import Any, BinaryIO, Callable, Iterator, Union
 
 from safetensors import SafetensorError
 
 from .errors import one_line
 
-__all__ = ['is_full', 'naming', 'remove_partial_files', 'to_json', 'verify_checksums', 'write_complete']
+__all__ = [
+    'is_full', 'naming', 'remove_partial_files', 'to_json', 'verify_archive', 'verify_checksums',
+    'write_complete',
+]
 
 _PARTIAL = '.*.partial'  # name of a file until it is complete
 _CHUNK = 1 << 20  # bytes that are read at a time
@@ -114,15 +117,23 @@ def verify_checksums(path: Union[str, os.PathLike], tensors: bool = True) -> Non
         OSError: The file cannot be read.
     """
     try:
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if tensors or '/data/' not in entry.filename:
-                    with archive.open(entry) as part:  # zipfile compares at the end
-                        while part.read(_CHUNK):
-                            pass
+        if zipfile.is_zipfile(path):
+            verify_archive(path, tensors)
     except OSError:
         raise
     except Exception as e:  # a damaged header makes zipfile fail in many ways
         raise ValueError(f"'{path}' is damaged: {one_line(e)[:200]}") from e
+
+
+def verify_archive(file: Union[str, os.PathLike, BinaryIO], tensors: bool = True) -> None:
+    """Compare the content of an archive of `torch.save` with its checksums, see `verify_checksums`.
+
+    Raises:
+        Exception: A checksum differs, or the archive is damaged. Errors are of many types.
+    """
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if tensors or '/data/' not in entry.filename:
+                with archive.open(entry) as part:  # zipfile compares at the end
+                    while part.read(_CHUNK):
+                        pass

@@ -8,6 +8,8 @@ share; the model is a `timm.models.NaFlexVit`.
 - Masks are drawn among the valid patches of each image. Every image has its own number of patches, and the share that
   is masked is exact for each.
 - The methods set padding and masked patches to 0 before the model gets them, and exclude padding from every attention.
+  `forward` first cuts the padding behind the longest image of the batch, so that the loss and the gradients do not
+  depend on how much padding there is, to the last bit.
 - The loss is the sum over all masked patches of the batch, divided by their number: each patch has the same weight,
   whatever the image it belongs to.
 
@@ -18,12 +20,13 @@ from fractions import Fraction
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import torch
+import torch.nn.functional as F
 
 from timm.models.naflexvit import NaFlexVit, create_attention_mask
 
 from .errors import MIMUnsupportedError
 from .method import MIMMethod
-from .output import MIMOutput, View
+from .output import WITH_TRUE_STATISTICS, MIMOutput, View
 from .targets import patch_statistics, unpatchify
 
 __all__ = [
@@ -49,6 +52,18 @@ class NaFlexBatch(NamedTuple):
     def blank(self, mask: torch.Tensor) -> 'NaFlexBatch':
         """Set masked patches (B, N) bool to 0. This also removes infinite values and NaN."""
         return self._replace(patches=self.patches.masked_fill(mask.unsqueeze(-1), 0.))
+
+    def cut(self) -> 'NaFlexBatch':
+        """Cut the padding that no image of the batch needs: the length becomes that of the longest image.
+
+        Matrix products over other lengths add in another order. Without the cut, the same images with more padding
+        would have another loss in the last bits. A graph of `torch.compile` has a fixed length and keeps the padding.
+        The host waits for the device.
+        """
+        if torch.compiler.is_compiling():
+            return self
+        length = int(self.valid.sum(dim=1).max())
+        return NaFlexBatch(*(values[:, :length] for values in self))
 
 
 class NaFlexMask(NamedTuple):
@@ -229,16 +244,26 @@ class NaFlexMethod(MIMMethod):
         self._check_one_source(mask, noise, generator)
         if mask is None:
             noise = self.get_noise(tuple(batch.valid.shape), batch.patches, noise, generator)
-            mask = self.drawn_naflex_mask(noise, batch)
         else:
-            mask = self.given_naflex_mask(mask, batch)
+            self._check_naflex_mask(mask, batch)
+        padded, batch = batch, batch.cut()
+        length = batch.valid.shape[1]
+        if mask is None:
+            mask = self.drawn_naflex_mask(noise[:, :length], batch)
+        else:
+            mask = self.given_naflex_mask(mask[:, :length], batch)
         prediction = self.predict_naflex(batch.blank(mask.patches), mask)
         target, chosen = self.naflex_target(batch, mask)
         error = self.compare_patches(prediction, target)  # (B, M)
         # `where`, not a product: an excluded patch contributes nothing, whatever its value
         total = torch.where(chosen, error, 0.).sum()
         loss = total / chosen.sum().clamp(min=1)
-        return MIMOutput(loss, prediction, target, mask.patches)
+        cut = padded.valid.shape[1] - length
+        if cut:
+            prediction, target = (
+                F.pad(values, (0, 0, 0, cut)) if values.shape[1] == length else values  # the others are (B, M, D)
+                for values in (prediction, target))
+        return MIMOutput(loss, prediction, target, F.pad(mask.patches, (0, cut)))
 
     def naflex_refusal(self) -> Optional[str]:
         """Return why the model or an option does not work with NaFlex batches, None if all do."""
@@ -345,13 +370,17 @@ class NaFlexMethod(MIMMethod):
         Raises:
             ValueError: Shape, dtype or device are wrong, or an image has no visible patch.
         """
+        self._check_naflex_mask(mask, batch)
+        if not bool((batch.valid & ~mask).any(dim=1).all()):
+            raise ValueError('mask must leave at least one patch of each image visible.')
+        return split_naflex_mask(mask & batch.valid, batch.valid)
+
+    @staticmethod
+    def _check_naflex_mask(mask: torch.Tensor, batch: NaFlexBatch) -> None:
         if mask.dtype != torch.bool or mask.shape != batch.valid.shape or mask.device != batch.valid.device:
             raise ValueError(
                 f'The mask of a NaFlex batch must be bool of shape {tuple(batch.valid.shape)} on {batch.valid.device}, '
                 f'got {mask.dtype} of shape {tuple(mask.shape)} on {mask.device}.')
-        if not bool((batch.valid & ~mask).any(dim=1).all()):
-            raise ValueError('mask must leave at least one patch of each image visible.')
-        return split_naflex_mask(mask & batch.valid, batch.valid)
 
     def count_masked(self, images: Dict[str, torch.Tensor], noise: torch.Tensor) -> torch.Tensor:
         """Return the number of patches that the loss of a NaFlex batch is a mean over, as a scalar tensor.
@@ -365,29 +394,24 @@ class NaFlexMethod(MIMMethod):
             images: Union[torch.Tensor, Dict[str, torch.Tensor]],
             noise: torch.Tensor,
     ) -> List[View]:
-        """Return views of a step, see `MIMMethod.views`. For a NaFlex batch, each image keeps its own size."""
+        """Return views of a step, see `MIMMethod.views`. For a NaFlex batch, each image keeps its own size.
+
+        Where the method predicts normalised patches, each predicted patch gets its true mean and variance.
+        """
         if not isinstance(images, dict):
             return super().views(images, noise)
         batch = self.read_naflex(images)
         mask = self.given_naflex_mask(self.make_naflex_mask(noise, batch), batch)
         original = naflex_images(batch.patches, batch, self.patch_stride)
         hole = self.naflex_pixel_mask(mask.patches, batch)
-        views = [View('original', original), View('masked input', original, hole)]
-        all_patches = self.reconstruct_naflex(batch.blank(mask.patches), mask)
-        predicted = naflex_images(all_patches.to(batch.patches.dtype), batch, self.patch_stride)
-        if self.reconstructs_pixels:
-            pixels = [torch.where(h, p, o) for h, p, o in zip(hole, predicted, original)]
-            views.append(View('visible + prediction', pixels))
-        else:
+        predicted = self.reconstruct_naflex(batch.blank(mask.patches), mask)
+        label = 'visible + prediction'
+        if not self.reconstructs_pixels:
             mean, std = patch_statistics(batch.patches)
-            leaking = naflex_images(
-                (all_patches * std + mean).to(batch.patches.dtype), batch, self.patch_stride)
-            views += [
-                View('prediction, patches normalised', predicted, [~h for h in hole]),
-                View('visible + prediction with true mean and variance (leaks)', [
-                    torch.where(h, p, o) for h, p, o in zip(hole, leaking, original)]),
-            ]
-        return views
+            predicted, label = predicted * std + mean, WITH_TRUE_STATISTICS
+        predicted = naflex_images(predicted.to(batch.patches.dtype), batch, self.patch_stride)
+        pixels = [torch.where(h, p, o) for h, p, o in zip(hole, predicted, original)]
+        return [View('original', original), View('masked input', original, hole), View(label, pixels)]
 
     def naflex_pixel_mask(self, mask: torch.Tensor, batch: NaFlexBatch) -> List[torch.Tensor]:
         """Return the masked pixels (1, H, W) bool of each image."""

@@ -25,8 +25,11 @@ def _write_complete(save_state, save_path):
             os.unlink(tmp_save_path)
         if isinstance(e, (OSError, RuntimeError)):
             size, free = _num_bytes(save_state), shutil.disk_usage(os.path.dirname(save_path) or '.').free
+            # on a full disk PyTorch raises an error of its own, while it handles that of the system
+            reason = e.__context__ if isinstance(e.__context__, OSError) else e
             raise OSError(
-                f"Checkpoint of {size} bytes cannot be written to '{save_path}', where {free} are free: {e}") from e
+                f"Checkpoint of {size} bytes cannot be written to '{save_path}', where {free} are free: {reason}"
+            ) from e
         raise
 
 

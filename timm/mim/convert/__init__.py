@@ -15,7 +15,7 @@ The names of its tensors identify the format of SOURCE. The formats are:
     huggingface-vit-mim   transformers, ViTForMaskedImageModeling (a folder)
     huggingface-swin-mim  transformers, SwinForMaskedImageModeling (a folder)
     mim                   timm.mim.create_mim(...).state_dict(), safetensors
-    task                  a checkpoint of train.py --mim
+    task                  a checkpoint of train.py --mim, a file or a folder (written as a file)
     encoder               a plain timm model, safetensors
     target-encoder        the target encoder of I-JEPA as a plain timm model, safetensors (write only)
 

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..checkpoint_folder import CONTENT, is_checkpoint_folder, read_tensors, verify_folder
 from ..errors import first_line
 from ..files import naming, verify_checksums, write_complete
 from .checkpoint import ConversionError, Tensors
@@ -63,7 +64,7 @@ class Source(NamedTuple):
 
 
 def read_source(path: Path, ema: bool = False) -> Source:
-    """Read a checkpoint from a file or a Hugging Face folder.
+    """Read a checkpoint from a file, a folder of train.py or a Hugging Face folder.
 
     Args:
         path: File or folder.
@@ -73,6 +74,8 @@ def read_source(path: Path, ema: bool = False) -> Source:
         ConversionError: The file is missing or damaged, or contains objects other than tensors and plain values.
     """
     config = {}
+    if is_checkpoint_folder(path):
+        return _sort_out(_read_checkpoint_folder(path, ema), path, ema)
     if path.is_dir():
         folder, path = path, next((path / name for name in _FOLDER_FILES if (path / name).is_file()), None)
         if path is None:
@@ -163,6 +166,20 @@ def _read_pickle(path: Path) -> Any:
         raise ConversionError(f"'{path}' was not loaded: {_unpickling_reason(path, error)}.") from error
     except _DAMAGED as error:
         raise ConversionError(f"'{path}' is not a complete checkpoint: {first_line(error)}") from error
+
+
+def _read_checkpoint_folder(folder: Path, ema: bool) -> Any:
+    """Read the weights and the values of a checkpoint of train.py that is a folder, without the optimizer's state."""
+    content = _read_pickle(folder / CONTENT)
+    try:
+        verify_folder(folder, content)
+        suffix = '_ema' if ema else ''
+        for name in (f'state_dict{suffix}', f'task_state{suffix}'):
+            if name in content:
+                content[name] = read_tensors(folder, content[name], name)
+    except (OSError, ValueError) as error:
+        raise ConversionError(f'{first_line(error)}.') from error
+    return content
 
 
 def _values_only() -> ContextManager:

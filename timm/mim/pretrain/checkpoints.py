@@ -1,36 +1,34 @@
-"""Write the checkpoints of a run with timm's saver, and find, verify and load them."""
-import argparse
+"""Find, verify and load the checkpoints of a run, which are files or folders."""
 import logging
-import math
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 
-from timm.task import MaskedImageModelingTask
-from timm.utils import CheckpointSaver, NativeScaler, load_checkpoint_metadata
+from timm.utils import load_checkpoint_metadata
+from ..checkpoint_folder import CONTENT, has_folders, is_checkpoint_folder, read_tensors, verify_folder
 from ..files import verify_checksums
 from .errors import UserError, one_line
-from .flags.run_options import RunOptions
-from .run_folder import LAST, plain_options
+from .run_folder import EXTENSIONS, is_last
 
 _logger = logging.getLogger(__name__)
 
 BEFORE_TRAINING = -1  # number of the epoch at whose end a run begins
+FOLDER_BYTES = 10_000_000_000  # --checkpoint-format auto writes larger checkpoints as folders
 
-# Files of a checkpoint that a killed run was still writing.
-_UNFINISHED = ('*.partial', 'tmp.pth.tar', 'recovery_tmp.pth.tar')
+# Files and folders of a checkpoint that a killed run was still writing.
+UNFINISHED = ('*.partial', 'tmp.pth.tar', 'recovery_tmp.pth.tar')
 
 
 class Checkpoint(NamedTuple):
-    """A loaded checkpoint and its file.
+    """A loaded checkpoint, and its file or folder.
 
     Attributes:
-        path: File.
-        content: Content of the file. The tensors are memory-mapped.
-        in_place: The file is in the folder of the run that resumes from it.
+        path: File or folder.
+        content: Content. The tensors of a file are memory-mapped, those of a folder have no values: see `part`.
+        in_place: The checkpoint is in the folder of the run that resumes from it.
     """
     path: Path
     content: Dict[str, Any]
@@ -51,6 +49,21 @@ class Checkpoint(NamedTuple):
         """Whether the checkpoint was written within an epoch."""
         return self.run is not None and self.run['update'] % self.run['updates_per_epoch'] != 0
 
+    def part(self, name: str, like: Optional[Mapping[str, torch.Tensor]] = None) -> Any:
+        """Return a part of the content with its tensors.
+
+        Args:
+            name: Name of the part, such as `state_dict`.
+            like: Tensors by name, see `timm.mim.checkpoint_folder.named_tensors`. Of a tensor that is sharded there, a
+                process reads only its own part from a folder. A file has whole tensors.
+
+        Raises:
+            ValueError: The folder is damaged.
+        """
+        if not self.path.is_dir():
+            return self.content[name]
+        return read_tensors(self.path, self.content[name], name, like)
+
     @property
     def goes_on(self) -> bool:
         """Whether the run that wrote the checkpoint continues. Otherwise a new run starts from it."""
@@ -61,33 +74,44 @@ def load_checkpoint(path: Path, flag: str = '--resume', verify: bool = True) -> 
     """Load a checkpoint. Code that the file may contain is never run.
 
     Args:
-        path: File of the checkpoint.
-        flag: Flag that names the file, for error messages.
-        verify: Also verify the checksums of tensors, which reads the whole file. Other checksums are always verified.
+        path: File or folder of the checkpoint.
+        flag: Flag that names the checkpoint, for error messages.
+        verify: Also verify the checksums of tensors, which reads all of it. Other checksums are always verified.
 
     Raises:
-        UserError: The file is not a complete checkpoint of a training run, is damaged, or contains more than data.
+        UserError: It is not a complete checkpoint of a training run, is damaged, or contains more than data.
     """
-    _verify(path, flag, tensors=verify)
+    folder = path.is_dir()
+    if folder and not is_checkpoint_folder(path):
+        raise UserError(f"{flag}: '{path}' is not a complete checkpoint of a training run (it has no {CONTENT}).")
+    if folder and not has_folders:
+        raise UserError(f"{flag}: '{path}' is a folder, which PyTorch reads from version 2.5 on.")
+    file = path / CONTENT if folder else path
+    with _naming_flag(flag):
+        verify_checksums(file, tensors=folder or verify)
     try:
-        content = load_checkpoint_metadata(path)
+        content = load_checkpoint_metadata(file)
     except Exception as e:  # other files and truncated checkpoints raise errors of many types
         raise UserError(
             f"{flag}: '{path}' is not a complete checkpoint of a training run ({one_line(e)[:200]}).") from e
     if not isinstance(content, dict) or 'state_dict' not in content:
         raise UserError(f"{flag}: '{path}' is not a complete checkpoint of a training run (it has no state_dict).")
     _check_run(content.get('run'), path, flag)
+    if folder:
+        with _naming_flag(flag):
+            verify_folder(path, content, tensors=verify)
     return Checkpoint(path, content)
 
 
-def _verify(path: Path, flag: str, tensors: bool) -> None:
-    """Verify the checksums in the archive of a checkpoint. PyTorch writes them, but does not verify them.
+@contextmanager
+def _naming_flag(flag: str) -> Iterator[None]:
+    """Add the flag that names a checkpoint to the error of a wrong checksum.
 
     Raises:
-        UserError: A checksum is wrong.
+        UserError: A checksum is wrong, or a file cannot be read.
     """
     try:
-        verify_checksums(path, tensors)
+        yield
     except (OSError, ValueError) as e:
         raise UserError(f'{flag}: {one_line(e)}.') from e
 
@@ -122,7 +146,8 @@ def newest_checkpoint(folder: Path) -> Optional[Checkpoint]:
     found, unreadable = readable_checkpoints(folder)
     for checkpoint in found:
         try:
-            _verify(checkpoint.path, '--resume auto', tensors=True)
+            with _naming_flag('--resume auto'):
+                _verify_tensors(checkpoint)
             return checkpoint
         except UserError as e:
             _logger.warning(f'Skipped: {e}')
@@ -133,20 +158,28 @@ def newest_checkpoint(folder: Path) -> Optional[Checkpoint]:
     return None
 
 
+def _verify_tensors(checkpoint: Checkpoint) -> None:
+    """Compare the tensors of a checkpoint with their checksums. PyTorch writes them, but does not verify them."""
+    if checkpoint.path.is_dir():
+        verify_folder(checkpoint.path, checkpoint.content)
+    else:
+        verify_checksums(checkpoint.path)
+
+
 def readable_checkpoints(folder: Path, besides: Optional[Path] = None) -> Tuple[List[Checkpoint], int]:
     """Load all readable checkpoints of a run folder, without verifying the checksums of tensors.
 
     Args:
         folder: Folder of a run.
-        besides: File to skip, also if the folder has it under another name.
+        besides: Checkpoint to skip, also if the folder has the same file under another name.
 
     Returns:
         The checkpoints, sorted by falling number of updates, and the number of unreadable ones, which are logged.
     """
     found: List[Checkpoint] = []
     unreadable = 0
-    for path in folder.glob('*.pth.tar'):
-        if any(path.match(pattern) for pattern in _UNFINISHED):
+    for path in (path for extension in EXTENSIONS for path in folder.glob(f'*{extension}')):
+        if any(path.match(pattern) for pattern in UNFINISHED):
             continue
         try:
             if besides is None or not os.path.samefile(path, besides):
@@ -154,7 +187,7 @@ def readable_checkpoints(folder: Path, besides: Optional[Path] = None) -> Tuple[
         except (OSError, UserError) as e:
             _logger.warning(f'Skipped: {e}')
             unreadable += 1
-    return sorted(found, key=lambda c: (c.update, c.path.name == LAST, c.path), reverse=True), unreadable
+    return sorted(found, key=lambda c: (c.update, is_last(c.path), c.path), reverse=True), unreadable
 
 
 @contextmanager
@@ -172,114 +205,28 @@ def mismatch_errors(path: Path, flag: str = '--resume') -> Iterator[None]:
         raise UserError(f"{flag}: '{path}' does not fit this run: {one_line(e)[:300]}") from e
 
 
-def evaluation_weights(checkpoint: Dict[str, Any]) -> Tuple[Dict[str, Any], Optional[Dict[str, Any]]]:
-    """Return the weights and the task state of a checkpoint, or of its moving average if it has one."""
-    suffix = '_ema' if 'state_dict_ema' in checkpoint else ''
-    return checkpoint[f'state_dict{suffix}'], checkpoint.get(f'task_state{suffix}')
-
-
-class RunSaver(CheckpointSaver):
-    """timm's saver of checkpoints, which also stores the trainer's state and the results of the run.
+def evaluation_weights(
+        checkpoint: Checkpoint,
+        like: Optional[Mapping[str, torch.Tensor]] = None,
+) -> Tuple[Dict[str, Any], Optional[Dict[str, Any]]]:
+    """Return the weights and the task state of a checkpoint, or of its moving average if it has one.
 
     Args:
-        folder: Folder of the run.
-        options: Options of the run.
-        task: Task to save.
-        optimizer: Optimizer to save.
-        scaler: Gradient scaler to save.
+        checkpoint: The checkpoint.
+        like: See `Checkpoint.part`.
     """
+    suffix = '_ema' if 'state_dict_ema' in checkpoint.content else ''
+    return weights_of(checkpoint, suffix, like)
 
-    def __init__(
-            self,
-            folder: Path,
-            options: RunOptions,
-            task: MaskedImageModelingTask,
-            optimizer: torch.optim.Optimizer,
-            scaler: Optional[NativeScaler] = None,
-    ):
-        logging.getLogger('timm.utils.checkpoint_saver').setLevel(logging.WARNING)  # it logs every file at each save
-        super().__init__(
-            model=task.get_method(),
-            optimizer=optimizer,
-            args=argparse.Namespace(**plain_options(options)),
-            amp_scaler=scaler,
-            checkpoint_dir=str(folder),
-            recovery_dir=str(folder),
-            decreasing=not options.mim_probe_best,  # of errors the lowest is best, of accuracies the highest
-            max_history=options.checkpoint_hist,
-            task=task,
-        )
-        self.options = options
-        self.added: Dict[str, Any] = {}
-        self.within_epoch = False
-        for pattern in _UNFINISHED:
-            for path in folder.glob(pattern):
-                path.unlink()
 
-    def _checkpoint_state(self, epoch: int, metric: Optional[float] = None) -> Dict[str, Any]:
-        state = {**super()._checkpoint_state(epoch, metric), **self.added}
-        if self.within_epoch:
-            state['saver'] = self.state_dict()  # a checkpoint within an epoch is not part of the history
-        return state
-
-    def best_with(self, epoch: int, metric: Optional[float]) -> Tuple[Optional[int], Optional[float]]:
-        """Return the best epoch and its metric, including an epoch that is about to be saved; None without metrics."""
-        ranked = metric is not None and not math.isnan(metric)
-        if ranked and (self.best_metric is None or self.cmp(metric, self.best_metric)):
-            return epoch, metric
-        return self.best_epoch, self.best_metric
-
-    def begin_with(self, metric: float) -> None:
-        """Let the model before training take part in the choice of the best epoch, as epoch -1."""
-        self.best_epoch, self.best_metric = BEFORE_TRAINING, metric
-
-    def save_epoch(
-            self,
-            epoch: int,
-            metric: Optional[float],
-            added: Dict[str, Any],
-            results: Dict[str, Any],
-    ) -> None:
-        """Save a completed epoch, and delete the checkpoints that were saved within it.
-
-        Args:
-            epoch: Number of the epoch.
-            metric: Held-out error, None if it cannot compare epochs.
-            added: Result of `Trainer.state_dict`.
-            results: Results of the run so far.
-        """
-        self.added, self.within_epoch = dict(added, results=results), False
-        self.save_checkpoint(epoch, metric=metric)
-        self._tidy(epoch)
-
-    def save_within_epoch(
-            self,
-            epoch: int,
-            batch: int,
-            added: Dict[str, Any],
-            results: Dict[str, Any],
-    ) -> None:
-        """Save the state within an epoch. The next checkpoint replaces it."""
-        self.added, self.within_epoch = dict(added, results=results), True
-        self.save_recovery(epoch, batch)
-
-    def take_up(self, checkpoint: Checkpoint) -> None:
-        """Restore the history of a checkpoint of this folder, and finish what a killed run left unfinished after it."""
-        history = checkpoint.content.get('saver')
-        if not history:  # timm before 1.0.31 does not store it
-            return
-        epoch, metric = history.get('pending', (None, None))
-        if epoch is None or checkpoint.path.name != LAST:
-            self.load_state_dict(history)
-            return
-        self.load_state_dict({**history, 'pending': (None, None)})
-        self._rank_last(epoch, metric)
-        self._tidy(epoch)
-
-    def _tidy(self, epoch: int) -> None:
-        """Save the milestone if one is due, and delete the checkpoints within the completed epoch."""
-        if epoch + 1 in self.options.save_epochs:
-            self.save_milestone(epoch + 1)
-        for path in Path(self.recovery_dir).glob(f'{self.recovery_prefix}-*{self.extension}'):
-            path.unlink()
-        self.curr_recovery_file = self.prev_recovery_file = ''
+def weights_of(
+        checkpoint: Checkpoint,
+        suffix: str = '',
+        like: Optional[Mapping[str, torch.Tensor]] = None,
+) -> Tuple[Dict[str, Any], Optional[Dict[str, Any]]]:
+    """Return the weights and the task state of a checkpoint, those of its moving average if the suffix is `_ema`."""
+    task_state = f'task_state{suffix}'
+    return (
+        checkpoint.part(f'state_dict{suffix}', like),
+        checkpoint.part(task_state, like) if checkpoint.content.get(task_state) is not None else None,
+    )

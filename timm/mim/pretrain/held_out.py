@@ -123,9 +123,9 @@ class HeldOutImages:
         self.idle_batches = 0  # extra forward passes of this process, whose results are not used
         self.in_step = in_step
         if in_step:
-            counts = [None] * dist.get_world_size()
-            dist.all_gather_object(counts, self.num_batches)
-            self.idle_batches = max(counts) - self.num_batches
+            most = torch.tensor(self.num_batches, device=device)
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+            self.idle_batches = int(most) - self.num_batches
 
     def _idle_batch(self, method: nn.Module) -> Tuple[torch.Tensor, torch.Tensor]:
         images = torch.zeros(1, *self.images.shape[1:], device=self.device)

@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 
 from timm.optim import list_optimizers
+from ..checkpoint_folder import has_folders
 from ..factory import get_mim, list_mims, nearest_names
 from ..native_aspect import NaFlexMethod
 from .data.datasets import check_folder
@@ -125,6 +126,8 @@ def _check_others(options: RunOptions) -> None:
         raise UserError(f'--stop-epoch {options.stop_epoch} is after the last epoch, {options.epochs}.')
     if options.torchcompile_mode and not options.torchcompile:
         raise UserError('--torchcompile-mode is for --torchcompile, which is not given.')
+    if options.checkpoint_format == 'folder' and not has_folders:
+        raise UserError(f'--checkpoint-format folder needs PyTorch 2.5 or newer, this is {torch.__version__}.')
     _check_sharding(options)
     if options.grad_checkpointing and options.grad_checkpointing_every:
         raise UserError('--grad-checkpointing recomputes all blocks: leave it or --grad-checkpointing-every out.')

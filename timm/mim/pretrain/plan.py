@@ -28,7 +28,7 @@ ACCELERATORS = {
 }
 UTILISATION = 0.35  # assumed share of these operations that a run reaches
 IMAGE_BYTES = 110_000  # mean size of an ImageNet JPEG file
-IMAGES_PER_CORE = 734  # JPEG files of 500 x 375 pixels that one core decodes and crops in a second, see docs/speed.md
+IMAGES_PER_CORE = 632  # JPEG files of 500 x 375 pixels that one core loads in a second: benchmarks/loading.py
 _LARGER_BATCHES = (128, 1024)  # whose memory is measured, too, to find the largest one that fits
 _FREE_SHARE = 0.92  # share of the memory that a run can use: the rest goes to the driver and to fragmentation
 
@@ -197,7 +197,8 @@ def _count_memory(update: _Update) -> Dict[str, float]:
         parameter.register_post_accumulate_grad_hook(lambda p: memory.move(p.grad, GRADIENTS))
         for parameter in method.parameters() if parameter.requires_grad]
     with memory:
-        for _ in range(2):  # the state of the optimizer exists from the second update on
+        for _ in range(2):  # the state of the optimizer exists from the second update on, whose peak counts
+            memory.peak.clear()
             update.run()
             for tensor in state_tensors(update.optimizer):
                 memory.move(tensor, OPTIMIZER)

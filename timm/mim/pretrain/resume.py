@@ -9,6 +9,7 @@ import torch
 
 from timm.task import MaskedImageModelingTask
 from timm.utils import NativeScaler
+from ..checkpoint_folder import named_tensors
 from .checkpoints import (
     Checkpoint,
     evaluation_weights,
@@ -16,6 +17,7 @@ from .checkpoints import (
     mismatch_errors,
     newest_checkpoint,
     readable_checkpoints,
+    weights_of,
 )
 from .data.datasets import image_mode
 from .data.formats import BANDS
@@ -214,17 +216,23 @@ def restore_weights(task: MaskedImageModelingTask, checkpoint: Checkpoint) -> No
     """Load the weights of a checkpoint, and its moving average if the task keeps one.
 
     Args:
-        task: Task to load into.
+        task: Task to load into. With a checkpoint that is a folder, its parameters may be sharded.
         checkpoint: The checkpoint.
 
     Raises:
         UserError: The weights do not fit the task.
     """
-    content = checkpoint.content
     with mismatch_errors(checkpoint.path):
-        task.load_checkpoint_state(content['state_dict'], content.get('task_state'))
+        task.load_checkpoint_state(*weights_of(checkpoint, like=_named(task.get_checkpoint_state())))
         if task.has_ema():
-            task.load_checkpoint_state(*evaluation_weights(content), ema=True)
+            like = _named(task.get_checkpoint_state(ema=True))
+            if 'state_dict_ema' not in checkpoint.content:  # the average begins with the weights
+                like = {name.replace('_ema', '', 1): tensor for name, tensor in like.items()}
+            task.load_checkpoint_state(*evaluation_weights(checkpoint, like), ema=True)
+
+
+def _named(state: Dict[str, Any]) -> Dict[str, torch.Tensor]:
+    return dict(named_tensors(state))
 
 
 def restore_optimizer(
@@ -247,9 +255,18 @@ def restore_optimizer(
     content = checkpoint.content
     with mismatch_errors(checkpoint.path):
         if 'optimizer' in content:
-            load_whole_optimizer(optimizer, _with_current_options(content['optimizer'], optimizer))
+            saved = checkpoint.part('optimizer', _state_like(optimizer, content['optimizer']))
+            load_whole_optimizer(optimizer, _with_current_options(saved, optimizer))
         if scaler is not None and scaler.state_dict_key in content:
             scaler.load_state_dict(content[scaler.state_dict_key])
+
+
+def _state_like(optimizer: torch.optim.Optimizer, saved: Dict[str, Any]) -> Dict[str, torch.Tensor]:
+    """Return for each tensor in the saved state of a parameter, by its name, the parameter."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    return {
+        name: parameters[number] for number, state in saved['state'].items() if number < len(parameters)
+        for name, _ in named_tensors(state, f'optimizer.state.{number}')}
 
 
 def _with_current_options(saved: Dict[str, Any], optimizer: torch.optim.Optimizer) -> Dict[str, Any]:

@@ -7,11 +7,12 @@ import socket
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import IO, Any, Dict, List, Optional
+from typing import IO, Any, Dict, List, Optional, Tuple
 
 import yaml
 
 from timm.models import safe_model_name
+from ..checkpoint_folder import is_checkpoint_folder
 from ..files import is_full, to_json, write_complete
 from .errors import UserError, one_line
 from .flags.run_options import RunOptions
@@ -24,8 +25,10 @@ except ImportError:  # Windows
 _logger = logging.getLogger(__name__)
 LOCK = 'run.lock'
 
-LAST = 'last.pth.tar'
-BEST = 'model_best.pth.tar'
+FILE, FOLDER = '.pth.tar', '.dcp'  # extensions of checkpoints
+EXTENSIONS = (FILE, FOLDER)
+LAST = 'last'
+BEST = 'model_best'
 PICTURES = 'reconstructions'
 _OPTIONS = 'args.yaml'
 ENCODER = 'encoder.safetensors'
@@ -189,6 +192,16 @@ def lies_in(checkpoint: Path, folder: Path) -> bool:
         for parent in (checkpoint.parent, checkpoint.resolve().parent))
 
 
+def names_of(name: str) -> Tuple[str, ...]:
+    """Return the names that a checkpoint can have, as a file and as a folder."""
+    return tuple(name + extension for extension in EXTENSIONS)
+
+
+def is_last(path: Path) -> bool:
+    """Return whether a checkpoint is the one that a run saved last at the end of an epoch."""
+    return path.name in names_of(LAST)
+
+
 def _parent(options: RunOptions) -> Path:
     return Path(options.output or './output/pretrain')
 
@@ -206,7 +219,7 @@ def _named_folder(options: RunOptions) -> Optional[Path]:
 
 
 def _holds_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (_OPTIONS, LAST, ENCODER))
+    return any((folder / name).exists() for name in (_OPTIONS, *names_of(LAST), ENCODER))
 
 
 def _check_belongs(folder: Path, options: RunOptions) -> None:
@@ -224,10 +237,10 @@ def _check_belongs(folder: Path, options: RunOptions) -> None:
                 '--experiment.')
         return
     path = Path(options.resume)
-    if not path.is_file():
+    if not path.is_file() and not is_checkpoint_folder(path):
         raise UserError(f"--resume: there is no checkpoint '{path}'.")
     # A run that started from another run's checkpoint and was killed before its own first one may start again.
-    has_results = (folder / ENCODER).exists() or next(folder.glob('*.pth.tar'), None) is not None
+    has_results = (folder / ENCODER).exists() or any(next(folder.glob(f'*{e}'), None) for e in EXTENSIONS)
     if has_results and not lies_in(path, folder):
         raise UserError(
             f"--resume: '{path}' is not a checkpoint of '{folder}', which holds another run. Continue that run with "

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
@@ -9,8 +10,9 @@ import torch
 import torch.nn as nn
 
 from timm.utils import is_primary, random_seed
+from ..checkpoint_folder import has_folders
 from .building import built_in
-from .checkpoints import Checkpoint, RunSaver, load_checkpoint
+from .checkpoints import Checkpoint, load_checkpoint
 from .data.datasets import file_names, image_mode, measure_statistics, open_data, resolve_image_config
 from .data.image_folder import fingerprint, num_images
 from .data.loading import create_train_loader, ending_workers
@@ -27,7 +29,8 @@ from .reporting.console import LogFile, Progress, lines_above_bar, log_end, log_
 from .reporting.records import Records, check_trackers, open_trackers
 from .reporting.report import Report, collect_environment, go_on_command, typed_command
 from .resume import check_same_data, find_checkpoint, take_measured
-from .run_folder import FolderLock, claim_run_folder, save_options
+from .run_folder import FILE, FOLDER, LAST, FolderLock, claim_run_folder, save_options
+from .run_saver import BackgroundWriter, RunSaver, sharded_tensors
 from .sharding import whole
 from .task import create_method, import_mim_module
 from .trainer import Trainer
@@ -66,8 +69,10 @@ class RunLoop:
         self.probes = probes
         self.saver = None
         self.results: Dict[str, Any] = {}
+        may_write = has_folders and self.options.checkpoint_format != 'file'
+        self.writer = BackgroundWriter(folder, may_write and trainer.process.distributed, self.options.fsdp)
         if is_primary(trainer.process):
-            self.saver = RunSaver(folder, self.options, trainer.task, trainer.optimizer, trainer.scaler)
+            self.saver = RunSaver(folder, self.options, trainer.task, trainer.optimizer, trainer.scaler, self.writer)
             if checkpoint is not None and checkpoint.in_place:
                 self.saver.take_up(checkpoint)
                 self.results = checkpoint.content.get('results', {})
@@ -107,9 +112,18 @@ class RunLoop:
         try:
             for epoch in range(first_epoch, trainer.last_epoch):
                 self._run_epoch(epoch, progress)
+            self.writer.wait()
         finally:
             progress.close()
+            self._finish_writing()
         return self.results
+
+    def _finish_writing(self) -> None:
+        """Finish the checkpoint that is being written when an error ends the run."""
+        try:
+            self.writer.wait()
+        except OSError as e:
+            _logger.warning(e)
 
     def _probe_baselines(self) -> Dict[str, Dict[str, float]]:
         """Probe the pixels, and also the untrained encoder if the run starts at its first update."""
@@ -162,6 +176,7 @@ class RunLoop:
         """
         trainer = self.trainer
         if trainer.is_asked_to_stop():
+            self.writer.wait()
             last = trainer.last_epoch * trainer.updates_per_epoch
             saved = f'saved after step {trainer.update} of {last}' if trainer.update else 'before the first step'
             command = go_on_command(typed_command(), self.options, self.folder)
@@ -173,6 +188,7 @@ class RunLoop:
         options, length = self.options, self.trainer.updates_per_epoch
         for update in self.trainer.updates():
             progress.advance()
+            self.writer.poll()
             number = update - epoch * length  # in this epoch
             if number % options.log_interval == 0 or number == length:
                 self._report(epoch, update, progress)
@@ -224,10 +240,19 @@ class RunLoop:
         return self.results['probes']
 
     def _save_within(self, epoch: int) -> None:
-        state = self.trainer.state_dict()
-        if self.saver is not None:
-            self.saver.save_within_epoch(
-                epoch, self.trainer.update - epoch * self.trainer.updates_per_epoch, state, self.results)
+        trainer = self.trainer
+        state, as_folder = trainer.state_dict(), trainer.saves_folders
+        if self.saver is None:
+            self._write_own_part(state)
+            return
+        self.saver.save_within_epoch(
+            epoch, trainer.update - epoch * trainer.updates_per_epoch, state, self.results, as_folder)
+
+    def _write_own_part(self, state: Dict[str, Any]) -> None:
+        """Write the part of this process of a checkpoint that is a folder. The first process does all else."""
+        tensors = sharded_tensors(state)
+        if tensors:
+            self.writer.start(self.folder, tensors)
 
     def evaluate(self, epoch: int) -> None:
         """Measure the held-out error, and write records, checkpoint, encoder and picture.
@@ -241,9 +266,10 @@ class RunLoop:
         measured = self.held_out.measure(method, trainer.autocast)
         views = self.held_out.views(method, trainer.autocast, _PICTURE_ROWS)
         probed = self._probe(epoch, method)
-        state = trainer.state_dict()
-        encoder = whole(method.encoder.state_dict(), keep=self.saver is not None)
+        state, as_folder = trainer.state_dict(), trainer.saves_folders
+        encoder = None if as_folder else whole(method.encoder.state_dict(), keep=self.saver is not None)
         if self.saver is None:
+            self._write_own_part(state)
             return
         name, error = next(iter(measured.items()))
         by_probe = self.options.mim_probe_best
@@ -255,6 +281,7 @@ class RunLoop:
         self.results.update(
             metric=name, last_epoch=epoch, last=measured, best_epoch=best_epoch, best=best,
             best_by=self.probes.names[0] if by_probe else name)
+        self.records.report.name_last(LAST + (FOLDER if as_folder else FILE))
         self.records.add_epoch(
             epoch,
             trainer.update,
@@ -268,11 +295,15 @@ class RunLoop:
             views,
             caption=f'epoch {epoch + 1}, held-out images ({name} over all of them: {error:.3f})',
         )
+        write_encoder = None
         if best_epoch in (epoch, None):
-            save_encoder(
-                self.folder, encoder, method.encoder, self.records.data_config, tag=self.options.mim)
+            write_encoder = partial(
+                save_encoder, self.folder, model=method.encoder, data_config=self.records.data_config,
+                tag=self.options.mim)
+            if not as_folder:
+                write_encoder(encoder)
         # Saved last, because the checkpoint marks the epoch as done: a run that is killed earlier repeats the epoch.
-        self.saver.save_epoch(epoch, metric, state, self.results)
+        self.saver.save_epoch(epoch, metric, state, self.results, as_folder, write_encoder)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Shard parameters, gradients and optimizer state over processes with FSDP2 (`fully_shard`).
 
-Checkpoints store unsharded tensors, so a run can resume with or without --fsdp, whichever it had before.
+Checkpoints store whole tensors, or in folders their parts with their places, so a run can resume with or without
+--fsdp, whichever it had before.
 """
 from contextlib import contextmanager
 from typing import Any, Iterator, Optional
@@ -88,11 +89,11 @@ def whole(state: Any, keep: bool = True) -> Any:
 
 
 def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Load an unsharded optimizer state into an optimizer whose parameters may be sharded.
+    """Load an optimizer state into an optimizer whose parameters may be sharded.
 
     Args:
         optimizer: Optimizer, with its parameters in the order of the saved optimizer.
-        state: Result of `whole(optimizer.state_dict())`.
+        state: Result of `optimizer.state_dict()`, whose tensors are whole, or sharded like the parameters.
 
     Raises:
         ValueError: The saved optimizer has other parameters.
@@ -101,6 +102,8 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
 
     def as_parameter(number: int, value: Any) -> Any:
         parameter = parameters[number]
+        if isinstance(value, DTensor):
+            return value
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
             return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
         return value

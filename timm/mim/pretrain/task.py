@@ -383,7 +383,8 @@ def create_task(
                 use_warmup=options.model_ema_warmup,
                 foreach=not options.fsdp,  # one operation cannot mix sharded parameters with unsharded buffers
             )
-    if checkpoint is not None:
+    in_shards = options.fsdp and checkpoint is not None and checkpoint.path.is_dir()
+    if checkpoint is not None and not in_shards:
         restore_weights(task, checkpoint)
     if options.fsdp:
         if options.torchcompile:
@@ -398,6 +399,8 @@ def create_task(
                 param_dtype=options.fsdp_param_dtype and getattr(torch, options.fsdp_param_dtype),
                 reduce_dtype=getattr(torch, options.fsdp_reduce_dtype),
             )
+    if in_shards:  # each process reads its own part
+        restore_weights(task, checkpoint)
     return task
 
 

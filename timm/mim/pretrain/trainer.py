@@ -12,8 +12,9 @@ import torch
 import torch.nn as nn
 
 from timm.utils import is_primary
+from ..checkpoint_folder import has_folders, named_tensors
 from ..masking import keyed_noise
-from .checkpoints import Checkpoint
+from .checkpoints import FOLDER_BYTES, Checkpoint
 from .data.image_folder import num_images
 from .data.loading import batches_of_epoch
 from .data.reading import sample_seed
@@ -118,7 +119,7 @@ class Trainer:
 
     def state_dict(self) -> Dict[str, Any]:
         """Return what a checkpoint stores besides the saver's own content: the position in the run, and with --fsdp
-        the gathered weights and optimizer state. All processes must call this together.
+        weights and optimizer state, gathered unless the checkpoint is a folder. All processes must call this together.
 
         Raises:
             FloatingPointError: The last loss of a process, the weights or the optimizer state are not finite. The state
@@ -145,7 +146,18 @@ class Trainer:
         state = dict(optimizer=self.optimizer.state_dict(), **self.task.get_checkpoint_state())
         if self.task.has_ema():
             state.update(self.task.get_checkpoint_state(ema=True))
+        if self.saves_folders:
+            return dict(state, run=run)
         return dict(whole(state, keep=is_primary(self.process)), run=run)
+
+    @property
+    def saves_folders(self) -> bool:
+        """Whether a checkpoint is a folder that is written in the background, see --checkpoint-format."""
+        if self.options.checkpoint_format != 'auto':
+            return self.options.checkpoint_format == 'folder'
+        states = [self.task.get_checkpoint_state(ema=ema) for ema in (False, True)]
+        tensors = [*(tensor for state in states for _, tensor in named_tensors(state)), *state_tensors(self.optimizer)]
+        return has_folders and sum(tensor.numel() * tensor.element_size() for tensor in tensors) > FOLDER_BYTES
 
     def _weights(self) -> Iterator[torch.Tensor]:
         """Yield all parameters that a checkpoint stores, and the running statistics of norm layers."""

@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 from timm.task import MaskedImageModelingTask
 from timm.utils import is_primary
 from ..visualize import save_views
+from ..checkpoint_folder import is_checkpoint_folder
+from .checkpoints import Checkpoint, evaluation_weights, load_checkpoint, mismatch_errors
 from .processes import describe_device, init_process
 from .task import autocast_of, create_method, import_mim_module
-from .checkpoints import mismatch_errors, load_checkpoint, evaluation_weights
 from .data.datasets import HELD_OUT_LIMIT, image_mode, open_data, open_to_measure, resolve_image_config
 from .data.image_folder import describe_changes, fingerprint
 from .flags.run_options import DEFAULTS, RunOptions
@@ -77,7 +78,8 @@ def evaluate(given: Dict[str, Any]) -> Dict[str, Any]:
     """
     _check_flags(given)
     path = Path(given['checkpoint'])
-    checkpoint = load_checkpoint(path, flag='--checkpoint').content
+    loaded = load_checkpoint(path, flag='--checkpoint')
+    checkpoint = loaded.content
     options = _options_of_run(given, checkpoint, path)
     mode = image_mode(options.in_chans, options.input_img_mode)
     dataset, description = _open_images(given, options, mode, checkpoint)
@@ -85,7 +87,7 @@ def evaluate(given: Dict[str, Any]) -> Dict[str, Any]:
     process = init_process(options)
     data_config = resolve_image_config(options, method, mode)
     method.set_image_statistics(data_config['mean'], data_config['std'])
-    ema = _load(method, checkpoint, path, given.get('use_ema', False))
+    ema = _load(method, loaded, given.get('use_ema', False))
     if is_primary(process):
         _logger.info(describe_device(torch.device(process.device), chosen=options.device is not None))
     method = method.to(process.device)
@@ -120,7 +122,8 @@ def _check_flags(given: Dict[str, Any]) -> None:
             raise UserError(f'{flag_name(name)} has no meaning with --mim.')
     if not given.get('checkpoint'):
         raise UserError('--mim needs --checkpoint FILE, the checkpoint to evaluate.')
-    if not Path(given['checkpoint']).is_file():
+    path = Path(given['checkpoint'])
+    if not path.is_file() and not is_checkpoint_folder(path):
         raise UserError(f"--checkpoint: there is no file '{given['checkpoint']}'.")
     picture = given.get('mim_pictures')
     if picture and Path(picture).suffix.lower() not in Image.registered_extensions():
@@ -181,16 +184,16 @@ def _open_images(
     return data.held_out, 'held out now, of images that have changed since the run'
 
 
-def _load(method: nn.Module, checkpoint: Dict[str, Any], path: Path, use_ema: bool) -> bool:
+def _load(method: nn.Module, checkpoint: Checkpoint, use_ema: bool) -> bool:
     """Load the moving average if the checkpoint has one, else the weights. Return whether it has a moving average.
 
     Raises:
         UserError: `--use-ema` is given and the checkpoint has no moving average, or the weights do not fit.
     """
-    ema = 'state_dict_ema' in checkpoint
+    ema = 'state_dict_ema' in checkpoint.content
     if use_ema and not ema:
-        raise UserError(f"--use-ema: '{path}' has no moving average; leave out --use-ema.")
-    with mismatch_errors(path, flag='--checkpoint'):
+        raise UserError(f"--use-ema: '{checkpoint.path}' has no moving average; leave out --use-ema.")
+    with mismatch_errors(checkpoint.path, flag='--checkpoint'):
         MaskedImageModelingTask(method, verbose=False).load_checkpoint_state(*evaluation_weights(checkpoint))
     return ema
 

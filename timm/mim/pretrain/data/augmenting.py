@@ -6,7 +6,7 @@ most 2 of 256 levels, because both round intermediate results. Where a JPEG file
 """
 
 import random
-from typing import Callable, NamedTuple, Optional, Tuple, Union
+from typing import Callable, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ from .formats import BANDS
 
 _MODES = ('L', 'RGB', BANDS)  # with an alpha channel, PIL's resize weights colours by opacity, which tensors do not
 _INTERPOLATIONS = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
-_ON_TENSORS = (RandomHorizontalFlip, RandomVerticalFlip, MaybePILToTensor)
+_FLIPS = {RandomHorizontalFlip: -1, RandomVerticalFlip: -2}  # the axis that each turns around
+_ON_TENSORS = (*_FLIPS, MaybePILToTensor)
 _ON_BANDS = (*_ON_TENSORS, MaybeToTensor, Normalize, RandomErasing)  # the first of these leaves tensors as they are
 
 
@@ -41,9 +42,9 @@ class TensorAugmentation:
         others: The steps after it.
     """
 
-    def __init__(self, crop: RandomResizedCropAndInterpolation, others: Compose):
+    def __init__(self, crop: RandomResizedCropAndInterpolation, others: Sequence[Callable]):
         self.crop = crop
-        self.others = others
+        self.others = [step for step in others if type(step) is not MaybePILToTensor]
 
     def draw(self, image: Union[Image.Image, torch.Tensor]) -> CropChoices:
         """Choose a crop of an image, whose size is all that is looked at."""
@@ -71,7 +72,13 @@ class TensorAugmentation:
         top, left, height, width, interpolation = choices
         region = image[None, :, top:top + height, left:left + width]
         # torchvision's resize converts to float32, which is four times slower
-        return self.others(F.interpolate(region, self.crop.size, mode=interpolation, antialias=True)[0])
+        image = F.interpolate(region, self.crop.size, mode=interpolation, antialias=True)[0]
+        for step in self.others:
+            if type(step) not in _FLIPS:
+                image = step(image)
+            elif torch.rand(1) < step.p:  # torchvision's flips draw so too, and take several times as long
+                image = image.flip(_FLIPS[type(step)])
+        return image
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         return self.apply(image, self.draw(image))
@@ -96,7 +103,7 @@ def on_tensors(transform: Callable, mode: str) -> Optional[Callable]:
         return None
     if not all(interpolation in _INTERPOLATIONS for interpolation in _interpolations(crop)):
         return None
-    return TensorAugmentation(crop, Compose(others))
+    return TensorAugmentation(crop, others)
 
 
 def _interpolations(crop: RandomResizedCropAndInterpolation) -> tuple:

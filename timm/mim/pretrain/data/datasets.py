@@ -17,7 +17,7 @@ from ..errors import UserError, flag_name, one_line
 from ..flags.run_options import DEFAULTS, RunOptions
 from .bands import check_shown_bands, measure_bands
 from .formats import BANDS, readable_suffixes, use_readable_suffixes
-from .image_folder import ImageFolder, check_archive, draw_held_out, image_names, shared_files
+from .image_folder import ImageFolder, check_archive, draw_held_out, image_names, left_out_of_archive, shared_files
 from .samples import PHOTOGRAPHS, Samples, is_sample, open_samples
 from .shards import open_hub_shards, open_tar_shards
 from .streams import EncodedImages, Stream, count_samples, describe_readers, first_held_out
@@ -168,7 +168,7 @@ def open_data(options: RunOptions, mode: str) -> PretrainData:
         check_folder(options.data_dir)
         _check_split(options)
     _check_name(options.dataset)
-    use_readable_suffixes()
+    use_readable_suffixes(mode)
     if is_stream(options.dataset):
         return _open_stream(options, mode)
     train = _create_dataset(options, options.train_split, mode, is_training=True)
@@ -214,7 +214,7 @@ def open_to_measure(options: RunOptions, mode: str) -> Tuple[Dataset, str]:
     if not options.data_dir:
         raise UserError('--split needs --data-dir or --dataset, and neither is given.')
     check_folder(options.data_dir)
-    use_readable_suffixes()
+    use_readable_suffixes(mode)
     folder = _validation_folder(options) or options.data_dir
     options = replace(options, data_dir=str(folder))
     dataset = _create_dataset(options, '', mode, is_training=False)
@@ -330,8 +330,9 @@ def _create_dataset(options: RunOptions, split: str, mode: str, is_training: boo
                 raise UserError(f'{flag_name(name)} is for --dataset, which is not given.')
         if os.path.isdir(options.data_dir):
             return _open_images(options, split, mode)
+    left_out = '' if options.dataset else left_out_of_archive(options.data_dir, mode)
     try:
-        return create_dataset(
+        dataset = create_dataset(
             options.dataset,
             root=options.data_dir,
             split=split,
@@ -346,6 +347,9 @@ def _create_dataset(options: RunOptions, split: str, mode: str, is_training: boo
             num_samples=num_samples,
             trust_remote_code=options.dataset_trust_remote_code,
         )
+        if left_out:
+            dataset.reader.left_out = left_out
+        return dataset
     except Exception as e:  # every source raises its own types of errors
         if not options.dataset:
             raise UserError(f"--data-dir: '{options.data_dir}' cannot be read: {one_line(e)}") from e

@@ -23,6 +23,7 @@ except ImportError:  # then Pillow decodes, which takes a quarter to a half long
     simplejpeg = None
 
 _SCALES = (8, 4, 2)
+_HEADER = 1 << 17  # bytes of a file that are searched for EXIF data, which stand at the start
 _NOTHING = np.empty(0, dtype=np.uint8)
 _memory = threading.local()
 _ORIENTATION = 0x0112  # EXIF tag
@@ -58,39 +59,76 @@ def scale_for(crop: Tuple[int, int], size: Tuple[int, int]) -> int:
     return next((s for s in _SCALES if crop[0] >= s * size[0] and crop[1] >= s * size[1]), 1)
 
 
-def decode(image: Image.Image, mode: str, scale: int = 1) -> Pixels:
+class Jpeg(NamedTuple):
+    """A JPEG file in colour, of which only the header has been read: much less work than `Image.open`.
+
+    Attributes:
+        content: The whole file.
+        height: Height in pixels.
+        width: Width in pixels.
+    """
+    content: bytes
+    height: int
+    width: int
+
+    def decode(self, scale: int = 1) -> Optional[torch.Tensor]:
+        """Decode with simplejpeg. Return None where Pillow must do it, which reports damaged files better."""
+        size = -(-self.height // scale), -(-self.width // scale)
+        smaller = dict(min_height=size[0], min_width=size[1], min_factor=scale) if scale > 1 else {}
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                self.content, colorspace='RGB', buffer=_workspace(3 * math.prod(size)), **smaller)
+        except ValueError:
+            return None
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def open_jpeg(content: bytes, exif_rotation: bool = False) -> Optional[Jpeg]:
+    """Read the header of a JPEG file in colour. Return None for all that Pillow must open.
+
+    Args:
+        content: The whole file.
+        exif_rotation: Leave files with EXIF data to `open_image`, which turns them.
+    """
+    if simplejpeg is None or not content.startswith(b'\xff\xd8') or exif_rotation and b'Exif' in content[:_HEADER]:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+    except ValueError:
+        return None
+    return Jpeg(content, height, width) if colours in ('YCbCr', 'RGB') else None
+
+
+def decode(image: Union[Image.Image, Jpeg], mode: str, scale: int = 1) -> Pixels:
     """Decode an opened image as a tensor.
 
     Args:
-        image: Image that `open_image` returned.
+        image: What `open_image` or `open_jpeg` returned.
         mode: PIL mode to convert to.
         scale: Factor of `scale_for`. Other files than JPEG are decoded at full size.
     """
-    if image.format != 'JPEG' or image.mode != mode or mode not in ('L', 'RGB'):
-        return Pixels(to_tensor(ToMode(mode)(image)), 1)
-    width, height = image.size
-    decoded = _decode_jpeg(image, mode, (-(-height // scale), -(-width // scale)), scale)
-    if decoded is None:
-        if scale > 1:
-            image.draft(mode, (width // scale, height // scale))
-        decoded = to_tensor(ToMode(mode)(image))
+    jpeg = image if isinstance(image, Jpeg) else _read_content(image)
+    decoded = jpeg.decode(scale) if jpeg is not None and mode == 'RGB' else None
+    if decoded is not None:
+        return Pixels(decoded, round(jpeg.height / decoded.shape[1]))
+    if isinstance(image, Jpeg):
+        with pixel_limit(0):
+            image = Image.open(io.BytesIO(image.content))
+    height = image.height
+    if scale > 1 and image.format == 'JPEG' and image.mode == mode and mode in ('L', 'RGB'):
+        image.draft(mode, (image.width // scale, height // scale))
+    decoded = to_tensor(ToMode(mode)(image))
     return Pixels(decoded, round(height / decoded.shape[1]))
 
 
-def _decode_jpeg(image: Image.Image, mode: str, size: Tuple[int, int], scale: int) -> Optional[torch.Tensor]:
-    """Decode a JPEG file with simplejpeg. Return None where Pillow must do it, which reports damaged files better."""
-    if simplejpeg is None or mode != 'RGB' or image.fp is None:
+def _read_content(image: Image.Image) -> Optional[Jpeg]:
+    """Return the file of a JPEG image in colour that Pillow has opened."""
+    if simplejpeg is None or image.format != 'JPEG' or image.mode != 'RGB' or image.fp is None:
         return None
-    file = image.fp
-    file.seek(0)
-    smaller = dict(min_height=size[0], min_width=size[1], min_factor=scale) if scale > 1 else {}
-    try:
-        workspace = _workspace(3 * math.prod(size))
-        pixels = simplejpeg.decode_jpeg(file.read(), colorspace='RGB', buffer=workspace, **smaller)
-    except ValueError:
-        file.seek(0)
-        return None
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    image.fp.seek(0)
+    jpeg = Jpeg(image.fp.read(), image.height, image.width)
+    image.fp.seek(0)
+    return jpeg
 
 
 def _workspace(size: int) -> np.ndarray:
@@ -136,6 +174,16 @@ class ToMode:
         return image if image.mode == self.mode else image.convert(self.mode)
 
 
+def check_pixels(count: int, max_pixels: int) -> None:
+    """Check that an image has at most `max_pixels` pixels; 0 for no limit.
+
+    Raises:
+        ValueError: It has more.
+    """
+    if max_pixels and count > max_pixels:
+        raise ValueError(f'{count} pixels exceed --max-pixels {max_pixels}')
+
+
 @contextmanager
 def pixel_limit(max_pixels: int) -> Iterator[None]:
     """Make PIL refuse images with more than `max_pixels` pixels when it reads the header, before decoding.
@@ -154,6 +202,14 @@ def pixel_limit(max_pixels: int) -> Iterator[None]:
         raise ValueError(f'{count.group() if count else "its"} pixels exceed --max-pixels {max_pixels}') from e
     finally:
         Image.MAX_IMAGE_PIXELS = previous
+
+
+def read_whole(source: Union[str, bytes, BinaryIO]) -> bytes:
+    """Read the encoded bytes of an image."""
+    if isinstance(source, bytes):
+        return source
+    with as_file(source) as file:
+        return file.read()
 
 
 def as_file(source: Union[str, bytes, BinaryIO]) -> BinaryIO:

@@ -43,13 +43,17 @@ def readable_suffixes(mode: Optional[str] = None) -> FrozenSet[str]:
     return frozenset(found)
 
 
-def use_readable_suffixes() -> None:
+def use_readable_suffixes(mode: Optional[str] = None) -> None:
     """Make timm's readers of folders and tar files list every image that can be read, not only PNG and JPEG files.
 
     timm's list is global. Suffixes that a program has added to it are kept.
+
+    Args:
+        mode: PIL mode, or `bands`, in which arrays are listed too.
     """
-    known = get_img_extensions()
-    set_img_extensions((*known, *sorted(readable_suffixes().difference(known))))
+    readable = readable_suffixes(mode)
+    known = [suffix for suffix in get_img_extensions() if suffix not in _ARRAYS or suffix in readable]
+    set_img_extensions((*known, *sorted(readable.difference(known))))
 
 
 def _register_heif() -> None:

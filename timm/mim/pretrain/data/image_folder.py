@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Se
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, Subset
 
+from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
@@ -43,6 +44,28 @@ def check_archive(path: str) -> None:
         raise UserError(f"--data-dir: '{path}' cannot be read as a tar file: {one_line(e)}.") from e
     if size % _BLOCK or len(ending) < 2 * _BLOCK or any(ending):
         raise UserError(f"--data-dir: '{path}' is truncated, it lacks the end of a tar file: copy it again.")
+
+
+def left_out_of_archive(path: str, mode: Optional[str] = None) -> str:
+    """Return a phrase that counts the files of a tar file that are not read, by suffix; empty if all are read.
+
+    Files inside tar files that are members themselves are not counted.
+
+    Args:
+        path: Uncompressed archive.
+        mode: Mode in which images will be read, see `use_readable_suffixes`.
+
+    Raises:
+        UserError: The archive has no image.
+    """
+    with tarfile.open(path, 'r:') as archive:
+        names = [os.path.basename(member.name) for member in archive if member.isfile()]
+    suffixes = [os.path.splitext(name)[1].lower() for name in names if not name.startswith('.')]
+    readable = {*get_img_extensions(), '.tar'}  # what timm's reader lists
+    unread = describe_unread((suffix for suffix in suffixes if suffix not in readable), mode)
+    if readable.isdisjoint(suffixes):
+        raise UserError(f"--data-dir: {'; '.join(filter(None, (f'no image in {path!r}', unread)))}.")
+    return unread
 
 
 def image_names(dataset: Dataset) -> Optional[List[str]]:

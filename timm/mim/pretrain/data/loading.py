@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 
 from timm.data import create_loader, create_transform
-from timm.data.loader import PrefetchLoader, fast_collate
+from timm.data.loader import PrefetchLoader
 from ..errors import UserError, flag_name
 from ..flags.run_options import DEFAULTS, RunOptions
 from .augmenting import ResizeAndCenterCrop
@@ -168,16 +168,12 @@ def _create_batches_loader(
         batches,
         batch_size=options.batch_size,
         num_workers=options.workers,
-        collate_fn=_collate_of(data_config),
+        collate_fn=collate,
         pin_memory=options.pin_mem,
         persistent_workers=options.workers > 0,
     )
     leave_signals_alone(loader)
     return normalising(loader, data_config, device)
-
-
-def _collate_of(data_config: Dict[str, Any]) -> Callable:
-    return collate_bands if data_config['mode'] == BANDS else fast_collate
 
 
 def _check_batch(batch_size: int, image_size: Sequence[int]) -> None:
@@ -283,7 +279,7 @@ def _create_loader(
         batch_size=batch_size,
         sampler=sampler,
         num_workers=options.workers,
-        collate_fn=_collate_of(data_config),
+        collate_fn=collate,
         pin_memory=options.pin_mem,
         persistent_workers=persistent_workers and options.workers > 0,
     )
@@ -320,7 +316,7 @@ class NormalisingLoader(PrefetchLoader):
             yield batch, numbers
 
 
-def collate_bands(batch: List[Tuple[torch.Tensor, int]]) -> Tuple[torch.Tensor, torch.Tensor]:
+def collate(batch: List[Tuple[torch.Tensor, int]]) -> Tuple[torch.Tensor, torch.Tensor]:
     """Collate images of any type, and their indices or class numbers."""
     images, numbers = default_collate(batch)
     return images, numbers.long()

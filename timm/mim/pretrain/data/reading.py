@@ -3,6 +3,7 @@
 The steps run on tensors where that is possible, see `timm.mim.pretrain.data.augmenting`.
 """
 
+import io
 import logging
 import random
 import signal
@@ -19,7 +20,7 @@ from ..errors import SIGNALS, one_line
 from ..flags.run_options import RunOptions
 from .augmenting import on_tensors
 from .bands import read_bands
-from .decoding import ToMode, as_file, decode, open_image, pixel_limit
+from .decoding import Jpeg, ToMode, check_pixels, decode, open_image, open_jpeg, pixel_limit, read_whole
 from .formats import BANDS
 
 _logger = logging.getLogger(__name__)
@@ -36,7 +37,10 @@ class ImageKey(NamedTuple):
 
 def sample_seed(seed: int, epoch: int, position: int) -> int:
     """Return a seed for one image of one epoch."""
-    return int(np.random.SeedSequence((seed, epoch, position + 1)).generate_state(1)[0])
+    key = (seed, epoch, position + 1)
+    if max(key) < 1 << 32:  # the same seed; NumPy takes ten times as long to convert numbers of any size
+        key = np.array(key, dtype=np.uint32)
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def seed_everything(seed: int) -> None:
@@ -85,13 +89,21 @@ class ImageReader:
         if self.mode == BANDS:
             pixels = read_bands(source, self.channels, self.max_pixels)
             return pixels, self.transform.draw(pixels)
+        is_file = not isinstance(source, Image.Image)
+        content = read_whole(source) if is_file else b''
+        jpeg = open_jpeg(content, self.exif_rotation) if self.on_tensors is not None and self.mode == 'RGB' else None
+        if jpeg is not None:
+            check_pixels(jpeg.height * jpeg.width, self.max_pixels)
+            return self._decode(jpeg, torch.empty(1).expand(jpeg.height, jpeg.width))
         with pixel_limit(self.max_pixels):
-            image = source if isinstance(source, Image.Image) else open_image(as_file(source), self.exif_rotation)
-            if self.on_tensors is None:
-                return self.to_mode(image), None
-            choices = self.on_tensors.draw(image)
-            pixels, scale = decode(image, self.mode, self.on_tensors.scale_of(choices))
-            return pixels, self.on_tensors.scaled(choices, scale)
+            image = open_image(io.BytesIO(content), self.exif_rotation) if is_file else source
+            return (self.to_mode(image), None) if self.on_tensors is None else self._decode(image, image)
+
+    def _decode(self, image: Union[Image.Image, Jpeg], size: Any) -> Tuple[torch.Tensor, Tuple]:
+        """Draw a crop, and decode an image at the scale that the crop needs."""
+        choices = self.on_tensors.draw(size)
+        pixels, scale = decode(image, self.mode, self.on_tensors.scale_of(choices))
+        return pixels, self.on_tensors.scaled(choices, scale)
 
     def finish(self, image: Any, choices: Optional[Tuple]) -> torch.Tensor:
         """Augment a decoded image."""

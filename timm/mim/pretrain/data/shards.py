@@ -13,7 +13,7 @@ from ..errors import UserError, one_line
 from .formats import readable_suffixes
 from .image_folder import check_archive
 
-_INFO = ('_info.json', 'info.json')
+INFO_FILES = ('_info.json', 'info.json')
 _SPLITS = dict(
     train=('train', 'training'), validation=('validation', 'val', 'valid', 'eval', 'evaluation'), test=('test',))
 _IMAGE_KEYS = ('image', 'img', 'images')
@@ -193,7 +193,7 @@ def _under(root: Optional[str], url: str) -> str:
 
 
 def _info(root: Optional[str]) -> Dict[str, Any]:
-    for name in _INFO:
+    for name in INFO_FILES:
         path = Path(root or '') / name
         if path.is_file():
             try:

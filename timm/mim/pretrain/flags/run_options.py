@@ -240,6 +240,9 @@ class MiscellaneousOptions:
     recovery_interval: int = option(
         0, 'N', 'updates between two recovery checkpoints, 0 for none', allowed=ZERO_OR_MORE)
     checkpoint_hist: int = option(10, 'N', 'number of checkpoints to keep', allowed=ONE_OR_MORE)
+    checkpoint_format: str = option(
+        'auto', 'HOW', 'how checkpoints are written: file, folder (in parts and in the background), or auto, a folder '
+        'from 10 GB on', choices=('auto', 'file', 'folder'))
     output: str = option('', 'DIR', 'folder in which run folders are made (default: ./output/train)')
     experiment: str = option('', 'NAME', 'name of the run folder (default: time, model and image size)')
     log_wandb: bool = switch('report to Weights & Biases')

@@ -20,7 +20,7 @@ from ..flags.run_options import RunOptions
 from ..held_out import HeldOutImages
 from ..probes.probes import Probes
 from ..processes import describe_device
-from ..run_folder import BEST, ENCODER, LAST, PICTURES, save_results
+from ..run_folder import BEST, ENCODER, EXTENSIONS, LAST, PICTURES, save_results
 from ..trainer import Trainer
 from .report import CURVES, REPORT, collect_environment, title_of
 
@@ -267,11 +267,12 @@ def log_end(
         {**results, 'held_out_images': held_out_names, 'load': list(lines), 'hub': list(hub), 'fine_tune': command})
     _log_results(results)
     best = results['best_epoch']
+    kept = (LAST,) if best in (None, BEFORE_TRAINING) else (LAST, BEST)
     _logger.info(f'\n{folder}')
     for name, content in (
             (ENCODER, _which_encoder(best)),
             (f'{HUB_FOLDER}/', "the same with timm's hub configuration"),
-            (f'{LAST}, {BEST}' if best not in (None, BEFORE_TRAINING) else LAST, 'checkpoints'),
+            *((', '.join(f'{name}{extension}' for name in kept), 'checkpoints') for extension in EXTENSIONS),
             (f'{PICTURES}/', 'what the method sees and predicts of held-out images'),
             ('summary.csv, metrics.jsonl', 'metrics of every evaluation, and of every report'),
             (CURVES, 'the same metrics as curves'),

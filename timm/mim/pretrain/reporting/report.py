@@ -27,7 +27,7 @@ from ...files import write_complete
 from ...visualize import CAPTION_HEIGHT
 from ..encoder_files import fine_tuning_command, hub_lines, loading_lines
 from ..flags.run_options import RunOptions
-from ..run_folder import ENCODER, LAST, PICTURES, plain_options
+from ..run_folder import ENCODER, FILE, LAST, PICTURES, plain_options
 
 _logger = logging.getLogger(__name__)
 CURVES = 'curves.png'
@@ -331,12 +331,17 @@ class Report:
         self.commands = {
             'train': command,
             'continue after an interruption': go_on_command(command, options, folder),
-            'evaluate': shlex.join(
-                ['python', 'validate.py', '--mim', options.mim, '--checkpoint', str(folder / LAST)]),
+            'evaluate': '',  # its place in the order
             'load the encoder': '\n'.join(loading_lines(encoder, options.model, model_args)),
             'load and publish it': '\n'.join(hub_lines(folder)),
             'fine-tune it': fine_tuning_command(encoder, options, model_args),
         }
+        self.name_last(LAST + FILE)
+
+    def name_last(self, name: str) -> None:
+        """Set the name of the checkpoint that is evaluated, which is that of a file or a folder."""
+        self.commands['evaluate'] = shlex.join(
+            ['python', 'validate.py', '--mim', self.options.mim, '--checkpoint', str(self.folder / name)])
 
     def write(self, steps_file: Path) -> None:
         """Write the page, replacing an earlier one.
