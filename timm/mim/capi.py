@@ -9,7 +9,6 @@ Shape letters: B batch, h x w grid of patches, N = h * w patches, K visible patc
 tokens, D width of the encoder, C clusters.
 """
 import math
-from functools import partial
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -17,12 +16,8 @@ import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
-from timm.layers import RmsNorm, RotaryEmbeddingDinoV3, trunc_normal_
-from timm.models import checkpoint
-
 from .backbone import default_num_heads, num_prefix_tokens, remove_unused
-from .cross_decoder import CrossBlock
-from .decoder import check_decoder
+from .cross_decoder import RotaryCrossDecoder
 from .errors import MIMUnsupportedError
 from .extraction import VisibleExtraction
 from .factory import register_mim
@@ -34,8 +29,6 @@ from .targets import full_precision
 from .teacher import EMATeacherMethod, check_momentum, variety
 
 __all__ = ['CAPI', 'sinkhorn_knopp']
-
-_PERIODS = 2 / 7, 2 / 7e-4  # of the rotary embedding, for coordinates from -1 to 1: 7 to 7e-4 cycles per image side
 
 
 class CAPIMask(NamedTuple):
@@ -97,96 +90,6 @@ def sinkhorn_knopp(
         shares = shares / (of_cluster + eps)
         shares = shares / (shares.sum(dim=2, keepdim=True) + eps)
     return shares
-
-
-class CAPIPredictor(nn.Module):
-    """Transformer of cross-attention from mask tokens to the features of visible patches, with rotary positions.
-
-    Prefix tokens are part of the context, and are not rotated.
-
-    Args:
-        grid_size: Grid (H, W) of the patches.
-        context_dim: Width of the context.
-        embed_dim: Width of the predictor.
-        depth: Number of blocks.
-        num_heads: Number of attention heads.
-        num_prefix_tokens: Number of prefix tokens in front of the context.
-
-    Raises:
-        ValueError: The depth is not a positive integer, or the width of a head is not a multiple of 4.
-    """
-
-    def __init__(
-            self,
-            grid_size: Tuple[int, int],
-            context_dim: int,
-            embed_dim: int,
-            depth: int,
-            num_heads: int,
-            num_prefix_tokens: int,
-            device=None,
-            dtype=None,
-    ) -> None:
-        super().__init__()
-        check_decoder(embed_dim, depth, num_heads, 'sincos')
-        head_dim = embed_dim // num_heads
-        if head_dim % 4:
-            raise ValueError(
-                f'The rotary embedding needs heads whose width is a multiple of 4: {num_heads} heads of a predictor of '
-                f'width {embed_dim} have {head_dim}.')
-        dd = {'device': device, 'dtype': dtype}
-        self.grad_checkpointing = False
-        self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
-        self.blocks = nn.ModuleList(
-            CrossBlock(
-                embed_dim, context_dim, num_heads, bias=False, norm_layer=partial(RmsNorm, eps=1e-5), **dd)
-            for _ in range(depth))
-        rope = RotaryEmbeddingDinoV3(
-            head_dim,
-            temperature=None,
-            min_period=_PERIODS[0],
-            max_period=_PERIODS[1],
-            feat_shape=list(grid_size),
-            **dd,
-        )
-        rope = rope.get_embed()  # (N, 2 * width of a head): sines, then cosines
-        sines, cosines = rope.new_zeros(1, num_prefix_tokens, head_dim), rope.new_ones(1, num_prefix_tokens, head_dim)
-        self.register_buffer('rope', rope, persistent=False)
-        self.register_buffer('unrotated', torch.cat([sines, cosines], dim=2), persistent=False)
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """Initialise linear layers and the mask token with a truncated normal distribution."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=.02)
-        trunc_normal_(self.mask_token, std=.02)
-
-    def forward(self, context: torch.Tensor, visible: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """Predict tokens of masked patches.
-
-        Args:
-            context: Prefix tokens and visible patches of shape (B, P + K, D).
-            visible: Indices of the visible patches of shape (B, K).
-            places: Indices of the patches to predict of shape (B, M).
-
-        Returns:
-            Tokens of shape (B, M, embed_dim), normalised by a layer norm without weights.
-        """
-        of_context = torch.cat([self.unrotated.expand(len(visible), -1, -1), F.embedding(visible, self.rope)], dim=1)
-        rope = F.embedding(places, self.rope), of_context
-        x = self.mask_token.expand(*places.shape, -1)
-        for block in self.blocks:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(block, x, context, rope)
-            else:
-                x = block(x, context, rope)
-        return F.layer_norm(x, x.shape[-1:])
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Enable or disable gradient checkpointing of the blocks."""
-        self.grad_checkpointing = enable
 
 
 @register_mim('capi')
@@ -300,7 +203,7 @@ class CAPI(VisibleExtraction, EMATeacherMethod):
         width = predictor_dim or tokens.channels
         # of the default, so many that the width of a head is a multiple of 4, as the rotary embedding needs
         heads = default_num_heads(backbone, max(width // 4, 1)) if predictor_heads is None else predictor_heads
-        predictor = CAPIPredictor(
+        predictor = RotaryCrossDecoder(
             self.grid_size, tokens.channels, width, predictor_depth, heads, self.num_prefix_tokens, **dd)
         remove_unused(backbone, sorted({*tokens.unused, *features.unused}))
 

@@ -356,11 +356,7 @@ class Data2Vec(VisibleExtraction, EMATeacherMethod):
         return masked_intermediates(self.backbone, *self._insert_masked(images, mask), **options)
 
     def attention_maps(self, images: torch.Tensor, mask: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """Return the attention maps of the model by module name, in eval mode, see `forward_intermediates`.
-
-        Raises:
-            MIMUnsupportedError: The model has no attention maps, or overrides `embed_patches`.
-        """
+        """Return the attention maps of the model by module name, in eval mode, see `forward_intermediates`."""
         mask = self._one_copy(mask)
         if self.drop_tokens:
             return super().attention_maps(images, mask)
