@@ -10,6 +10,7 @@ from sharded_updates import MORE_WAYS, WAYS, WORLD_SIZE, measure, update_of_one_
 from tiny_runs import write_images
 
 import timm
+import timm.mim.pretrain.building as building
 from timm.mim import create_mim
 from timm.mim.pretrain.blocks import checkpoint_blocks, repeated_blocks
 from timm.mim.pretrain.validate import evaluate
@@ -83,12 +84,19 @@ def test_folder_of_one_process_goes_on_with_four(train, flags, single, tmp_path)
     assert_close(tmp_path / 'run', single)
 
 
+def use_files_for_all():
+    building._LARGE = 16
+
+
 def test_run_goes_on_with_shards(train, flags, single, tmp_path):
+    """Weights, target encoder and moving average are built in files."""
     train(f'{flags} --output {tmp_path} --batch-size 8 --stop-epoch 1')
     for number in range(2):
         write_images(tmp_path / 'labelled' / str(number), 11, seed=number)
     probes = f'--mim-probe-dir {tmp_path}/labelled --mim-probe-layers 2 last --mim-probe knn linear attentive'
-    run_processes(2, f'{flags} --output {tmp_path} --fsdp --batch-size 4 --resume auto {probes}')
+    run_processes(
+        2, f'{flags} --output {tmp_path} --fsdp --fsdp-build-dir {tmp_path} --batch-size 4 --resume auto {probes}',
+        faults=dict.fromkeys(range(2), use_files_for_all))
     assert_close(tmp_path / 'run', single)
     results = evaluate(dict(
         mim='ijepa', checkpoint=tmp_path / 'run' / 'last.pth.tar', mim_probe_dir=f'{tmp_path}/labelled',
@@ -192,6 +200,9 @@ def test_blocks_of_decoder_and_target_encoder():
     ('--fsdp --fsdp-param-dtype float16 --amp', '--fsdp-param-dtype float16 needs --amp --amp-dtype float16'),
     ('--fsdp-replicas 2', '--fsdp-replicas is for --fsdp, which is not given'),
     ('--fsdp-reshard never', '--fsdp-reshard is for --fsdp, which is not given'),
+    ('--fsdp --plan 8 --fsdp-replicas 2', '--plan does not count what --fsdp-replicas changes'),
+    ('--fsdp-build-dir .', '--fsdp-build-dir is for --fsdp, which is not given'),
+    ('--fsdp --fsdp-build-dir NOWHERE', "--fsdp-build-dir: there is no folder 'NOWHERE'"),
     ('--grad-checkpointing --grad-checkpointing-every 2', '--grad-checkpointing recomputes all blocks'),
 ])
 def test_mistakes(flags, message, train, tmp_path, capsys):

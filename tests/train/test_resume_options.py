@@ -48,7 +48,7 @@ TAKES_EFFECT = (
     'torchcompile_mode',
     # device
     'device', 'amp', 'amp_dtype', 'no_ddp_bb', 'synchronize_step', 'device_modules', 'fsdp', 'fsdp_replicas',
-    'fsdp_reshard', 'fsdp_param_dtype', 'fsdp_reduce_dtype',
+    'fsdp_reshard', 'fsdp_param_dtype', 'fsdp_reduce_dtype', 'fsdp_build_dir',
     # batches
     'batch_size', 'validation_batch_size', 'grad_accum_steps', 'epoch_repeats', 'workers', 'pin_mem',
     # optimizer

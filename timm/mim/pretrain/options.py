@@ -6,6 +6,7 @@ user chose. Flags of timm's training script that pre-training does not support a
 
 import argparse
 import math
+import os
 from difflib import get_close_matches
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -244,7 +245,7 @@ def _check_device(device: str) -> None:
 
 def _check_sharding(options: RunOptions) -> None:
     if not options.fsdp:
-        for name in ('fsdp_replicas', 'fsdp_reshard', 'fsdp_param_dtype', 'fsdp_reduce_dtype'):
+        for name in ('fsdp_replicas', 'fsdp_reshard', 'fsdp_param_dtype', 'fsdp_reduce_dtype', 'fsdp_build_dir'):
             if getattr(options, name) != DEFAULTS[name]:
                 raise UserError(f'{flag_name(name)} is for --fsdp, which is not given.')
         return
@@ -254,6 +255,14 @@ def _check_sharding(options: RunOptions) -> None:
         raise UserError('--channels-last does not work with --fsdp: leave one of them out.')
     if options.clip_grad and options.clip_mode == 'agc':
         raise UserError('--clip-mode agc needs unsharded parameters, and --fsdp shards them: use norm or value.')
+    for name in ('fsdp_replicas', 'fsdp_reshard', 'fsdp_param_dtype') if options.plan is not None else ():
+        if getattr(options, name) != DEFAULTS[name]:
+            raise UserError(f'--plan does not count what {flag_name(name)} changes: leave one of them out.')
+    folder = options.fsdp_build_dir
+    if folder and not os.path.isdir(folder):
+        raise UserError(f"--fsdp-build-dir: there is no folder '{folder}'.")
+    if folder and not hasattr(os, 'posix_fallocate'):
+        raise UserError('--fsdp-build-dir needs a system that can reserve disk space, such as Linux.')
     dtype = options.fsdp_param_dtype
     if dtype and not (options.amp and options.amp_dtype == dtype):
         raise UserError(f'--fsdp-param-dtype {dtype} needs --amp --amp-dtype {dtype}: operations run in that type.')

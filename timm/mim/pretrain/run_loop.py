@@ -11,6 +11,7 @@ import torch.nn as nn
 
 from timm.utils import is_primary, random_seed
 from ..checkpoint_folder import has_folders
+from .building import built_in
 from .checkpoints import Checkpoint, load_checkpoint
 from .data.datasets import file_names, image_mode, measure_statistics, open_data, resolve_image_config
 from .data.image_folder import fingerprint, num_images
@@ -339,7 +340,8 @@ def _run(args: argparse.Namespace, log: LogFile, lock: FolderLock) -> None:
     if measured:
         data = data._replace(description=f'{data.description}; {measured}')
     random_seed(options.seed)
-    method, model_args = create_method(options)
+    with built_in(options.fsdp_build_dir):
+        method, model_args = create_method(options)
     data_config = resolve_image_config(options, method, mode)
     method.set_image_statistics(data_config['mean'], data_config['std'])
     device = torch.device(process.device)

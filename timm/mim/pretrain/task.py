@@ -22,6 +22,7 @@ from ..errors import MIMUnsupportedError
 from ..factory import create_mim, import_user_module, is_known_model, list_mim_models, unknown_model
 from ..files import verify_checksums
 from .blocks import checkpoint_blocks, compile_blocks
+from .building import built_in
 from .checkpoints import Checkpoint
 from .errors import UserError, flag_name, one_line
 from .flags.run_options import RunOptions
@@ -376,11 +377,12 @@ def create_task(
         method = method.to(memory_format=torch.channels_last)
     task = MaskedImageModelingTask(method, device=device, verbose=is_primary(process))
     if options.model_ema:
-        task.setup_ema(
-            decay=options.model_ema_decay,
-            use_warmup=options.model_ema_warmup,
-            foreach=not options.fsdp,  # one operation cannot mix sharded parameters with buffers, which are unsharded
-        )
+        with built_in(options.fsdp_build_dir):
+            task.setup_ema(
+                decay=options.model_ema_decay,
+                use_warmup=options.model_ema_warmup,
+                foreach=not options.fsdp,  # one operation cannot mix sharded parameters with unsharded buffers
+            )
     in_shards = options.fsdp and checkpoint is not None and checkpoint.path.is_dir()
     if checkpoint is not None and not in_shards:
         restore_weights(task, checkpoint)

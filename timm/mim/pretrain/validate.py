@@ -143,10 +143,10 @@ def _options_of_run(given: Dict[str, Any], checkpoint: Dict[str, Any], path: Pat
     if given['mim'] != saved['mim']:
         raise UserError(f"--mim {given['mim']}: '{path}' was trained with {saved['mim']}.")
     # options that matter only in training, or on the machine of the run
-    others = ('resume', 'fsdp', 'torchcompile', 'torchcompile_mode', 'log_wandb', 'wandb_project', 'wandb_tags',
+    others = ('resume', 'torchcompile', 'torchcompile_mode', 'log_wandb', 'wandb_project', 'wandb_tags',
               'wandb_resume_id', 'log_tensorboard', 'mim_probe_dir', 'mim_probe', 'mim_probe_layers',
               'mim_probe_interval', 'mim_probe_pool', 'pretrained', 'pretrained_path', 'initial_checkpoint',
-              'val_num_samples', 'device')
+              'val_num_samples', 'device', *(name for name in DEFAULTS if name.startswith('fsdp')))
     options = {name: value for name, value in saved.items() if name in DEFAULTS and name not in others}
     if any(name in given for name in _SOURCES):
         options.update(data_dir=None, dataset='', val_split=None)

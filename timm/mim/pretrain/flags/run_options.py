@@ -305,6 +305,9 @@ class MaskedImageModelingOptions:
     fsdp_reduce_dtype: str = option(
         'float32', 'TYPE', 'type in which processes average gradients: float32 or bfloat16',
         choices=('float32', 'bfloat16'))
+    fsdp_build_dir: Optional[str] = option(
+        None, 'DIR',
+        'build the model in files of this folder before it is sharded, for models that outgrow main memory')
     max_unreadable: float = option(
         0.1, 'SHARE',
         'end the run if more than this fraction of the images of an epoch cannot be read (default: 0.1); up to there, '
