@@ -99,7 +99,7 @@ def seconds(step: Callable[[], object], device: torch.device) -> float:
 
 def flops(step: TrainingStep) -> int:
     """Count the operations of the forward pass. Fused attention on the CPU would not be counted."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step.module(*step.inputs)
     return counter.get_total_flops()
 
