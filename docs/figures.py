@@ -78,6 +78,8 @@ def _results(name: str) -> dict:
 def _spread(values: List[float], digits: int) -> str:
     if len(values) == 1:
         return f'{values[0]:.{digits}f} (one seed)'
+    if len(set(values)) == 1:  # does not depend on the seed
+        return f'{values[0]:.{digits}f}'
     return f'{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}'
 
 

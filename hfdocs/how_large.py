@@ -43,7 +43,7 @@ that decode them, ViT-7B 0.1 GB and 2 cores |
 | 32 such machines | ViT-7B with up to 126 images per process. Weights, gradients and the state of AdamW of 7 billion \
 parameters take 0.4 GB of each device | ViT-7B 7 hours; ViT-B less than an hour, if 171 GB a second can be read. \
 Each of the 256 processes writes 0.3 GB of a checkpoint of 81 GB of ViT-7B, see \
-[checkpoints of large models](./masked_image_modeling#checkpoints-of-large-models) |
+[checkpoints of large models](./pretraining#checkpoints-of-large-models) |
 
 ## Computed
 
@@ -76,7 +76,7 @@ ResNet here and up to 12 % in others. The test suite holds the memory of six sma
 an update to the count of PyTorch.
 
 How long a run stands still while it saves was measured for \
-[checkpoints of large models](./masked_image_modeling#checkpoints-of-large-models).
+[checkpoints of large models](./pretraining#checkpoints-of-large-models).
 """
 HEADER = [
     'Method', 'Model', 'Parameters of the encoder, and others (million)', 'GFLOPs of an update and image',

@@ -57,11 +57,10 @@ def test_settings_of_the_demo_are_those_that_it_ran(monkeypatch):
     assert 'learning rate 1' not in figures.few_labels_search()
 
 
-@pytest.mark.parametrize('name', ['continued', 'decoders'])
-def test_tables_of_hfdocs(name):
+@pytest.mark.parametrize('name, page', [('continued', 'pretraining'), ('decoders', 'masked_image_modeling')])
+def test_tables_of_hfdocs(name, page):
     """These pages cannot mark a figure with comments, so that the tables are pasted."""
-    page = (ROOT / 'hfdocs' / 'source' / 'masked_image_modeling.mdx').read_text()
-    assert getattr(figures, name)().strip() in page
+    assert getattr(figures, name)().strip() in (ROOT / 'hfdocs' / 'source' / f'{page}.mdx').read_text()
 
 
 def test_layout_of_the_gallery(tmp_path):
