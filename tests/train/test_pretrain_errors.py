@@ -114,7 +114,7 @@ CASES = [
     ('--data-dir {places}/text.tar', 'cannot be read as a tar file'),
     ('--data-dir {places}/cut.tar', 'is truncated'),
     ('--data-dir {places}/half.tar', 'is truncated'),
-    ('--data-dir {places}/nothing.tar', 'cannot be read'),
+    ('--data-dir {places}/nothing.tar', 'no image in'),
     ('--data-dir {places}/whole.tar --train-num-samples 3', '--train-num-samples is for --dataset'),
     ('--dataset images', "'images' must begin with hfds/"),
     ('--pretrained-path {places}/empty.pth', 'is empty'),

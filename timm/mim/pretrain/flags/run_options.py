@@ -111,9 +111,6 @@ class ModelOptions:
     grad_accum_steps: int = option(
         1, 'N', 'number of batches whose gradients are added up for one update', allowed=ONE_OR_MORE)
     grad_checkpointing: bool = switch('recompute activations in the backward pass, which saves memory')
-    grad_checkpointing_every: Optional[int] = option(
-        None, 'N', 'recompute the activations of the first block and every N-th one after it only',
-        allowed=ONE_OR_MORE)
     in_chans: Optional[int] = option(
         None, 'N', 'number of channels of an image (default: 3)', allowed=ONE_OR_MORE, resume=SAME)
     input_size: Optional[List[int]] = option(None, 'N', 'channels, height and width', nargs=3, resume=SAME)
@@ -240,9 +237,6 @@ class MiscellaneousOptions:
     recovery_interval: int = option(
         0, 'N', 'updates between two recovery checkpoints, 0 for none', allowed=ZERO_OR_MORE)
     checkpoint_hist: int = option(10, 'N', 'number of checkpoints to keep', allowed=ONE_OR_MORE)
-    checkpoint_format: str = option(
-        'auto', 'HOW', 'how checkpoints are written: file, folder (in parts and in the background), or auto, a folder '
-        'from 10 GB on', choices=('auto', 'file', 'folder'))
     output: str = option('', 'DIR', 'folder in which run folders are made (default: ./output/train)')
     experiment: str = option('', 'NAME', 'name of the run folder (default: time, model and image size)')
     log_wandb: bool = switch('report to Weights & Biases')
@@ -287,6 +281,12 @@ class MaskedImageModelingOptions:
         None, 'X',
         'weight decay at the end of training, reached along a cosine (default: --weight-decay)',
         allowed=ZERO_OR_MORE)
+    grad_checkpointing_every: Optional[int] = option(
+        None, 'N', 'recompute the activations of the first block and every N-th one after it only',
+        allowed=ONE_OR_MORE)
+    checkpoint_format: str = option(
+        'auto', 'HOW', 'how checkpoints are written: file, folder (in parts and in the background), or auto, a folder '
+        'from 10 GB on', choices=('auto', 'file', 'folder'))
     fsdp: bool = switch(
         'shard parameters, gradients and optimizer state over processes, for models that outgrow one device')
     fsdp_replicas: int = option(
