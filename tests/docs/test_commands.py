@@ -37,7 +37,7 @@ ELSEWHERE = {
     'python -m benchmarks.leak ratio pvt_v2_b0 mobilenetv3_small_050': 'tests/benchmarks/test_leak.py',
     'python -m benchmarks.leak squares --model mobilenetv3_small_050': 'takes minutes: tests/benchmarks/test_leak.py',
     'python -m benchmarks.masked': 'takes minutes: tests/benchmarks/test_masked.py',
-    'python -m benchmarks.latent': 'takes minutes: tests/benchmarks/test_masked.py',
+    'python -m benchmarks.latent --batch-size 2 --rounds 2': 'takes a minute: tests/benchmarks/test_masked.py',
     'python -m benchmarks.masked resnet50 --decoder-dims 768 192 128':
         'takes minutes: tests/benchmarks/test_masked.py',
     'python examples/digits_resnet.py': 'takes minutes: tests/benchmarks/test_masked.py',
