@@ -37,11 +37,15 @@ def main() -> None:
 
 
 def write(rows: List[dict], args: argparse.Namespace) -> None:
-    """Write the results so far, so that they survive if a later section takes too long."""
+    """Write the results so far, so that they survive if a later section takes too long.
+
+    Some sections alone go to files of their own, which do not replace those of a whole run.
+    """
     from .plot import plot
     from .report import describe_machine, to_markdown
     machine = describe_machine(torch.device(args.device))
-    path = args.output / torch.device(args.device).type
+    some = () if set(args.only) == set(SECTIONS) else args.only
+    path = args.output / '-'.join((torch.device(args.device).type, *some))
     path.with_suffix('.json').write_text(json.dumps(dict(machine=machine, rounds=args.rounds, rows=rows), indent=1))
     path.with_suffix('.md').write_text(to_markdown(machine, rows, args.rounds))
     if {'MAE', 'SimMIM', 'I-JEPA', 'scale'} <= {row['section'] for row in rows}:
