@@ -13,7 +13,7 @@ import timm.mim.pretrain.building as building
 from timm.mim import create_mim
 from timm.mim.pretrain.building import built_in
 
-LAYERS, WIDTHS = 6, (4096, 2304)  # 38 MB each: more than 32 MB glibc takes from the system, not from what it kept
+LAYERS = 12  # of 16 MB each
 
 
 def state_of(name, folder, **options):
@@ -56,33 +56,24 @@ def test_values_and_views(tmp_path, monkeypatch):
 
 
 def build_within_limit(folder, results) -> None:
-    """Build and copy 230 MB with 100 MB more of main memory than there is now."""
+    """Build and copy 400 MB with 100 MB more of main memory than there is now, in memory and in files."""
     status = dict(line.split(':') for line in Path('/proc/self/status').read_text().splitlines())
     limit = int(status['VmData'].split()[0]) * 1024 + 100 * 2 ** 20
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    try:
-        with built_in(folder):
-            layers = copy.deepcopy(nn.Sequential(*[nn.Linear(*WIDTHS) for _ in range(LAYERS)]))
-        results.put(sum(p.numel() for p in layers.parameters()))
-    except RuntimeError as e:
-        results.put(str(e))
+    for place in (None, folder):
+        try:
+            with built_in(place):
+                layers = copy.deepcopy(nn.Sequential(*[nn.Linear(2048, 2048) for _ in range(LAYERS)]))
+            results.put(sum(p.numel() for p in layers.parameters()))
+        except RuntimeError as e:
+            results.put(str(e))
 
 
-@pytest.mark.parametrize('in_files', [False, True])
-def test_main_memory(in_files, tmp_path):
-    context = multiprocessing.get_context('fork')
+def test_main_memory(tmp_path):
+    context = multiprocessing.get_context('spawn')  # a forked process would have what this one has freed
     results = context.Queue()
-    process = context.Process(target=build_within_limit, args=(tmp_path if in_files else None, results))
+    process = context.Process(target=build_within_limit, args=(tmp_path, results))
     process.start()
-    found = results.get(timeout=60)
+    in_memory, in_files = results.get(timeout=100), results.get(timeout=60)
     process.join(60)
-    assert found == LAYERS * (4096 + 1) * 2304 if in_files else "can't allocate memory" in found
-
-
-def test_full_disk(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(os, 'posix_fallocate', full)
-    with built_in(str(tmp_path)), pytest.raises(OSError, match='No space left'):
-        nn.Linear(2048, 2048)
-    assert not list(tmp_path.iterdir())
+    assert "can't allocate memory" in in_memory and in_files == LAYERS * 2048 * 2049
