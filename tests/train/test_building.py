@@ -1,7 +1,6 @@
 """Models that are built in files."""
 import copy
 import multiprocessing
-import os
 import resource
 from pathlib import Path
 
