@@ -93,7 +93,7 @@ def test_long_runs_make_short_pages(tmp_path):
     rng = np.random.default_rng(0)
     with open(tmp_path / 'metrics.jsonl', 'w') as f:
         for epoch in range(300):
-            f.write(json.dumps(dict(update=epoch, epoch=epoch, eval_loss=epoch / 7)) + '\n')
+            f.write(json.dumps(dict(update=epoch + 1, epoch=epoch, eval_loss=epoch / 7)) + '\n')
     for epoch in range(0, 300, 3):
         pixels = np.zeros((200, 1400, 3), np.uint8) + rng.integers(0, 255, 3, dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / 'reconstructions' / f'epoch-{epoch:04d}.png')
@@ -103,6 +103,15 @@ def test_long_runs_make_short_pages(tmp_path):
     epochs = [row[1] for row in page.cells if row[0].isdecimal()]
     assert len(epochs) == 40 and epochs[0] == '1' and epochs[-1] == '300'  # from 1, as in the log
     assert 'python train.py <b> --experiment' in page.text and '1 & 2' in page.text  # and no tag
+
+
+def test_the_encoder_before_training_stands_at_epoch_0(tmp_path):
+    report = make_report(tmp_path)
+    lines = dict(update=0, epoch=0, eval_knn_top1=10.), dict(update=5, epoch=0, eval_loss=1.)
+    (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n')
+    report.write(tmp_path / 'metrics.jsonl')
+    page = Page((tmp_path / 'report.html').read_text())
+    assert [row[:2] for row in page.cells if row[0].isdecimal()] == [['0', '0'], ['5', '1']]
 
 
 def test_pictures_that_stay_the_same_are_shown_once(tmp_path):
