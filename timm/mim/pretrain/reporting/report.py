@@ -350,7 +350,8 @@ class Report:
             steps_file: `metrics.jsonl` of the run.
         """
         evaluations = [
-            {**{name.removeprefix('eval_'): value for name, value in line.items()}, 'epoch': line['epoch'] + (line['update'] > 0)}
+            {**{name.removeprefix('eval_'): value for name, value in line.items()},
+             'epoch': line['epoch'] + (line['update'] > 0)}  # the encoder before training stands at epoch 0
             for line in read_lines(steps_file) if any(name.startswith('eval_') for name in line)
         ]
         options = self.options
