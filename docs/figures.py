@@ -75,6 +75,11 @@ def _results(name: str) -> dict:
     return json.loads((RESULTS / name).read_text())
 
 
+def _block(lines: List[str]) -> str:
+    """Return lines with an empty line before and after them."""
+    return '\n\n' + '\n'.join(lines) + '\n\n'
+
+
 def _spread(values: List[float], digits: int) -> str:
     if len(values) == 1:
         return f'{values[0]:.{digits}f} (one seed)'
@@ -97,7 +102,7 @@ def digits_search() -> str:
     for row in _results('digits.json')['search']:
         rows.append(
             f'| {row["learning_rate"]:g} | {row["epochs"]} | {row["warmup_epochs"]} | {row["masked_l1"]:.3f} |')
-    return '\n\n' + '\n'.join(rows) + '\n\n'
+    return _block(rows)
 
 
 @figure()
@@ -110,7 +115,7 @@ def few_labels() -> str:
     for start, values in found['accuracy'].items():
         rows.append(f'| {start} | ' + ' | '.join(_spread(column, 1) for column in zip(*values)) + ' |')
     plot = '![Test accuracy over the number of labels](../benchmarks/results/demo/accuracy.png)'
-    return '\n\n' + '\n'.join([*rows, '', plot]) + '\n\n'
+    return _block([*rows, '', plot])
 
 
 @figure()
@@ -126,7 +131,7 @@ def few_labels_search() -> str:
             continue
         setting = ', '.join(f'{name.replace("_", " ")} {value}' for name, value in row['setting'].items())
         rows.append(f'| {start} | {setting} | {row["accuracy"]:.1f} |')
-    return '\n\n' + '\n'.join(rows) + '\n\n'
+    return _block(rows)
 
 
 @figure()
@@ -142,7 +147,7 @@ def continued() -> str:
         before, last, best = (_spread([run[name] for run in runs], 1) for name in ('before', 'last', 'best'))
         helped = sum(run['last'] > run['before'] for run in runs)
         rows.append(f'| {method} | {rate:g} | {decay:g} | {before} | {last} | {best} | {helped} of {len(runs)} seeds |')
-    return '\n\n' + '\n'.join(rows) + '\n\n'
+    return _block(rows)
 
 
 @figure()
@@ -157,7 +162,7 @@ def decoders() -> str:
         seconds = statistics.mean(run['processor_seconds'] for run in runs)
         error = _spread([run['masked_l1'] for run in runs], 3)
         rows.append(f'| {name} | {runs[0]["updates"]} | {seconds:.0f} s | {error} |')
-    return '\n\n' + '\n'.join(rows) + '\n\n'
+    return _block(rows)
 
 
 @figure()
@@ -171,7 +176,7 @@ def features() -> str:
         rows.append(
             f'| {run["method"]} | {run["update"]} | {run["processor_seconds"]:.0f} s | {run["eval_loss"]:.1f} | '
             f'{nothing:.1f} | {run["eval_target_rank"]:.1f} |')
-    return '\n\n' + '\n'.join(rows) + '\n\n'
+    return _block(rows)
 
 
 @figure()

@@ -14,6 +14,7 @@ import timm
 from timm.data.naflex_dataset import NaFlexCollator
 from timm.mim import create_mim
 from timm.mim.masking import keyed_noise
+from timm.mim.pretrain.errors import UserError
 from timm.mim.pretrain.data.datasets import open_data
 from timm.mim.pretrain.data.loading import create_train_loader
 from timm.mim.pretrain.data.naflex import NaFlexSampler, collate_sequences, images_in_budget
@@ -250,6 +251,14 @@ def test_the_held_out_error_in_closed_form(name, options):
         assert held_out.baselines(method, nullcontext)['mean_of_visible'] == pytest.approx(expected, rel=1e-5)
     else:
         assert measured['loss_of_patch_mean'] == pytest.approx(torch.cat(of_zeros).double().mean().item(), rel=1e-5)
+
+
+def test_held_out_images_without_a_masked_patch_are_refused():
+    method = create_mim('mae', 'test_vit', model_kwargs=dict(use_naflex=True), decoder_depth=1)
+    images = naflex_batch([(1, 1), (1, 1)], 4)  # of one patch each, which stays visible
+    held_out = NaFlexHeldOutImages(images, torch.arange(2), 2, torch.device('cpu'))
+    with pytest.raises(UserError, match='no patch of the held-out images is masked'):
+        held_out.measure(method, nullcontext)
 
 
 def test_positions_of_images_over_processes_and_batches(monkeypatch):

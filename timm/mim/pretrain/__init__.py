@@ -8,12 +8,15 @@ Models, optimizers, schedules, checkpoints and dataset readers are timm's; the t
 modules, in the order of a run:
 
 - `flags/`, `options`, `recipes`: the user's options, the defaults of each method, and their checks
+- `plan`: what a run costs, computed before it starts
+- `processes`: the device and the rank of this process
 - `data/`: the images, their order and their augmentation
-- `task`, `sharding`: the model, the optimizer and the schedules, on one device or sharded over many
-- `trainer`, `step`: the training updates, and the parts of one
-- `held_out`, `probes/`: evaluation
-- `run_folder`, `checkpoints`, `encoder_files`: the files that a run writes
-- `resume`: resuming from a checkpoint
+- `task`, `optimizers`: the model, the optimizers and the schedules
+- `building`, `blocks`, `sharding`: models that outgrow memory, compiled, recomputed and sharded block by block
+- `trainer`, `step`, `naflex_update`: the training updates, and the parts of one
+- `hold_out`, `held_out`, `naflex_held_out`, `probes/`: loading the held-out images, and evaluation
+- `run_folder`, `run_saver`, `encoder_files`: the files that a run writes
+- `checkpoints`, `resume`: finding and loading checkpoints, and resuming from one
 - `reporting/`: console output, logs, curves and pictures
 - `run_loop`: the whole run
 - `errors`: errors, signals and exit codes

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from ..masking import keyed_noise
 from ..output import View
 from ..targets import full_precision, masked_l1_loss
+from .errors import UserError
 
 MASK_SEED = 0  # the same for every seed of a run, so that runs are comparable
 MIN_MASKS = 32  # if there are fewer images, each gets several masks to reach this number
@@ -195,7 +196,11 @@ class HeldOutImages:
         return len(images)
 
     def _mean(self, method: nn.Module, values: Callable) -> Dict[str, float]:
-        """Return the means of `values` over all images and masks of all processes."""
+        """Return the means of `values` over all images and masks of all processes.
+
+        Raises:
+            UserError: No held-out image has a masked patch.
+        """
         sums, count = {}, 0
         with evaluating(method):
             for images, noise in self.batches(method):
@@ -213,6 +218,8 @@ class HeldOutImages:
             dist.all_gather_object(gathered, shares[0])
             shares = [share for share in gathered if share[1]]  # a process may have no images
         total = sum(count for _, count in shares)
+        if not total:
+            raise UserError('--val-split: no patch of the held-out images is masked; hold out larger images.')
         return {name: sum(values[name] for values, _ in shares) / total for name in shares[0][0]}
 
 
